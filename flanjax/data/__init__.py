@@ -1,0 +1,1 @@
+"""tokens, cache, mixing, packing: from seqio tasks to batches."""

@@ -1,0 +1,1 @@
+"""metrics over generated text."""

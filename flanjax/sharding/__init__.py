@@ -1,0 +1,1 @@
+"""mesh and logical-axis rules."""

@@ -1,0 +1,1 @@
+"""loss, optimizer, step, loop, checkpoints."""

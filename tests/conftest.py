@@ -1,0 +1,33 @@
+"""Shared by all tests: eight virtual CPU devices, a compile cache, and the folder of real data."""
+
+import os
+import pathlib
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TEST_DATA = pathlib.Path(os.environ.get("FLANJAX_TEST_DATA", ROOT / ".." / "shared" / "data")).resolve()
+
+# Before jax is imported: eight devices let the sharding tests run anywhere, one intra-op thread each keeps sums
+# in one order, and the compile cache lets two workers and reruns share what XLA built.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "flanjax-test-jit-cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def test_data() -> pathlib.Path:
+    """The folder of real published files; tests that need it are skipped where it is absent."""
+    if not TEST_DATA.is_dir():
+        pytest.skip(f"no real data at {TEST_DATA}: set FLANJAX_TEST_DATA")
+    return TEST_DATA
+
+
+@pytest.fixture(scope="session")
+def t5_spiece(test_data: pathlib.Path) -> pathlib.Path:
+    """The real T5 SentencePiece model."""
+    return test_data / "vocab" / "t5" / "spiece.model"
