@@ -31,3 +31,11 @@ def test_data() -> pathlib.Path:
 def t5_spiece(test_data: pathlib.Path) -> pathlib.Path:
     """The real T5 SentencePiece model."""
     return test_data / "vocab" / "t5" / "spiece.model"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """In CI a test that is skipped although the real data is there counts as a failure of the session."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if os.environ.get("CI") and TEST_DATA.is_dir() and skipped:
+        terminalreporter.write_line(f"{len(skipped)} skipped although {TEST_DATA} is there", red=True)
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
