@@ -1,0 +1,340 @@
+"""T5: encoder, decoder and head over one plain tree of parameters.
+
+    params = init_params(config, seed=0)
+    model = build(config, Compute(), params)      # cheap, also under jit and grad
+    logits = model.logits(model(batch))
+
+The tree is a nested dict: `token_embedder`, `encoder`, `decoder`, with the layers of a stack joined on a leading
+`layers` axis, kernels [in, out] with their heads joined (T5X's names and orientation). Scanned or unrolled,
+recomputing or not, float32 or bfloat16 (`Compute`): the parameters are the same.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from flanjax.models.attention import segment_mask
+from flanjax.models.config import Compute, ModelConfigError, T5Config
+from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, parameter
+from flanjax.models.positions import RelativePositionBias
+from flanjax.sharding.rules import constrain
+
+Params = dict[str, Any]
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+
+class Cache(NamedTuple):
+    """Keys and values of one decoding, stacked over layers; see `T5.start_cache`."""
+
+    self_keys: Float[Array, "layers batch max_length heads head_dim"]
+    self_values: Float[Array, "layers batch max_length heads head_dim"]
+    cross_keys: Float[Array, "layers batch encoder_length heads head_dim"]
+    cross_values: Float[Array, "layers batch encoder_length heads head_dim"]
+    cross_mask: Bool[Array, "batch 1 1 encoder_length"]
+
+
+def _is_parameter(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def _stacked(layer: Layer, count: int) -> Layer:
+    """The layer's description with a leading `layers` axis on every parameter."""
+
+    def stack(p: nnx.Variable) -> nnx.Variable:
+        shape = jax.ShapeDtypeStruct((count, *p.get_value().shape), p.get_value().dtype)
+        return p.replace(shape, axes=("layers", *p.axes))
+
+    graphdef, state = nnx.split(layer)
+    return nnx.merge(graphdef, jax.tree.map(stack, state, is_leaf=_is_parameter))
+
+
+def _over_layers(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stacked: Any, compute: Compute) -> Any:
+    """`jax.lax.scan` over stacked layers, as a loop or in line, recomputing what the remat policy does not save."""
+    policies = {
+        "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    if compute.remat != "none":
+        body = jax.checkpoint(body, policy=policies[compute.remat], prevent_cse=not compute.scan_layers)
+    return jax.lax.scan(body, carry, stacked, unroll=1 if compute.scan_layers else True)
+
+
+class Embedder(nnx.Module):
+    """The token table `embedding` [vocab, embed], shared by encoder and decoder."""
+
+    def __init__(self, config: T5Config):
+        self.embedding = parameter((config.vocab_size, config.embed_dim), ("vocab", "embed"), 1.0)
+
+
+class Encoder(nnx.Module):
+    """The encoder's position table, stacked layers and final norm."""
+
+    def __init__(self, config: T5Config, compute: Compute):
+        self.relpos_bias = RelativePositionBias(config, bidirectional=True)
+        self.layers = _stacked(EncoderLayer(config, compute.attention), config.num_encoder_layers)
+        self.encoder_norm = RMSNorm(config)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        drop: Dropout,
+        compute: Compute,
+    ) -> Float[Array, "batch length embed"]:
+        """Embedded tokens to encoder output."""
+        positions = jnp.arange(x.shape[1])
+        bias = self.relpos_bias(positions, positions)
+        mask = segment_mask(segments, segments)
+
+        def body(x: Array, layer_and_index: tuple[EncoderLayer, Array]) -> tuple[Array, None]:
+            layer, index = layer_and_index
+            return constrain(layer(x, drop.at(index), bias=bias, mask=mask), "batch", None, None), None
+
+        x = constrain(drop.at("embedding")(x), "batch", None, None)
+        x, _ = _over_layers(body, x, (self.layers, _layer_numbers(self.layers)), compute)
+        return drop.at("output")(self.encoder_norm(x))
+
+
+class Decoder(nnx.Module):
+    """The decoder's position table, stacked layers, final norm and, when untied, the head."""
+
+    def __init__(self, config: T5Config, compute: Compute):
+        self.relpos_bias = RelativePositionBias(config, bidirectional=False)
+        self.layers = _stacked(DecoderLayer(config, compute.attention), config.num_decoder_layers)
+        self.decoder_norm = RMSNorm(config)
+        if not config.tied_head:
+            self.logits_dense = Linear(config.embed_dim, config.vocab_size, ("embed", "vocab"), config.embed_dim**-0.5)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        encoded: Float[Array, "batch encoder_length embed"],
+        encoder_segments: Int[Array, "batch encoder_length"],
+        drop: Dropout,
+        compute: Compute,
+    ) -> Float[Array, "batch length embed"]:
+        """Embedded decoder inputs to decoder output, before the tied head's scale."""
+        positions = jnp.arange(x.shape[1])
+        bias = self.relpos_bias(positions, positions)
+        mask = segment_mask(segments, segments, causal=True)
+        cross_mask = segment_mask(segments, encoder_segments)
+
+        def body(x: Array, layer_and_index: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
+            layer, index = layer_and_index
+            x = layer(x, encoded, drop.at(index), bias=bias, mask=mask, cross_mask=cross_mask)
+            return constrain(x, "batch", None, None), None
+
+        x = constrain(drop.at("embedding")(x), "batch", None, None)
+        x, _ = _over_layers(body, x, (self.layers, _layer_numbers(self.layers)), compute)
+        return drop.at("output")(self.decoder_norm(x))
+
+    def step(
+        self, x: Float[Array, "batch 1 embed"], position: Int[Array, ""], cache: Cache, compute: Compute
+    ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
+        """The decoder's output at one position, and the cache with that position's keys and values in it."""
+        key_positions = jnp.arange(cache.self_keys.shape[2])
+        bias = self.relpos_bias(position[None], key_positions)
+        mask = (key_positions <= position)[None, None, None]
+
+        def body(x: Array, xs: tuple[DecoderLayer, Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            layer, own_keys, own_values, cross_keys, cross_values = xs
+            return layer.step(
+                x,
+                (own_keys, own_values),
+                (cross_keys, cross_values),
+                position,
+                bias=bias,
+                mask=mask,
+                cross_mask=cache.cross_mask,
+            )
+
+        # The loop only reads the caches; one write afterwards stays in place, where returning them would copy all.
+        x, (keys, values) = _over_layers(body, x, (self.layers, *cache[:4]), compute)
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
+        cache = cache._replace(
+            self_keys=update(cache.self_keys, keys),
+            self_values=update(cache.self_values, values),
+        )
+        return self.decoder_norm(x), cache
+
+
+def _layer_numbers(layers: nnx.Module) -> Int[Array, " layers"]:
+    return jnp.arange(jax.tree.leaves(layers)[0].shape[0])
+
+
+class T5(nnx.Module):
+    """Encoder, decoder and head; made by `build`.
+
+    Tokens and segment ids are int32 [batch, length]; segment 0 is padding, equal numbers see each other. Without a
+    `dropout_key` the model is deterministic.
+    """
+
+    def __init__(self, config: T5Config, compute: Compute):
+        self.config = config
+        self.compute = compute
+        self.token_embedder = Embedder(config)
+        self.encoder = Encoder(config, compute)
+        self.decoder = Decoder(config, compute)
+
+    def _embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+        return self.token_embedder.embedding[...][tokens].astype(self.compute.jax_dtype)
+
+    def _dropout(self, key: Array | None, stack: str) -> Dropout:
+        return Dropout(self.config.dropout_rate, key).at(stack)
+
+    def encode(
+        self,
+        tokens: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"],
+        *,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "batch length embed"]:
+        """The encoder's output, normalised."""
+        return self.encoder(self._embed(tokens), segment_ids, self._dropout(dropout_key, "encoder"), self.compute)
+
+    def decode(
+        self,
+        input_tokens: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"],
+        encoded: Float[Array, "batch encoder_length embed"],
+        encoder_segment_ids: Int[Array, "batch encoder_length"],
+        *,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "batch length embed"]:
+        """What `head` is multiplied by: decoder output after norm, dropout and the tied head's scale."""
+        drop = self._dropout(dropout_key, "decoder")
+        x = self._embed(input_tokens)
+        hidden = self.decoder(x, segment_ids, encoded, encoder_segment_ids, drop, self.compute)
+        return hidden * self.config.head_scale
+
+    def __call__(
+        self, batch: Mapping[str, Array], *, dropout_key: Array | None = None
+    ) -> Float[Array, "batch length embed"]:
+        """`decode` over `encode` for a batch in T5X's feature names."""
+        encoder_segments = batch["encoder_segment_ids"]
+        encoded = self.encode(batch["encoder_input_tokens"], encoder_segments, dropout_key=dropout_key)
+        return self.decode(
+            batch["decoder_input_tokens"],
+            batch["decoder_segment_ids"],
+            encoded,
+            encoder_segments,
+            dropout_key=dropout_key,
+        )
+
+    def head(self) -> Float[Array, "embed vocab"]:
+        """The float32 output matrix: `logits_dense`, or the embedding transposed."""
+        if self.config.tied_head:
+            return self.token_embedder.embedding[...].T
+        return self.decoder.logits_dense.kernel[...]
+
+    def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+        """Float32 logits of decoder outputs."""
+        head = self.head()
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = jnp.matmul(flat, head.astype(flat.dtype), preferred_element_type=jnp.float32)
+        return logits.reshape(*hidden.shape[:-1], head.shape[1])
+
+    def start_cache(
+        self,
+        encoded: Float[Array, "batch encoder_length embed"],
+        encoder_segment_ids: Int[Array, "batch encoder_length"],
+        max_length: int,
+    ) -> Cache:
+        """An empty cache for `max_length` positions, with the encoder's keys and values of every layer.
+
+        Here a row is one example, not a packed row: every non-padding encoder position is seen.
+        """
+
+        def body(_: None, layer: DecoderLayer) -> tuple[None, tuple[Array, Array]]:
+            return None, layer.encoder_decoder_attention.keys_and_values(encoded)
+
+        _, (cross_keys, cross_values) = _over_layers(body, None, self.decoder.layers, self.compute)
+        layers, batch, _, heads, head_dim = cross_keys.shape
+        empty = jnp.zeros((layers, batch, max_length, heads, head_dim), encoded.dtype)
+        return Cache(empty, empty, cross_keys, cross_values, (encoder_segment_ids != 0)[:, None, None])
+
+    def decode_step(
+        self, tokens: Int[Array, " batch"], position: Int[Array, ""], cache: Cache
+    ) -> tuple[Float[Array, "batch embed"], Cache]:
+        """One decoder position for every row: `tokens` enter at `position` (0 first, start token 0).
+
+        Returns what `decode` gives at that position, and the cache for the next one.
+        """
+        x = self._embed(tokens[:, None])
+        hidden, cache = self.decoder.step(x, jnp.asarray(position), cache, self.compute)
+        return hidden[:, 0] * self.config.head_scale, cache
+
+
+@functools.cache
+def _describe(config: T5Config, compute: Compute) -> tuple[nnx.GraphDef[T5], nnx.State]:
+    """The module's structure and the descriptions of its parameters."""
+    return nnx.split(T5(config, compute))
+
+
+def _map_parameters(config: T5Config, function: Callable[[str, nnx.Variable], Any]) -> Params:
+    """A tree of parameters' paths, filled with `function(path, description)`."""
+    _, state = _describe(config, Compute())
+    flat = {path: function("/".join(map(str, path)), p) for path, p in nnx.to_flat_state(state)}
+    return nnx.traversals.unflatten_mapping(flat)
+
+
+def abstract_params(config: T5Config) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s, all float32."""
+    return _map_parameters(config, lambda _, p: p.get_value())
+
+
+def logical_axes(config: T5Config) -> Params:
+    """The parameter tree with a tuple of axis names a parameter, such as `("layers", "embed", "heads")`."""
+    return _map_parameters(config, lambda _, p: p.axes)
+
+
+def init_params(config: T5Config, seed: int) -> Params:
+    """Fresh parameters with T5's deviations (Mesh TensorFlow T5); works under jit.
+
+    Each parameter draws from the seed and its own path, so neither sharding nor the presence of other parameters
+    changes a value.
+    """
+    key = jax.random.key(seed)
+
+    def draw(path: str, p: nnx.Variable) -> Array:
+        shape = p.get_value().shape
+        if p.stddev is None:
+            return jnp.ones(shape, jnp.float32)
+        return p.stddev * jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), shape, jnp.float32)
+
+    return _map_parameters(config, draw)
+
+
+def build(config: T5Config, compute: Compute, params: Params) -> T5:
+    """The model over these parameters (arrays or tracers); works under jit and grad.
+
+    Raises:
+      ModelConfigError: a parameter is missing, unknown or of another shape; the message names its path.
+    """
+    graphdef, state = _describe(config, compute)
+    given = {"/".join(path): value for path, value in nnx.traversals.flatten_mapping(params).items()}
+
+    def fill(path: tuple[Any, ...], p: nnx.Variable) -> nnx.Variable:
+        name, shape = "/".join(map(str, path)), tuple(p.get_value().shape)
+        if name not in given:
+            raise ModelConfigError(f"parameter {name} {shape} is missing: the parameters are of another model")
+        value = given.pop(name)
+        if tuple(value.shape) != shape:
+            raise ModelConfigError(
+                f"parameter {name} has shape {tuple(value.shape)}, the configuration asks for {shape}"
+            )
+        return p.replace(value)
+
+    filled = nnx.from_flat_state([(path, fill(path, p)) for path, p in nnx.to_flat_state(state)])
+    if given:
+        raise ModelConfigError(
+            f"unknown parameters {', '.join(sorted(given))}: the configuration has no place for them"
+        )
+    return nnx.merge(graphdef, filled)
