@@ -1,0 +1,234 @@
+"""SentencePiece vocabularies, read and trained without TensorFlow.
+
+A vocabulary is a SentencePiece model file plus `extra_ids` sentinel pieces on top of it, numbered downwards as T5 and
+seqio do: with T5's 32,000 pieces and 100 extra ids, `<extra_id_0>` is 32099 and `<extra_id_99>` is 32000. Ids 0, 1 and
+2 are padding, end of sequence and unknown. The same model file and the same number of extra ids give the same
+`identity`, which is what a cache and a run remember of their vocabulary.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+
+from flanjax.errors import FlanjaxError
+
+MODEL_FILE = "spiece.model"
+DESCRIPTION_FILE = "vocabulary.json"
+
+
+class VocabularyError(FlanjaxError):
+    """A vocabulary that is missing, unreadable, or cannot be trained as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularySource:
+    """Where a vocabulary comes from: a file, or training on the mixture; with neither, the task's own is used.
+
+    Args:
+        path: a SentencePiece model file, or a folder (a Hugging Face T5 folder, say) holding `spiece.model`.
+        train_size: train a model with this many pieces, the extra ids not counted.
+        extra_ids: sentinel pieces added on top.
+
+    Raises:
+        VocabularyError: both a path and a size are given, or a number makes no sense.
+    """
+
+    path: str | None = None
+    train_size: int | None = None
+    extra_ids: int = 100
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.train_size is not None:
+            raise VocabularyError(
+                f"VocabularySource has both path={self.path!r} and train_size={self.train_size}: give one of them"
+            )
+        if self.extra_ids < 0:
+            raise VocabularyError(f"VocabularySource.extra_ids={self.extra_ids} must not be negative")
+
+
+class Vocabulary:
+    """A SentencePiece model with T5's special ids and sentinels.
+
+    Encodes and decodes exactly as `seqio.SentencePieceVocabulary(path, extra_ids)` does.
+
+    Attributes:
+        model: bytes of the SentencePiece model, without the sentinels.
+        extra_ids: number of sentinels.
+        size: pieces and sentinels together.
+        identity: 16 hex digits, equal for equal `model` and `extra_ids`.
+        path: the file the model was read from.
+    """
+
+    pad_id = 0
+    eos_id = 1
+    unk_id = 2
+
+    def __init__(self, model: bytes, *, extra_ids: int = 100, path: Path):
+        self.model = model
+        self.extra_ids = extra_ids
+        self.path = path
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.identity = hashlib.sha256(model + str(extra_ids).encode()).hexdigest()[:16]
+        self._processor = _load_processor(model, extra_ids, path)
+        self.size: int = self._processor.get_piece_size()
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], extra_ids: int = 100) -> "Vocabulary":
+        """Reads a SentencePiece model file, or the `spiece.model` of a folder.
+
+        Raises:
+            VocabularyError: there is no such file, it is no SentencePiece model, or its special ids are not T5's.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / MODEL_FILE
+        try:
+            model = file.read_bytes()
+        except OSError as error:
+            raise VocabularyError(
+                f"no vocabulary at {file} ({error.strerror}): give a SentencePiece model file, or a folder that "
+                f"holds {MODEL_FILE}"
+            ) from error
+        return cls(model, extra_ids=extra_ids, path=file)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Vocabulary":
+        """Reads a folder written by `save` and checks that the model is the one that was saved.
+
+        Raises:
+            VocabularyError: a file is missing, unreadable, or not the one described beside it.
+        """
+        description_file = Path(folder) / DESCRIPTION_FILE
+        try:
+            description = json.loads(description_file.read_text())
+            sha256, extra_ids = description["sha256"], int(description["extra_ids"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise VocabularyError(f"{description_file} is missing or unreadable ({error!r})") from error
+        vocabulary = cls.from_file(folder, extra_ids)
+        if vocabulary.sha256 != sha256:
+            raise VocabularyError(
+                f"{vocabulary.path} is not the model that {description_file} describes: sha256 differs"
+            )
+        return vocabulary
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `spiece.model` and `vocabulary.json` {"sha256", "extra_ids", "size"} into a folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        description = {"sha256": self.sha256, "extra_ids": self.extra_ids, "size": self.size}
+        _write_bytes(target / MODEL_FILE, self.model)
+        _write_bytes(target / DESCRIPTION_FILE, (json.dumps(description) + "\n").encode())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without an end-of-sequence id."""
+        return self._processor.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first end of sequence; padding is left out, ids past the end are unknown."""
+        kept = []
+        for token in ids:
+            if token == self.eos_id:
+                break
+            if token != self.pad_id:
+                kept.append(int(token) if token < self.size else self.unk_id)
+        return self._processor.decode(kept) if kept else ""
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({str(self.path)!r}, size={self.size}, extra_ids={self.extra_ids}, identity={self.identity})"
+
+
+def train_vocabulary(
+    texts: Iterable[str], size: int, output: str | os.PathLike[str], *, extra_ids: int = 100
+) -> Vocabulary:
+    """Trains a unigram SentencePiece model with T5's special ids and writes it to a file.
+
+    Every character of the texts becomes a piece. The same texts in the same order give the same bytes. All texts are
+    held in memory by the trainer: give a sample of a large mixture.
+
+    Args:
+        texts: each is cut at line ends; other whitespace is normalised as in T5.
+        size: number of pieces, the extra ids not counted.
+        output: the model file to write; its folder is made.
+        extra_ids: sentinels of the returned vocabulary (they are not stored in the file).
+
+    Raises:
+        VocabularyError: there is no text, or its characters and words do not allow this size.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            vocab_size=size,
+            model_type="unigram",
+            character_coverage=1.0,
+            max_sentence_length=1 << 16,
+            pad_id=Vocabulary.pad_id,
+            eos_id=Vocabulary.eos_id,
+            unk_id=Vocabulary.unk_id,
+            bos_id=-1,
+            byte_fallback=False,
+            # More threads add up counts in whatever order they finish, and the bytes would change from run to run.
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise VocabularyError(_training_failure(size, str(error))) from error
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write_bytes(target, model.getvalue())
+    return Vocabulary(model.getvalue(), extra_ids=extra_ids, path=target)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from (line for line in text.splitlines() if line.strip())
+
+
+def _training_failure(size: int, reason: str) -> str:
+    if largest := re.search(r"value <= (\d+)", reason):
+        return f"cannot train a vocabulary of {size} pieces: the text allows at most {largest[1]}; ask for fewer"
+    if smallest := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+        return (
+            f"cannot train a vocabulary of {size} pieces: the text's characters alone need {smallest[1]}; ask for more"
+        )
+    if "sentences_.empty()" in reason:
+        return "cannot train a vocabulary: the mixture gave no text"
+    return f"cannot train a vocabulary of {size} pieces: {reason}"
+
+
+def _load_processor(model: bytes, extra_ids: int, path: Path) -> sentencepiece.SentencePieceProcessor:
+    """A processor over the model with the sentinels appended as user-defined pieces."""
+    proto = ModelProto()
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        proto.ParseFromString(model)
+        for number in reversed(range(extra_ids)):
+            proto.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
+        processor.load_from_serialized_proto(proto.SerializeToString())
+    except Exception as error:
+        raise VocabularyError(f"{path} is not a SentencePiece model ({error})") from error
+    special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+    if special != (Vocabulary.pad_id, Vocabulary.eos_id, Vocabulary.unk_id):
+        raise VocabularyError(
+            f"{path} has pad, eos, unk = {special}, T5 needs (0, 1, 2): train a vocabulary with flanjax, or take T5's"
+        )
+    return processor
+
+
+def _write_bytes(file: Path, content: bytes) -> None:
+    """Replaces a file in one step, so that no reader and no kill ever sees half of it."""
+    partial = file.with_name(f".{file.name}.partial")
+    with open(partial, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
