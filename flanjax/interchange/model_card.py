@@ -1,0 +1,64 @@
+"""The README.md of an exported folder: what the model is, how it was trained, how to load it."""
+
+from collections.abc import Mapping
+
+from flanjax.models.config import T5Config
+
+CARD = "README.md"
+
+
+def model_card(name: str, config: T5Config, recipe: Mapping[str, str] | None = None) -> str:
+    """Markdown for the model called `name`, with `recipe` (label to value) as a table.
+
+    The licence is left for the person who publishes it: it depends on the base model and the data.
+    """
+    return "\n\n".join((_front_matter(), f"# {name}", _description(config), _recipe(recipe), _LICENCE, _LOADING)) + "\n"
+
+
+def _front_matter() -> str:
+    return "---\nlibrary_name: transformers\ntags:\n- t5\n- flanjax\n---"
+
+
+def _description(config: T5Config) -> str:
+    return (
+        f"A T5 with {config.num_encoder_layers} encoder and {config.num_decoder_layers} decoder layers of width "
+        f"{config.embed_dim}, {config.num_heads} heads of {config.head_dim}, feed-forward width {config.mlp_dim} "
+        f"({' x '.join(config.mlp_activations)}), a vocabulary of {config.vocab_size} and "
+        f"{'a tied' if config.tied_head else 'an untied'} head. Written by flanjax."
+    )
+
+
+def _recipe(recipe: Mapping[str, str] | None) -> str:
+    if not recipe:
+        return "## Training\n\nConverted by flanjax; not trained by it."
+    rows = "\n".join(f"| {label} | {_cell(value)} |" for label, value in recipe.items())
+    return f"## Training\n\n| | |\n|---|---|\n{rows}"
+
+
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|")
+
+
+_LICENCE = (
+    "## Licence\n\nNot stated yet: it follows from the base model and the training data. Whoever publishes this folder "
+    "adds it here and as `license:` above."
+)
+_LOADING = """## Loading
+
+```python
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = T5ForConditionalGeneration.from_pretrained("FOLDER")
+batch = tokenizer("Your instruction", return_tensors="pt")
+print(tokenizer.decode(model.generate(**batch, max_new_tokens=64)[0], skip_special_tokens=True))
+```
+
+or, in JAX:
+
+```python
+import flanjax
+
+model = flanjax.load("FOLDER")
+print(model.generate(["Your instruction"]))
+```"""

@@ -1,0 +1,147 @@
+"""A folder of safetensors files as one mapping from tensor name to array, whole or sharded, read one tensor at a time.
+
+A sharded folder holds `model.safetensors.index.json`, whose `weight_map` gives the file of every tensor. Pickled
+weights are refused: reading them runs code from the folder.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from flanjax.interchange.folders import ModelFolderError, read_json, write_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000  # the size at which transformers splits
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the header of `file` describes it; `dtype` is a numpy name, or safetensors' code for the others."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of `folder` by name; headers only, no weights are read.
+
+    Raises:
+      ModelFolderError: no safetensors file (with the remedy where pickled weights lie there), an index that names an
+        absent shard or a tensor its shard lacks, a truncated or corrupt file.
+    """
+    if (folder / INDEX).is_file():
+        return _sharded_tensors(folder)
+    if (folder / WEIGHTS).is_file():
+        return _file_tensors(folder / WEIGHTS)
+    if pickled := [name for name in _PICKLED if (folder / name).exists()]:
+        raise ModelFolderError(
+            f"{folder}: only {pickled[0]} here, which is not safetensors; convert it once where transformers and the "
+            "framework that wrote it are installed: "
+            "AutoModelForSeq2SeqLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
+        )
+    raise ModelFolderError(f"{folder}: neither {WEIGHTS} nor {INDEX} in this folder")
+
+
+def _file_tensors(path: Path) -> dict[str, StoredTensor]:
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        return {
+            name: StoredTensor(path, tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
+            for name, s in slices.items()
+        }
+
+
+def _sharded_tensors(folder: Path) -> dict[str, StoredTensor]:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ModelFolderError(f"{folder / INDEX}: weight_map must map every tensor name to a file name")
+    shards = sorted(set(weight_map.values()))
+    if outside := [shard for shard in shards if Path(shard).name != shard]:
+        raise ModelFolderError(f"{folder / INDEX}: {outside[0]!r} is not the name of a file in this folder")
+    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise ModelFolderError(f"{folder / INDEX}: names files that are not there: {', '.join(absent)}")
+    by_shard = {shard: _file_tensors(folder / shard) for shard in shards}
+    if lost := [f"{name} ({shard})" for name, shard in weight_map.items() if name not in by_shard[shard]]:
+        raise ModelFolderError(f"{folder / INDEX}: tensors that their file does not hold: {', '.join(lost)}")
+    return {name: by_shard[shard][name] for name, shard in weight_map.items()}
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise ModelFolderError(
+            f"{path}: truncated or not a safetensors file ({error}); copy or download it again"
+        ) from error
+    except OSError as error:
+        raise ModelFolderError(f"{path}: {error.strerror or error}") from error
+
+
+def read_tensors(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor as `(name, array in its stored dtype)`, file by file, one in memory at a time."""
+    for path in sorted({tensor.file for tensor in tensors.values()}):
+        with _opened(path) as file:
+            for name in sorted(name for name, tensor in tensors.items() if tensor.file == path):
+                yield name, file.get_tensor(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written: its shape and dtype now, its array (C order, of that shape) when its turn comes."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    array: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, NewTensor], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes `tensors` into `folder` in their order: one file, or shards of at most `shard_bytes` with an index.
+
+    Holds the arrays of one shard at a time. A tensor larger than a shard gets a file of its own.
+    """
+    shards = _plan_shards(tensors, shard_bytes)
+    if len(shards) == 1:
+        _write_file(folder / WEIGHTS, shards[0], tensors)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, names, tensors)
+        weight_map.update(dict.fromkeys(names, file))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _plan_shards(tensors: Mapping[str, NewTensor], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.nbytes > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += tensor.nbytes
+    return shards
+
+
+def _write_file(path: Path, names: Iterable[str], tensors: Mapping[str, NewTensor]) -> None:
+    # safetensors writes the buffer as it lies in memory, so a transposed view must be copied first.
+    arrays = {name: np.ascontiguousarray(tensors[name].array()) for name in names}
+    try:
+        save_file(arrays, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ModelFolderError(f"{path}: cannot be written: {error}") from error
