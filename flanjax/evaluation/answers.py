@@ -1,0 +1,77 @@
+"""Answers of a model on held-out examples: decoded, scored per task, and kept to be read.
+
+Examples come from a cached split that keeps its texts. The first examples of each task are taken, so that two
+evaluations of one run, before and after training, are over the same ones.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from flanjax.data.cache import CachedTask
+from flanjax.errors import FlanjaxError
+from flanjax.evaluation.metrics import Scores, score_by_task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """One held-out example: token ids of its input (EOS included), its texts, and the answers that count as right."""
+
+    task: str
+    inputs: tuple[int, ...]
+    prompt: str
+    references: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question and what the model wrote."""
+
+    question: Question
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """The answers, their scores over all instances and per task (percentages, `flanjax.evaluation.metrics`)."""
+
+    answers: tuple[Answer, ...]
+    overall: Scores
+    by_task: Mapping[str, Scores]
+
+
+def questions(tasks: Sequence[CachedTask], per_task: int, max_input_length: int) -> list[Question]:
+    """The first `per_task` examples of each task; inputs longer than `max_input_length` tokens are cut, keeping EOS.
+
+    Raises:
+      FlanjaxError: a split without texts, such as "train".
+    """
+    found = []
+    for task in tasks:
+        for example in task.read(range(min(per_task, len(task)))):
+            if example.text is None:
+                raise FlanjaxError(
+                    f"{task.folder} keeps no texts, so answers cannot be scored against it: evaluate another split"
+                )
+            tokens = example.inputs.tolist()
+            if len(tokens) > max_input_length:
+                tokens = [*tokens[: max_input_length - 1], tokens[-1]]
+            references = tuple(example.text.get("references") or [example.text["targets"]])
+            found.append(
+                Question(task=task.name, inputs=tuple(tokens), prompt=example.text["inputs"], references=references)
+            )
+    return found
+
+
+def answer(asked: Sequence[Question], generate: Callable[[list[list[int]]], list[str]], batch_size: int = 64) -> Report:
+    """Decodes every question with `generate` (token ids to text, in batches) and scores the answers.
+
+    Worked example: two questions of one task, one answered right, give `by_task["t"].metrics["exact_match"] == 50.0`.
+    """
+    texts: list[str] = []
+    for start in range(0, len(asked), batch_size):
+        texts += generate([list(question.inputs) for question in asked[start : start + batch_size]])
+    overall, by_task = score_by_task(
+        [question.task for question in asked], texts, [question.references for question in asked]
+    )
+    answers = tuple(Answer(question=question, text=text) for question, text in zip(asked, texts, strict=True))
+    return Report(answers=answers, overall=overall, by_task=by_task)

@@ -1,0 +1,104 @@
+"""Tokenises a mixture once: `python -m flanjax.materialize --mixture=NAME --cache_dir=DIR`.
+
+What the mixture is made of comes from a run's gin file, or from flags:
+
+    python -m flanjax.materialize --gin_file=demo.gin
+    python -m flanjax.materialize --mixture=super_natural_instructions --cache_dir=cache --vocabulary=spiece.model \
+        --tasks=flanjax.tasks.natural_instructions --option=data_dir=super_natural_instructions
+
+Run again, it redoes only what changed.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flanjax import doors
+from flanjax.errors import FlanjaxError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The door: flags and gin in, one call a mixture; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    return doors.run_door(lambda: _materialize(argv))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = doors.gin_parser("flanjax.materialize", "Tokenises a mixture of seqio tasks once, for training to read.")
+    parser.add_argument("--mixture", help="names of mixtures or tasks, separated by commas (default: the gin file's)")
+    parser.add_argument("--cache_dir", help="where the tokens go (default: the gin file's)")
+    parser.add_argument("--vocabulary", help="a SentencePiece model or a folder with spiece.model")
+    parser.add_argument("--tasks", action="append", default=[], metavar="MODULE", help="a module that registers tasks")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="given to register() of each --tasks module"
+    )
+    parser.add_argument("--seed", type=int, help="of templates and few-shot sampling (default: the gin file's, or 0)")
+    parser.add_argument("--on_bad_row", choices=("error", "skip"), default="error", help="what a malformed row does")
+    return parser
+
+
+def _materialize(argv: Sequence[str]) -> int:
+    parser = _parser()
+    flags, sources = doors.parse_gin_flags(parser, argv)
+    if not sources.files and not (flags.mixture and flags.cache_dir):
+        parser.error("give --gin_file, or --mixture and --cache_dir")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tokenising needs no accelerator; leave it to training
+
+    request = _from_gin(sources) if sources.files else {"tasks": {}, "seed": 0, "vocabulary": None}
+    if flags.tasks:
+        request["tasks"] = dict.fromkeys(flags.tasks, _options(flags.option))
+    for name in ("cache_dir", "seed"):
+        if getattr(flags, name) is not None:
+            request[name] = getattr(flags, name)
+    mixtures = flags.mixture.split(",") if flags.mixture else request["mixtures"]
+    request.pop("mixtures", None)
+
+    from flanjax.console import Console
+    from flanjax.data.materialize import materialize
+    from flanjax.data.vocabularies import VocabularySource
+
+    if flags.vocabulary or request["vocabulary"] is None:
+        request["vocabulary"] = VocabularySource(path=flags.vocabulary)
+    with Console() as console:
+        for mixture in mixtures:
+            report = materialize(
+                mixture=mixture, on_bad_row=flags.on_bad_row, progress=console.materializing, **request
+            )
+            console.materialized(mixture, report)
+    return 0
+
+
+def _from_gin(sources: doors.GinSources) -> dict[str, Any]:
+    """The part of a run's configuration that materialising needs."""
+    from flanjax.run import CONFIGURABLES, Run
+
+    doors.configure(sources, CONFIGURABLES)
+    run = doors.build(Run)
+    assert isinstance(run, Run)
+    return {
+        "mixtures": [run.data.mixture, *run.evaluation.mixtures],
+        "cache_dir": run.data.cache_dir,
+        "vocabulary": run.vocabulary,
+        "tasks": run.tasks,
+        "seed": run.data.seed,
+    }
+
+
+def _options(pairs: Sequence[str]) -> Mapping[str, Any]:
+    """`["data_dir=x", "max_source=512"]` -> {"data_dir": "x", "max_source": 512}."""
+    import ast
+
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise FlanjaxError(f"--option={pair}: write --option=NAME=VALUE")
+        options[name] = ast.literal_eval(doors.gin_literal(value))
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
