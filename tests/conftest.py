@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,6 +33,20 @@ def test_data() -> pathlib.Path:
 def t5_spiece(test_data: pathlib.Path) -> pathlib.Path:
     """The real T5 SentencePiece model."""
     return test_data / "vocab" / "t5" / "spiece.model"
+
+
+@pytest.fixture(scope="session")
+def flan_t5_small(test_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The real Flan-T5-small as an ordinary Hugging Face folder, made once for all workers of a session."""
+    temporary = tmp_path_factory.getbasetemp()
+    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "flan_t5_small"
+    if not folder.exists():
+        # The folder appears whole or not at all, so where two workers convert at once the second one's failure is fine.
+        tool = ROOT / "tools" / "dequantize_flan_t5_small.py"
+        source = test_data / "checkpoints" / "flan_t5_small_int8"
+        subprocess.run([sys.executable, tool, source, test_data / "vocab" / "t5", folder], check=False)
+    assert folder.exists(), "the conversion failed, see stderr"
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

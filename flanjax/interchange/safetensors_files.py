@@ -24,9 +24,10 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the header of `file` describes it; `dtype` is a numpy name, or safetensors' code for the others."""
+    """A tensor as its file's header describes it; `dtype` is a numpy name, or safetensors' code for the others."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -55,7 +56,7 @@ def _file_tensors(path: Path) -> dict[str, StoredTensor]:
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         return {
-            name: StoredTensor(path, tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
+            name: StoredTensor(path, name, tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
             for name, s in slices.items()
         }
 
@@ -87,11 +88,12 @@ def _opened(path: Path) -> safe_open:
 
 
 def read_tensors(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor as `(name, array in its stored dtype)`, file by file, one in memory at a time."""
+    """Every tensor as `(key, array in its stored dtype)`, file by file, one in memory at a time."""
     for path in sorted({tensor.file for tensor in tensors.values()}):
         with _opened(path) as file:
-            for name in sorted(name for name, tensor in tensors.items() if tensor.file == path):
-                yield name, file.get_tensor(name)
+            for key, tensor in tensors.items():
+                if tensor.file == path:
+                    yield key, file.get_tensor(tensor.name)
 
 
 @dataclasses.dataclass(frozen=True)

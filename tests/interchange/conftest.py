@@ -1,0 +1,62 @@
+"""Tiny random Hugging Face T5 folders, made by transformers itself, and a small trained vocabulary."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flanjax.data.vocabularies import Vocabulary, train_vocabulary
+
+SIZES = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "v1.0": {"feed_forward_proj": "relu"},
+    "v1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    # As Flan-T5-small: the heads together are narrower than the model; and stacks of different depth.
+    "flan": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 4, "num_decoder_layers": 3},
+}
+
+
+def make_model(variant: str, **overrides: Any) -> Any:
+    """A random `T5ForConditionalGeneration` whose norms and biases are random too, not ones and zeros."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(**{**SIZES, **VARIANTS[variant], **overrides}, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config)
+    if not config.scale_decoder_outputs:
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    return model.eval()
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Sets keys of a JSON file; None removes one."""
+    value = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A function that saves a tiny model as transformers does and gives the folder."""
+
+    def save(variant: str = "v1.1", *, dtype: str = "float32", max_shard_size: str = "5GB", **overrides: Any) -> Path:
+        import torch
+
+        folder = tmp_path / "hf"
+        model = make_model(variant, **overrides).to(getattr(torch, dtype))
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    texts = [f"the {a} fox of {b} sorts {i} words, counts {i * 7} dates and says yes or no: why?"
+             for i in range(60) for a, b in (("quick", "March"), ("slow", "Mai"))]  # fmt: skip
+    return train_vocabulary(texts, 80, tmp_path_factory.mktemp("vocabulary") / "spiece.model", extra_ids=10)

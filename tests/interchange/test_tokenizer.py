@@ -1,0 +1,112 @@
+"""Tokenizer files: transformers must see the same ids as flanjax."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanjax.data.vocabularies import Vocabulary
+from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.tokenizer import build_tokenizer, read_vocabulary, write_tokenizer
+
+TEXTS = [
+    "Hello world",
+    "the quick fox of March sorts 12 words, counts 7 dates and says yes or no: why?",
+    "  leading, \t tab \n\n newline   and runs of spaces  ",
+    "",
+    "   ",
+    "naïve café № 5, ½ ﬁne, “quoted”…",
+    "日本語 {x} < y \\ ^ ` ~",
+    "Definition: sort.\n\n Positive Example 1 -\nInput: b a.\n Output: a b.",
+    "xylophone" * 5,
+]
+
+
+@pytest.fixture(scope="session")
+def t5_vocabulary(t5_spiece):
+    return Vocabulary.from_file(t5_spiece)
+
+
+@pytest.fixture(scope="session")
+def t5_tokenizer(t5_vocabulary):
+    return build_tokenizer(t5_vocabulary)
+
+
+def automatic_tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("which", ["t5_vocabulary", "small_vocabulary"])
+def test_transformers_gives_the_same_ids(request, tmp_path, which):
+    vocabulary = request.getfixturevalue(which)
+    write_tokenizer(tmp_path, vocabulary)
+    tokenizer = automatic_tokenizer(tmp_path)
+    assert len(tokenizer) == vocabulary.size
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+    for text in TEXTS:
+        assert tokenizer(text).input_ids == [*vocabulary.encode(text), vocabulary.eos_id], text
+    assert tokenizer.convert_tokens_to_ids("<extra_id_0>") == vocabulary.size - 1
+    ids = vocabulary.encode("the quick fox says yes")
+    assert tokenizer.decode(ids, skip_special_tokens=True) == vocabulary.decode(ids)
+
+
+ordinary = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs"], max_codepoint=0x24F), max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=ordinary)
+def test_built_tokenizer_gives_the_same_ids_on_any_latin_text(t5_vocabulary, t5_tokenizer, text):
+    assert t5_tokenizer.encode(text).ids == [*t5_vocabulary.encode(text), t5_vocabulary.eos_id]
+
+
+def test_published_tokenizer_agrees_with_the_one_built(test_data, t5_tokenizer):
+    from tokenizers import Tokenizer
+
+    published = Tokenizer.from_file(str(test_data / "vocab" / "t5" / "tokenizer.json"))
+    assert t5_tokenizer.get_vocab() == published.get_vocab()
+    for text in map(str.strip, TEXTS):  # the published file alone leaves a space at the end, SentencePiece does not
+        assert t5_tokenizer.encode(text).ids == published.encode(text).ids
+
+
+def test_source_files_are_copied_byte_for_byte(test_data, tmp_path, small_vocabulary):
+    source = test_data / "vocab" / "t5"
+    write_tokenizer(tmp_path, small_vocabulary, source)
+    for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        assert (tmp_path / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_a_source_with_spiece_alone_gets_the_rest_built(tmp_path, small_vocabulary):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "spiece.model").write_bytes(small_vocabulary.model)
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tmp_path / "out", small_vocabulary, tmp_path / "source")
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_without_vocabulary_and_source_nothing_is_written(tmp_path):
+    write_tokenizer(tmp_path, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_written_folder_is_read_back_as_the_same_vocabulary(tmp_path, small_vocabulary):
+    write_tokenizer(tmp_path, small_vocabulary)
+    vocabulary = read_vocabulary(tmp_path)
+    assert (vocabulary.identity, vocabulary.extra_ids) == (small_vocabulary.identity, 10)
+
+
+def test_a_folder_without_spiece_model_says_where_to_get_it(tmp_path):
+    with pytest.raises(ModelFolderError, match=r"no spiece\.model.*copy it from"):
+        read_vocabulary(tmp_path)
+
+
+def test_added_tokens_that_sentencepiece_cannot_encode_are_refused(tmp_path, small_vocabulary):
+    write_tokenizer(tmp_path, small_vocabulary)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "added_tokens_decoder": {"90": {"content": "<brace>"}}}))
+    with pytest.raises(ModelFolderError, match="'<brace>'"):
+        read_vocabulary(tmp_path)
