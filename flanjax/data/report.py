@@ -1,0 +1,136 @@
+"""What a loader found out before its first batch, as data and as start-up lines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flanjax.data.cache import FEATURES, CachedTask
+from flanjax.data.lengths import PackingFigures
+from flanjax.data.packing import Overlong, PackingError
+
+_LISTED_TASKS = 20
+_PART = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSurvey:
+    """One task against the rows: its parts of the mixture, and its examples longer than a row on either side."""
+
+    name: str
+    examples: int
+    example_share: float
+    token_share: float
+    overlong_inputs: int
+    overlong_targets: int
+    overlong: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderReport:
+    """Row lengths, padding, over-long examples and shares of a mixture.
+
+    `packing` comes from the first windows of the run; the rest from the whole length index. Shares are of what is
+    trained on: tokens are counted on both sides, after truncation or dropping.
+    """
+
+    mixture: str
+    row_lengths: tuple[int, int]
+    chosen: bool
+    overlong: Overlong
+    packing: PackingFigures
+    tasks: tuple[TaskSurvey, ...]
+
+    def lines(self) -> list[str]:
+        """The start-up lines."""
+        encoder, decoder = self.row_lengths
+        examples = sum(task.examples for task in self.tasks)
+        origin = "chosen from the lengths" if self.chosen else "as given"
+        lines = [
+            f"mixture {self.mixture}: {len(self.tasks)} tasks, {examples:,} examples",
+            f"rows of {encoder} input and {decoder} target tokens ({origin}), "
+            f"{self.packing.examples / max(self.packing.rows, 1):.1f} examples in a row; padding "
+            f"{self.packing.encoder_padding:.1%} of inputs, {self.packing.decoder_padding:.1%} of targets",
+            self._overlong_line(examples),
+        ]
+        listed = sorted(self.tasks, key=lambda task: -task.example_share)
+        width = max(len(task.name) for task in listed[:_LISTED_TASKS])
+        for task in listed[:_LISTED_TASKS]:
+            note = f", {task.overlong:,} over-long" if task.overlong else ""
+            lines.append(
+                f"  {task.name:<{width}}  {task.examples:>9,} examples, {task.example_share:6.1%} of the mixture, "
+                f"{task.token_share:6.1%} of its tokens{note}"
+            )
+        if len(listed) > _LISTED_TASKS:
+            rest = sum(task.example_share for task in listed[_LISTED_TASKS:])
+            lines.append(f"  and {len(listed) - _LISTED_TASKS} tasks more, {rest:.1%} of the mixture")
+        return lines
+
+    def _overlong_line(self, examples: int) -> str:
+        overlong = sum(task.overlong for task in self.tasks)
+        if not overlong:
+            return "no example is longer than a row"
+        sides = [sum(getattr(task, f"overlong_{name}") for task in self.tasks) for name in FEATURES]
+        done = {"truncate": "truncated", "drop": "dropped"}.get(self.overlong, self.overlong)
+        return (
+            f"{overlong:,} examples ({overlong / examples:.2%}) are longer than a row and are {done}: "
+            f"{sides[0]:,} by inputs, {sides[1]:,} by targets"
+        )
+
+
+def survey(
+    tasks: Sequence[CachedTask], shares: Sequence[float] | np.ndarray, row_lengths: tuple[int, int], policy: Overlong
+) -> tuple[TaskSurvey, ...]:
+    """Counts every task of the mixture against the row lengths; tasks with no share are left out.
+
+    Raises:
+        PackingError: an example is over-long and the policy is "error", or all of a task's are and it is "drop".
+    """
+    found = []
+    for task, share in zip(tasks, shares, strict=True):
+        if share > 0:
+            counts, tokens = _count(task, row_lengths, policy)
+            found.append((task, float(share), counts, float(share) * tokens / len(task)))
+    total = sum(weight for *_, weight in found)
+    return tuple(
+        TaskSurvey(
+            name=task.name,
+            examples=len(task),
+            example_share=share,
+            token_share=weight / max(total, 1e-9),
+            overlong_inputs=counts[0],
+            overlong_targets=counts[1],
+            overlong=counts[2],
+        )
+        for task, share, counts, weight in found
+    )
+
+
+def _count(task: CachedTask, row_lengths: tuple[int, int], policy: Overlong) -> tuple[tuple[int, int, int], int]:
+    """((over-long inputs, targets, either), tokens that are kept); by parts, the index may be larger than memory."""
+    counts, tokens = np.zeros(3, dtype=np.int64), 0
+    limits = np.asarray(row_lengths)
+    for start in range(0, len(task), _PART):
+        lengths = np.asarray(task.lengths[start : start + _PART])
+        over = lengths > limits
+        either = over.any(axis=1)
+        if policy == "error" and either.any():
+            _refuse(task, start + int(either.argmax()), row_lengths)
+        counts += [*over.sum(axis=0), either.sum()]
+        kept = lengths[~either] if policy == "drop" else np.minimum(lengths, limits)
+        tokens += int(kept.sum(dtype=np.int64))
+    inputs, targets, overlong = counts.tolist()
+    if policy == "drop" and overlong == len(task):
+        raise PackingError(
+            f"all {overlong} examples of task {task.name!r} are longer than rows of {row_lengths} and would be "
+            f"dropped: take longer rows, or leave the task out with rate 0"
+        )
+    return (inputs, targets, overlong), tokens
+
+
+def _refuse(task: CachedTask, index: int, row_lengths: tuple[int, int]) -> None:
+    inputs, targets = task.lengths[index].tolist()
+    raise PackingError(
+        f"example {index} of task {task.name!r} has {inputs} input and {targets} target tokens, a row has "
+        f"{row_lengths}: take longer rows, or overlong='truncate' or 'drop'"
+    )
