@@ -1,0 +1,109 @@
+"""A run directory read back: its model, the parameters of one checkpoint, its vocabulary, and its recipe in words.
+
+config.json      the resolved settings; `model` holds the fields of `T5Config`
+vocabulary/      spiece.model and vocabulary.json
+checkpoints/     one folder a step
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flanjax.data.vocabularies import Vocabulary
+from flanjax.interchange.folders import ModelFolderError, read_json
+from flanjax.models.config import ModelConfigError, T5Config
+from flanjax.models.t5 import Params
+
+SETTINGS = "config.json"
+CHECKPOINTS = "checkpoints"
+VOCABULARY = "vocabulary"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """What a run directory holds at one checkpoint.
+
+    Attributes:
+      model: the configuration of the model.
+      params: its parameters.
+      vocabulary: the run's own copy.
+      step: the checkpoint's step.
+      settings: the whole resolved configuration of the run.
+    """
+
+    model: T5Config
+    params: Params
+    vocabulary: Vocabulary
+    step: int
+    settings: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> dict[str, str]:
+        """How the model was trained, label to value, for a model card."""
+        return recipe(self.settings, self.step)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is a run directory and not a Hugging Face folder; both have a `config.json`."""
+    return (folder / SETTINGS).is_file() and isinstance(read_json(folder / SETTINGS).get("model"), dict)
+
+
+def read_run(folder: str | Path, *, step: int | None = None) -> TrainedRun:
+    """Opens a run directory at `step`, or at its latest whole checkpoint.
+
+    Raises:
+      FlanjaxError: it is no run directory, its settings, vocabulary or checkpoint are missing or damaged, or there is
+        no checkpoint of that step.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise ModelFolderError(f"{folder}: this is no run directory: it needs {SETTINGS} with a `model` in it")
+    settings = read_json(folder / SETTINGS)
+    try:
+        model = T5Config(**settings["model"])
+    except (TypeError, ModelConfigError) as error:
+        raise ModelFolderError(f"{folder / SETTINGS}: model: {error}") from error
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
+    # Here, for Orbax takes seconds to import and a Hugging Face folder does without it.
+    from flanjax.training.checkpoints import restore_params
+
+    params, step = restore_params(folder / CHECKPOINTS, step)
+    return TrainedRun(model=model, params=params, vocabulary=vocabulary, step=step, settings=settings)
+
+
+_RECIPE = (
+    ("Base model", ("init_from",)),
+    ("Mixture", ("data", "mixture")),
+    ("Mixing rates", ("data", "rates")),
+    ("Planned steps", ("train", "steps")),
+    ("Rows per step", ("data", "batch_rows")),
+    ("Row lengths in tokens", ("data", "feature_lengths")),
+    ("Optimizer", ("optimizer", "name")),
+    ("Learning rate", ("optimizer", "learning_rate")),
+    ("Schedule", ("optimizer", "schedule")),
+    ("Dropout", ("model", "dropout_rate")),
+    ("Seed", ("train", "seed")),
+)
+
+
+def recipe(settings: Mapping[str, Any], step: int) -> dict[str, str]:
+    """The lines of a model card that say how a run was trained; settings that a run does not have are left out.
+
+    Worked example: `recipe({"init_from": None, "data": {"mixture": "demo"}}, 300)` is {"Base model": "none, trained
+    from random parameters", "Mixture": "demo", "Steps": "300"}.
+    """
+    lines = {}
+    for label, path in _RECIPE:
+        value: Any = settings
+        for key in path:
+            value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        if value is None and path == ("init_from",):
+            value = "none, trained from random parameters"
+        if value is not _ABSENT and value is not None:
+            lines[label] = value if isinstance(value, str) else json.dumps(value)
+    return {**lines, "Steps": str(step)}
+
+
+_ABSENT = object()
