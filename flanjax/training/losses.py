@@ -1,0 +1,237 @@
+"""Token cross-entropy over the vocabulary, computed in chunks so that float32 logits never exist for a whole batch.
+
+    sums = cross_entropy(hidden, head, targets, weights, LossConfig())
+    mean = sums.loss / sums.tokens                      # over the tokens of every row, micro-batch and host
+
+The loss of one token, with logits x [vocab], target t and log Z = logsumexp(x), is T5X's (t5x/losses.py):
+
+    log Z - sum_v soft(v) x(v)  -  c  +  z_loss (log Z)^2
+
+`soft` holds `1 - label_smoothing` at the target and `label_smoothing / (vocab - 1)` elsewhere; the constant
+c = -sum_v soft(v) log soft(v) makes the best possible prediction cost 0. z_loss (1e-4 in the published recipes)
+keeps log Z near 0, so that logits do not drift away in bfloat16.
+
+The gradient of a sum is linear in its scalar cotangent, so the forward pass under differentiation already computes
+d_hidden and d_head, chunk by chunk, and the backward pass multiplies them by that scalar: three products with the
+head instead of the four that recomputing the logits costs. Without differentiation only the sums are computed.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+from flanjax.errors import FlanjaxError
+from flanjax.sharding.rules import constrain
+
+
+class LossConfigError(FlanjaxError):
+    """A loss setting outside its range."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is added to plain cross-entropy, and how many tokens are computed at once.
+
+    Attributes:
+      z_loss: coefficient of (log Z)^2; 0 turns it off.
+      label_smoothing: probability mass spread over the other tokens, in [0, 1).
+      chunk_tokens: tokens a device computes logits for at once; a chunk's float32 logits take
+        `4 * chunk_tokens * vocab` bytes (131 MB for 1,024 tokens and T5's vocabulary), three times at the worst.
+
+    Raises:
+      LossConfigError: a value outside its range.
+    """
+
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    chunk_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.z_loss < math.inf:
+            raise LossConfigError(f"LossConfig.z_loss is {self.z_loss!r}: it must be 0 or positive")
+        if not 0 <= self.label_smoothing < 1:
+            raise LossConfigError(f"LossConfig.label_smoothing is {self.label_smoothing!r}: it must lie in [0, 1)")
+        if self.chunk_tokens < 1:
+            raise LossConfigError(f"LossConfig.chunk_tokens is {self.chunk_tokens!r}: it must be at least 1")
+
+
+class LossSums(NamedTuple):
+    """Weighted sums over tokens, float32 scalars; only `loss` carries a gradient."""
+
+    loss: Float[Array, ""]  # cross-entropy with label smoothing and z-loss
+    z_loss: Float[Array, ""]  # the z-loss part of it
+    correct: Float[Array, ""]  # weights of the tokens whose target has the largest logit (a tie counts)
+    tokens: Float[Array, ""]  # the weights
+
+
+def cross_entropy(
+    hidden: Float[Array, "tokens embed"],
+    head: Float[Array, "embed vocab"],
+    targets: Int[Array, " tokens"],
+    weights: Num[Array, " tokens"],
+    config: LossConfig,
+    *,
+    shards: int = 1,
+) -> LossSums:
+    """Sums of the token losses of `hidden @ head` against `targets`.
+
+    The product takes `head` in the dtype of `hidden` and accumulates in float32, as `T5.logits` does.
+
+    Arguments:
+      hidden: decoder outputs, rows one after the other.
+      head: the float32 output matrix.
+      targets: token ids; those of weight 0 do not matter.
+      weights: 1 on tokens that count, 0 on padding.
+      config: z-loss, smoothing and chunk size.
+      shards: devices the rows are spread over. Each then adds up its own chunks, and the head's gradient crosses
+        the network once instead of once a chunk.
+
+    Returns:
+      Sums, not means: divide by the tokens of every row, micro-batch and host together.
+    """
+    loss, rest = _loss_sums(hidden, head, targets, weights.astype(jnp.float32), config, shards)
+    return LossSums(loss, *jax.lax.stop_gradient(rest))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _loss_sums(hidden: Array, head: Array, targets: Array, weights: Array, config: LossConfig, shards: int) -> tuple:
+    cut = _Cut.of(len(targets), config.chunk_tokens, shards)
+    kernel = head.astype(hidden.dtype)
+
+    def add(sums: LossSums, chunk: _Chunk) -> tuple[LossSums, None]:
+        return jax.tree.map(jnp.add, sums, _sums(_score(chunk, kernel), config)), None
+
+    sums, _ = jax.lax.scan(add, _zero_sums(), cut.split(_Chunk(hidden, targets, weights)))
+    return sums.loss, sums[1:]
+
+
+def _loss_sums_forward(
+    hidden: Array, head: Array, targets: Array, weights: Array, config: LossConfig, shards: int
+) -> tuple[tuple, tuple]:
+    cut = _Cut.of(len(targets), config.chunk_tokens, shards)
+    kernel = head.astype(hidden.dtype)
+
+    def add(carry: tuple[LossSums, Array], chunk: _Chunk) -> tuple[tuple[LossSums, Array], Array]:
+        sums, d_head = carry
+        scored = _score(chunk, kernel)
+        sums = jax.tree.map(jnp.add, sums, _sums(scored, config))
+        d_logits = _d_logits(scored, config).astype(hidden.dtype)
+        d_hidden = jnp.einsum("stv,ev->ste", d_logits, kernel)
+        d_kernel = jnp.einsum("ste,stv->sev", chunk.hidden, d_logits, preferred_element_type=jnp.float32)
+        # Adding to zero is a pass over the whole head, worth leaving out where one chunk is all there is.
+        return (sums, d_head + d_kernel if cut.number > 1 else d_kernel), d_hidden
+
+    zero = constrain(jnp.zeros((cut.shards, *head.shape), jnp.float32), "batch", None, "vocab")
+    chunks = cut.split(_Chunk(hidden, targets, weights))
+    (sums, d_head), d_hidden = jax.lax.scan(add, (_zero_sums(), zero), chunks)
+    d_head = constrain(d_head.sum(axis=0), "embed", "vocab").astype(head.dtype)
+    return (sums.loss, sums[1:]), (cut.join(d_hidden), d_head)
+
+
+def _loss_sums_backward(config: LossConfig, shards: int, gradients: tuple[Array, Array], cotangents: tuple) -> tuple:
+    d_hidden, d_head = gradients
+    scale = cotangents[0]
+    return (d_hidden * scale.astype(d_hidden.dtype), d_head * scale, None, None)
+
+
+_loss_sums.defvjp(_loss_sums_forward, _loss_sums_backward)
+
+
+class _Chunk(NamedTuple):
+    """A chunk of every shard's tokens: hidden [shards, size, embed], targets and weights [shards, size]."""
+
+    hidden: Array
+    targets: Array
+    weights: Array
+
+
+class _Cut(NamedTuple):
+    """How tokens are cut: `shards` equal runs side by side, each in `number` chunks of `size` tokens."""
+
+    tokens: int
+    shards: int
+    number: int
+    size: int
+
+    @classmethod
+    def of(cls, tokens: int, chunk_tokens: int, shards: int) -> "_Cut":
+        """The fewest chunks, or a few more where these divide the tokens; else fewer padding tokens than chunks."""
+        shards = shards if tokens % shards == 0 else 1
+        each = tokens // shards
+        least = max(1, math.ceil(each / chunk_tokens))
+        number = next((n for n in range(least, 2 * least) if each % n == 0), least)
+        return cls(tokens, shards, number, math.ceil(each / number))
+
+    def split(self, whole: _Chunk) -> _Chunk:
+        """Arrays [tokens, ...] as [number, shards, size, ...], padded with zeros."""
+        return jax.tree.map(self._split_one, whole)
+
+    def _split_one(self, x: Array) -> Array:
+        x = x.reshape(self.shards, -1, *x.shape[1:])
+        padding = self.number * self.size - x.shape[1]
+        if padding:
+            x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        x = x.reshape(self.shards, self.number, self.size, *x.shape[2:]).swapaxes(0, 1)
+        return constrain(x, None, "batch", *[None] * (x.ndim - 2)) if self.shards > 1 else x
+
+    def join(self, x: Array) -> Array:
+        """The inverse of `split`, without the padding."""
+        x = x.swapaxes(0, 1).reshape(self.shards, self.number * self.size, *x.shape[3:])
+        return x[:, : self.tokens // self.shards].reshape(self.tokens, *x.shape[2:])
+
+
+class _Scored(NamedTuple):
+    """Logits [shards, size, vocab]; targets, log Z and weights [shards, size, 1]."""
+
+    logits: Array
+    targets: Array
+    log_z: Array
+    weights: Array
+
+
+def _zero_sums() -> LossSums:
+    return LossSums(*[jnp.zeros((), jnp.float32)] * 4)
+
+
+def _score(chunk: _Chunk, kernel: Array) -> _Scored:
+    logits = jnp.einsum("ste,ev->stv", chunk.hidden, kernel, preferred_element_type=jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return _Scored(logits, chunk.targets[..., None], log_z, chunk.weights[..., None])
+
+
+def _smoothing(config: LossConfig, vocab: int) -> tuple[float, float, float]:
+    """Probability at the target, elsewhere, and the entropy of that distribution."""
+    on, off = 1 - config.label_smoothing, config.label_smoothing / (vocab - 1)
+    entropy = -on * math.log(on) - ((vocab - 1) * off * math.log(off) if off else 0.0)
+    return on, off, entropy
+
+
+def _sums(scored: _Scored, config: LossConfig) -> LossSums:
+    logits, targets, log_z, weights = scored
+    on, off, entropy = _smoothing(config, logits.shape[-1])
+    at_target = jnp.take_along_axis(logits, targets, axis=-1)
+    expected = (on - off) * at_target
+    if off:
+        expected = expected + off * jnp.sum(logits, axis=-1, keepdims=True)
+    z_loss = config.z_loss * jnp.square(log_z)
+    loss = log_z - expected - entropy + z_loss
+    correct = at_target >= jnp.max(logits, axis=-1, keepdims=True)
+    return LossSums(
+        loss=jnp.sum(loss * weights),
+        z_loss=jnp.sum(z_loss * weights),
+        correct=jnp.sum(correct * weights),
+        tokens=jnp.sum(weights),
+    )
+
+
+def _d_logits(scored: _Scored, config: LossConfig) -> Array:
+    logits, targets, log_z, weights = scored
+    on, off, _ = _smoothing(config, logits.shape[-1])
+    # A comparison with every token id fuses into the exponential's pass; scattering at the targets does not.
+    soft = jnp.where(targets == jnp.arange(logits.shape[-1]), on, off)
+    return ((1 + 2 * config.z_loss * log_z) * jnp.exp(logits - log_z) - soft) * weights

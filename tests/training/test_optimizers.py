@@ -1,0 +1,177 @@
+"""Schedules follow their formulas; optimizers treat stacked layers as layers and decay what they should."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flanjax.training.optimizers import OptimizerConfig, OptimizerError, make_optimizer
+from flanjax.training.schedules import ScheduleConfig, ScheduleError, make_schedule
+
+
+def rates(config, total, steps):
+    schedule = make_schedule(config, total)
+    return [float(schedule(s)) for s in steps]
+
+
+def test_constant_after_a_linear_warmup():
+    config = ScheduleConfig(schedule="constant", learning_rate=2.0, warmup_steps=4)
+    np.testing.assert_allclose(rates(config, 100, [0, 1, 4, 50]), [0, 0.5, 2, 2])
+
+
+def test_linear_ends_at_its_final_fraction():
+    config = ScheduleConfig(schedule="linear", learning_rate=1.0, warmup_steps=10, final_fraction=0.1)
+    np.testing.assert_allclose(rates(config, 110, [5, 10, 60, 110, 500]), [0.5, 1, 0.55, 0.1, 0.1], rtol=1e-6)
+
+
+def test_cosine_is_half_way_in_the_middle():
+    config = ScheduleConfig(schedule="cosine", learning_rate=1.0, warmup_steps=10)
+    np.testing.assert_allclose(rates(config, 110, [10, 60, 110]), [1, 0.5, 0], atol=1e-6)
+
+
+def test_rsqrt_is_that_of_t5x():
+    config = ScheduleConfig(schedule="rsqrt", learning_rate=1.0, warmup_steps=100)
+    expected = [0, 0.5 / 10, 0.1, 1 / math.sqrt(400)]
+    np.testing.assert_allclose(rates(config, 1000, [0, 50, 100, 400]), expected, rtol=1e-6)
+
+
+def test_rsqrt_of_t5_pretraining_is_held_without_a_ramp():
+    config = ScheduleConfig(schedule="rsqrt", learning_rate=1.0, rsqrt_hold_steps=10_000)
+    np.testing.assert_allclose(rates(config, 100_000, [0, 9_999, 40_000]), [0.01, 0.01, 0.005], rtol=1e-6)
+
+
+def test_schedules_that_cannot_be_are_refused():
+    with pytest.raises(ScheduleError, match="choose one of"):
+        ScheduleConfig(schedule="triangle")
+    with pytest.raises(ScheduleError, match="shorten the warm-up"):
+        make_schedule(ScheduleConfig(schedule="cosine", warmup_steps=10), 10)
+
+
+AXES = {
+    "encoder": {"layers": {"kernel": ("layers", "embed", "mlp"), "scale": ("layers", "embed")}, "scale": ("embed",)},
+    "decoder": {
+        "layers": {"kernel": ("layers", "embed", "mlp")},
+        "relpos_bias": {"rel_embedding": ("heads", "relpos_buckets")},
+    },
+    "table": {"embedding": ("vocab", "embed")},
+}
+SHAPES = {
+    "encoder": {"layers": {"kernel": (3, 8, 12), "scale": (3, 8)}, "scale": (8,)},
+    "decoder": {"layers": {"kernel": (2, 8, 12)}, "relpos_bias": {"rel_embedding": (4, 6)}},
+    "table": {"embedding": (20, 8)},
+}
+
+
+def random_tree(seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape) * rng.uniform(0.1, 10), jnp.float32),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+LAYERS = {"encoder": 3, "decoder": 2, "table": 0}
+
+
+def unstack(tree, layer):
+    """`layers` of [layers, ...] leaves replaced by `layer_0`, `layer_1`, ...: `layer(leaf, i)` of each leaf."""
+
+    def one(stack, module):
+        layers = module.pop("layers", None)
+        for i in range(LAYERS[stack]):
+            module[f"layer_{i}"] = {name: layer(leaf, i) for name, leaf in layers.items()}
+        return module
+
+    return {stack: one(stack, dict(module)) for stack, module in tree.items()}
+
+
+def take(leaf, i):
+    return leaf[i]
+
+
+def without_layers(axes, _):
+    return axes[1:]
+
+
+def run(config, axes, params, gradients):
+    optimizer = make_optimizer(config, axes, total_steps=100)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(gradient, state, params):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for gradient in gradients:
+        params, state = step(gradient, state, params)
+    return params
+
+
+@pytest.mark.parametrize("beta1", [None, 0.9])
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_stacked_layers_are_updated_as_single_layers(name, beta1):
+    config = OptimizerConfig(
+        name=name, learning_rate=0.1, min_dim_size_to_factor=8, beta1=beta1, weight_decay=0.01, global_norm_clip=5.0
+    )
+    params, gradients = random_tree(0), [random_tree(seed) for seed in (1, 2, 3)]
+    stacked = run(config, AXES, params, gradients)
+    single = run(config, unstack(AXES, without_layers), unstack(params, take), [unstack(g, take) for g in gradients])
+    # Differently shaped programs round differently, by an ulp or two.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), unstack(stacked, take), single)
+
+
+def test_adafactor_follows_the_paper_for_one_factored_matrix():
+    shape, steps, rate = (8, 12), 3, 0.1
+    axes, params = {"kernel": ("embed", "mlp")}, {"kernel": random_tree(0)["encoder"]["layers"]["kernel"][0]}
+    gradients = [{"kernel": random_tree(s)["encoder"]["layers"]["kernel"][0]} for s in range(1, 1 + steps)]
+    config = OptimizerConfig(learning_rate=rate, min_dim_size_to_factor=8)
+    got = run(config, axes, params, gradients)["kernel"]
+
+    def rms(x):
+        return np.sqrt(np.mean(np.square(x)))
+
+    p = np.asarray(params["kernel"], np.float64)
+    rows, columns = np.zeros(shape[0]), np.zeros(shape[1])
+    for t, gradient in enumerate(gradients, start=1):
+        g = np.asarray(gradient["kernel"], np.float64)
+        keep = 1 - t**-0.8
+        rows = keep * rows + (1 - keep) * np.mean(g**2 + 1e-30, axis=1)
+        columns = keep * columns + (1 - keep) * np.mean(g**2 + 1e-30, axis=0)
+        y = g / np.sqrt(rows / rows.mean())[:, None] / np.sqrt(columns)[None]
+        p = p - rate * max(1e-3, rms(p)) * y / max(1, rms(y))
+    np.testing.assert_allclose(got, p, rtol=2e-5)
+
+
+def test_weight_decay_leaves_norms_and_position_tables_alone():
+    for name in ("adafactor", "adamw"):
+        params = random_tree(0)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        config = OptimizerConfig(name=name, learning_rate=0.5, weight_decay=0.1)
+        after = run(config, AXES, params, [zero])
+        kept = 1 - 0.1 * (0.5 if name == "adamw" else 1.0)
+        np.testing.assert_allclose(after["table"]["embedding"], kept * params["table"]["embedding"], rtol=1e-6)
+        for path in ("encoder.scale", "encoder.layers.scale", "decoder.relpos_bias.rel_embedding"):
+            a, b = after, params
+            for key in path.split("."):
+                a, b = a[key], b[key]
+            assert (a == b).all(), path
+
+
+def test_the_global_norm_is_clipped_over_everything():
+    params = random_tree(0)
+    gradient = random_tree(1)
+    config = OptimizerConfig(name="adamw", learning_rate=1.0, global_norm_clip=1.0)
+    clipped = make_optimizer(config, AXES, total_steps=1)
+    state = clipped.update(gradient, clipped.init(params), params)[1]
+    moment = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")).mu
+    np.testing.assert_allclose(optax.global_norm(moment), 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [{"name": "sgdx"}, {"step_offset": 5}, {"global_norm_clip": 0.0}])
+def test_settings_that_cannot_be_are_named(bad):
+    with pytest.raises(OptimizerError, match=next(iter(bad))):
+        OptimizerConfig(**bad)
