@@ -1,0 +1,66 @@
+"""A tiny vocabulary, and caches of made-up examples whose tokens tell where they come from."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flanjax.data.cache import Example
+from flanjax.data.cache_writer import write_mixture, write_split
+from flanjax.data.vocabularies import Vocabulary, train_vocabulary
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
+
+Lengths = Sequence[tuple[int, int]]
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """A few hundred different lines of twelve words."""
+    return [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 9)) + f" {i}" for i in range(300)]
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    return train_vocabulary(texts, 48, tmp_path_factory.mktemp("vocabulary") / "spiece.model")
+
+
+def numbered_examples(task: int, lengths: Lengths) -> Iterator[Example]:
+    """Inputs of task t begin with 1000 t + example + 2, and every side ends in EOS."""
+    for index, (inputs, targets) in enumerate(lengths):
+        first = 1000 * task + index + 2
+        yield Example(
+            inputs=np.array([first] * (inputs - 1) + [1], dtype=np.int32),
+            targets=np.array([first] * (targets - 1) + [1], dtype=np.int32),
+        )
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path, tiny_vocabulary: Vocabulary) -> Callable[..., Path]:
+    """make_cache({"task": [(inputs, targets), ...]}) writes the mixture "mix" and returns the cache."""
+
+    def make(
+        tasks: Mapping[str, Lengths],
+        *,
+        rates: Mapping[str, float | None] | None = None,
+        split: str = "train",
+        shard_examples: int = 7,
+        folder: str = "cache",
+    ) -> Path:
+        for number, (task, lengths) in enumerate(tasks.items()):
+            write_split(
+                tmp_path / folder,
+                task,
+                split,
+                numbered_examples(number, lengths),
+                vocabulary_id=tiny_vocabulary.identity,
+                fingerprint="made up",
+                seed=0,
+                shard_examples=shard_examples,
+            )
+        entries = [{"task": task, "rate": (rates or {}).get(task), "splits": [split]} for task in tasks]
+        write_mixture(tmp_path / folder, "mix", tiny_vocabulary, seed=0, tasks=entries)
+        return tmp_path / folder
+
+    return make
