@@ -1,0 +1,182 @@
+"""Prompts: an instance's fields in, the text of an input and of its target out.
+
+A task's `Prompts` hold its templates in three styles (zero-shot, few-shot, chain of thought) and how often training
+draws each style. Rendering is plain Python and a pure function of the fields and of a `Draw`; `render_prompts` makes
+a seqio preprocessor of it whose only randomness is the seed that seqio hands in, so that one seed gives the same text.
+
+    opposites = Prompts(
+        zero_shot=(Template(inputs="What is the opposite of {word}?"),),
+        few_shot=(FewShotTemplate(layout=Template(inputs="Q: {word} A:"), shots=1, separator=" "),),
+        chain_of_thought=(Template(inputs="Opposite of {word}? Think first.", targets=CHAIN_OF_THOUGHT),),
+    )
+
+For word = hot and the solved instance up -> down, the first reads "What is the opposite of hot?" -> "cold", the second
+"Q: up A: down Q: hot A:" -> "cold".
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flanjax.errors import FlanjaxError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorflow as tf
+
+T = TypeVar("T")
+Fields = Mapping[str, str]
+
+CHAIN_OF_THOUGHT = "{rationale} The answer is {answer}."
+
+
+class PromptError(FlanjaxError):
+    """A template asks for a field that the task's instances do not have."""
+
+
+class Draw:
+    """Random choices that depend on nothing but their key, on any machine and in any process.
+
+    Everything is made of `random.Random.random`, the one stream that Python promises to keep for a given seed.
+    """
+
+    def __init__(self, *key: str | int) -> None:
+        self._uniform = random.Random("/".join(str(part) for part in key)).random
+
+    def below(self, bound: int) -> int:
+        """An integer from 0 to bound - 1."""
+        return int(self._uniform() * bound)
+
+    def between(self, low: int, high: int) -> int:
+        """An integer from low to high, both included."""
+        return low + self.below(high - low + 1)
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of the items, each equally likely."""
+        return items[self.below(len(items))]
+
+    def weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
+        """One of the items, likely in proportion to its weight; one of weight zero is never drawn."""
+        left = self._uniform() * sum(weights)
+        for item, weight in zip(items, weights, strict=True):
+            left -= weight
+            if left < 0:
+                return item
+        return next(item for item, weight in zip(items, weights, strict=True) if weight)  # rounding used it all up
+
+    def sample(self, items: Sequence[T], count: int) -> list[T]:
+        """`count` different places of the sequence, in random order."""
+        left = list(items)
+        return [left.pop(self.below(len(left))) for _ in range(count)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Two format strings over the fields of an instance."""
+
+    inputs: str
+    targets: str = "{answer}"
+
+    def render(self, fields: Fields) -> tuple[str, str]:
+        """The input and the target text."""
+        return self.inputs.format_map(fields), self.targets.format_map(fields)
+
+    def field_names(self) -> set[str]:
+        """The fields that the two strings ask for."""
+        parts = [*string.Formatter().parse(self.inputs), *string.Formatter().parse(self.targets)]
+        return {name for _, name, _, _ in parts if name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotTemplate:
+    """Solved exemplars and then the query, all in one layout.
+
+    opening + separator + (exemplar inputs + delimiter + exemplar targets + separator) for each exemplar + query inputs.
+    """
+
+    layout: Template
+    shots: int = 2
+    opening: str = ""
+    delimiter: str = " "
+    separator: str = "\n\n"
+
+    def render(self, fields: Fields, exemplars: Sequence[Fields]) -> tuple[str, str]:
+        """The whole input, and the target of the query."""
+        solved = [self.delimiter.join(self.layout.render(exemplar)) for exemplar in exemplars]
+        query, target = self.layout.render(fields)
+        parts = [self.opening] if self.opening else []
+        return self.separator.join([*parts, *solved, query]), target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The templates of one task, and the share of each style (zero-shot, few-shot, chain of thought) in training.
+
+    Evaluation reads zero-shot templates only, so that a prediction can be compared with the bare answer.
+    """
+
+    zero_shot: tuple[Template, ...]
+    few_shot: tuple[FewShotTemplate, ...] = ()
+    chain_of_thought: tuple[Template, ...] = ()
+    shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
+
+    def render(self, fields: Fields, draw: Draw, pool: Sequence[Fields] | None) -> tuple[str, str]:
+        """Input and target in a drawn template; exemplars come from `pool`, and None means zero-shot only."""
+        if pool is None:
+            return draw.choice(self.zero_shot).render(fields)
+        few_shot = self.few_shot if pool else ()
+        styles: tuple[tuple[Template | FewShotTemplate, ...], ...] = (self.zero_shot, few_shot, self.chain_of_thought)
+        weights = [share if templates else 0.0 for share, templates in zip(self.shares, styles, strict=True)]
+        template = draw.choice(draw.weighted(styles, weights))
+        if isinstance(template, Template):
+            return template.render(fields)
+        # One too many, and the query itself thrown out: an example must not be shown its own answer.
+        drawn = draw.sample(pool, min(template.shots + 1, len(pool)))
+        exemplars = [exemplar for exemplar in drawn if exemplar != fields][: template.shots]
+        return template.render(fields, exemplars)
+
+    def check(self, fields: Sequence[str]) -> None:
+        """Raises PromptError when a template asks for a field outside `fields`."""
+        layouts = [*self.zero_shot, *(template.layout for template in self.few_shot), *self.chain_of_thought]
+        for layout in layouts:
+            unknown = layout.field_names() - set(fields)
+            if unknown:
+                raise PromptError(
+                    f"template {layout.inputs!r} -> {layout.targets!r} asks for {', '.join(sorted(unknown))}, "
+                    f"but the instances have only {', '.join(sorted(fields))}"
+                )
+
+
+def render_prompts(
+    prompts: Prompts, *, fields: Sequence[str], pool: Callable[[], Sequence[Fields]]
+) -> Callable[..., tf.data.Dataset]:
+    """A seqio preprocessor: string features `fields` and `split` in, `inputs` and `targets` out, the rest untouched.
+
+    The split "train" draws among all styles; any other gets zero-shot prompts. `pool` gives the solved instances that
+    few-shot prompts show; it is not called before the first example comes by.
+    """
+    import seqio
+    import tensorflow as tf
+
+    prompts.check(fields)
+    exemplars = functools.cache(pool)
+
+    def in_python(split: bytes, seed: np.ndarray, values: np.ndarray) -> tuple[bytes, bytes]:
+        instance = {name: value.decode() for name, value in zip(fields, values.tolist(), strict=True)}
+        draw = Draw(*seed.tolist())
+        inputs, targets = prompts.render(instance, draw, exemplars() if split == b"train" else None)
+        return inputs.encode(), targets.encode()
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def render(example: dict[str, Any], seed: tuple[Any, Any]) -> dict[str, Any]:
+        arguments = [example["split"], tf.stack(seed), tf.stack([example[name] for name in fields])]
+        inputs, targets = tf.numpy_function(in_python, arguments, (tf.string, tf.string))
+        rest = {key: value for key, value in example.items() if key not in fields and key != "split"}
+        return {**rest, "inputs": tf.ensure_shape(inputs, []), "targets": tf.ensure_shape(targets, [])}
+
+    return render

@@ -1,0 +1,203 @@
+"""One split of a seqio task as a stream of tokenised examples, under any vocabulary and one seed.
+
+The task's own preprocessors run unchanged, on the features of the vocabulary that the run brings. Nothing is shuffled,
+trimmed or repeated: that is the loader's work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from flanjax.data.cache import FEATURES, Example
+from flanjax.data.fingerprints import file_identity, fingerprint
+from flanjax.data.sources import BadRows
+from flanjax.data.vocabularies import Vocabulary
+from flanjax.errors import FlanjaxError
+
+_BATCH = 256
+
+
+class StreamError(FlanjaxError):
+    """A task that does not produce tokenised inputs and targets."""
+
+
+def own_vocabulary(tasks: tuple[seqio.Task, ...]) -> Vocabulary:
+    """The SentencePiece vocabulary that the tasks themselves were registered with.
+
+    Raises:
+        StreamError: they have another kind of vocabulary, or not all of them the same.
+    """
+    found = {}
+    for task in tasks:
+        for name, feature in task.output_features.items():
+            vocabulary = feature.vocabulary
+            if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+                raise StreamError(
+                    f"task {task.name!r} brings no SentencePiece vocabulary for {name} "
+                    f"({type(vocabulary).__name__}): give a vocabulary file, or a size to train one"
+                )
+            found[str(vocabulary.sentencepiece_model_file), vocabulary.extra_ids] = f"{task.name}, {name}"
+    if len(found) != 1:
+        raise StreamError(f"the tasks bring several vocabularies, {found}: give one vocabulary file for all of them")
+    ((file, extra_ids),) = found
+    return Vocabulary.from_file(file, extra_ids)
+
+
+def task_fingerprint(task: seqio.Task, split: str, *, seed: int, vocabulary_id: str, version: int) -> str:
+    """A digest of everything that decides what this split holds: code, data files, features, vocabulary and seed."""
+    features = {name: [feature.dtype.name, feature.rank] for name, feature in task.output_features.items()}
+    source: Any = vars(task.source)
+    if isinstance(task.source, seqio.FileDataSource):
+        # The files of this split alone: a change in another split's file leaves this one as it is.
+        files = [file_identity(file) if _is_local(file) else file for file in task.source.list_shards(split)]
+        source = [files, task.source._reader]
+    code = [type(task.source), source, task.preprocessors]
+    return fingerprint([version, task.name, split, seed, vocabulary_id, features, code])
+
+
+def open_dataset(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary, *, seed: int) -> tf.data.Dataset:
+    """The preprocessed dataset of one split, in file order.
+
+    Every task has its own stream of seeds, the same for all of its splits, so that a source may divide one shuffle of
+    its rows among them.
+
+    Raises:
+        StreamError: the preprocessed examples have no `inputs` or no `targets`, or these are not integers [tokens].
+    """
+    features = task.output_features.items()
+    task = task.replace(output_features={name: replace(feature, vocabulary=vocabulary) for name, feature in features})
+    task_seed = int.from_bytes(hashlib.sha256(f"{seed}/{task.name}".encode()).digest()[:4]) >> 1
+    # Ops that a task left unseeded draw from this, and so does seqio's own stream of seeds.
+    tf.random.set_seed(task_seed)
+    dataset = task.preprocess_precache(_source_dataset(task.source, split, task_seed), seed=task_seed)
+    dataset = task.preprocess_postcache(dataset, sequence_length=None, seed=task_seed)
+    for name in FEATURES:
+        spec = dataset.element_spec.get(name)
+        if not isinstance(spec, tf.TensorSpec) or not spec.dtype.is_integer or spec.shape.rank != 1:
+            raise StreamError(
+                f"task {task.name!r} gives {name} = {spec}, integers [tokens] are needed: do its preprocessors make "
+                "`inputs` and `targets` and end in seqio.preprocessors.tokenize and append_eos?"
+            )
+    wanted = [*FEATURES, *(f"{name}_pretokenized" for name in FEATURES), "references", "id"]
+    options = tf.data.Options()
+    options.deterministic = True
+    # One thread: most of the work is Python's, and ops that hold a random state keep one order.
+    options.threading.private_threadpool_size = 1
+    present = [name for name in wanted if name in dataset.element_spec]
+    return dataset.map(lambda example: {name: example[name] for name in present}).with_options(options)
+
+
+def examples(
+    dataset: tf.data.Dataset,
+    vocabulary: Vocabulary,
+    *,
+    task: str,
+    split: str,
+    counters: MutableMapping[str, int],
+    bad_rows: BadRows,
+) -> Iterator[Example]:
+    """The examples to write; empty targets are left out and counted, and skipped rows are counted at the end.
+
+    Both features end in EOS, also where a task leaves it out. Splits other than "train" carry their text.
+
+    Raises:
+        FlanjaxError: the task's own code or data failed; the message has its reason.
+    """
+    try:
+        for number, row in enumerate(_rows(dataset)):
+            tokens = {name: _ending_in_eos(row[name]) for name in FEATURES}
+            if len(tokens["targets"]) == 1:
+                counters["dropped_empty_targets"] += 1
+                continue
+            text = None if split == "train" else _text(row, tokens, vocabulary, f"{task}-{split}-{number}")
+            yield Example(inputs=tokens["inputs"], targets=tokens["targets"], text=text)
+    except FlanjaxError:
+        raise
+    except Exception as error:
+        raise bad_rows.error or StreamError(_reason(error)) from error
+    counters["skipped_bad_rows"] = bad_rows.skipped
+
+
+def texts(task: seqio.Task, split: str, *, seed: int, limit: int, bad_rows: BadRows) -> Iterator[str]:
+    """Inputs and targets of the first `limit` examples as text, before any vocabulary.
+
+    The task is run over bytes, which any text survives, and read back.
+
+    Raises:
+        FlanjaxError: the task's own code or data failed.
+    """
+    vocabulary = seqio.ByteVocabulary()
+    try:
+        for row in _rows(open_dataset(task, split, vocabulary, seed=seed).take(limit)):
+            for name in FEATURES:
+                yield vocabulary.decode(row[name].tolist())
+    except FlanjaxError:
+        raise
+    except Exception as error:
+        raise bad_rows.error or StreamError(f"task {task.name!r}, {split}: {_reason(error)}") from error
+
+
+def _source_dataset(source: seqio.DataSource, split: str, seed: int) -> tf.data.Dataset:
+    try:
+        return source.get_dataset(split=split, shuffle=False, seed=seed)
+    except ValueError:
+        # seqio refuses a seed for a source function that has no such argument; unshuffled, it has no use for one.
+        return source.get_dataset(split=split, shuffle=False)
+
+
+def _rows(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
+    """The examples one by one; they leave TensorFlow by the hundred, which is several times as fast."""
+    for batch in dataset.ragged_batch(_BATCH):
+        columns = [_column(batch[name]) for name in batch]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def _column(values: tf.Tensor | tf.RaggedTensor) -> Sequence[Any]:
+    if isinstance(values, tf.RaggedTensor):
+        return np.split(values.values.numpy(), values.row_splits.numpy()[1:-1])
+    return values.numpy()
+
+
+def _is_local(file: str) -> bool:
+    return "://" not in file
+
+
+def _ending_in_eos(tokens: np.ndarray) -> np.ndarray:
+    if len(tokens) and tokens[-1] == Vocabulary.eos_id:
+        return tokens.astype(np.int32, copy=False)
+    return np.append(tokens, Vocabulary.eos_id).astype(np.int32)
+
+
+def _text(
+    row: dict[str, np.ndarray], tokens: dict[str, np.ndarray], vocabulary: Vocabulary, default_id: str
+) -> dict[str, Any]:
+    text: dict[str, Any] = {}
+    for name in FEATURES:
+        pretokenized = row.get(f"{name}_pretokenized")
+        text[name] = _string(pretokenized) if pretokenized is not None else vocabulary.decode(tokens[name].tolist())
+    references = np.atleast_1d(row["references"]).tolist() if "references" in row else [text["targets"]]
+    text["references"] = [_string(reference) for reference in references]
+    text["id"] = _string(row.get("id", default_id))
+    return text
+
+
+def _string(value: Any) -> str:
+    value = value.item() if isinstance(value, np.ndarray | np.generic) else value
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a task, without TensorFlow's trail of node names; the place is the innermost Python frame."""
+    text = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+    head = text.split("Traceback (most recent call last)")[0].strip()
+    head = head.split("}}")[-1].strip() if head.startswith("{{") else head
+    frames = [line.strip() for line in text.splitlines() if line.strip().startswith('File "')]
+    return f"{head} ({frames[-1]})" if frames else head

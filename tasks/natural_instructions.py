@@ -1,0 +1,316 @@
+"""Super-NaturalInstructions: the published folder of task files, in the official Tk-Instruct encoding.
+
+    register(data_dir="natural-instructions")       # tasks/*.json or .json.gz, splits/default/test_tasks.txt
+
+Every task file becomes one seqio task of the same name. The tasks of the test list are held out: mixture
+`super_natural_instructions_test`, whose splits `test` and `validation` are both the official first 100 instances. All
+others are in the mixture `super_natural_instructions`, with `train` and, from the instances after those, `validation`.
+
+Source of protocol and strings: Wang et al. 2022 (arXiv 2204.07705) and its Tk-Instruct code. One deviation: an input
+that is too long even without examples is cut so that it and its end-of-sequence id fit `max_source`, where the original
+cuts one token later and its tokenizer drops that token again.
+"""
+
+import fnmatch
+import functools
+import json
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from flanjax.tasks.scoring import references, super_ni_scores
+
+from flanjax.data.prompts import Draw
+from flanjax.data.registry import add_mixture, add_task, text_features
+from flanjax.data.sources import BadRow, read_json, report_bad_row, string_dataset, text_field
+from flanjax.errors import FlanjaxError
+
+TRAIN_MIXTURE = "super_natural_instructions"
+TEST_MIXTURE = "super_natural_instructions_test"
+
+
+class NaturalInstructionsError(FlanjaxError):
+    """A folder that does not hold Super-NaturalInstructions, or options that do not fit it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What stands before the query: the definition, and how many examples."""
+
+    definition: bool = True
+    positives: int = 0
+    negatives: int = 0
+    explanations: bool = False
+
+
+ENCODINGS = {
+    "def": Encoding(),
+    "pos2": Encoding(definition=False, positives=2),
+    "def_pos2": Encoding(positives=2),
+    "def_pos2_neg2": Encoding(positives=2, negatives=2),
+    "def_pos2_expl": Encoding(positives=2, explanations=True),
+}
+
+
+def register(
+    data_dir: str,
+    *,
+    split_list: str | None = None,
+    held_out: Sequence[str] = (),
+    encoding: str = "def_pos2",
+    max_source: int = 1024,
+    train_instances_per_task: int | None = 100,
+    validation_instances_per_task: int = 10,
+    test_instances_per_task: int = 100,
+) -> None:
+    """Registers every task of a folder and the two mixtures; task files are read when they are materialised.
+
+    Args:
+        data_dir: holds `tasks/` and, unless `split_list` says otherwise, `splits/default/test_tasks.txt`.
+        split_list: file with the name of one test task a line.
+        held_out: more test tasks: names, or patterns such as "task73*".
+        encoding: one of `ENCODINGS`, or "random", which draws one of them for each training instance and evaluates
+            with "def_pos2" (what the authors call Tk-Instruct).
+        max_source: tokens of an input, its end-of-sequence id included; examples that do not fit are left out.
+        train_instances_per_task: of each training task, drawn by the seed; None for all but the validation ones.
+        validation_instances_per_task: of each training task, after the training ones in the same draw.
+        test_instances_per_task: of each test task, the first ones in the file.
+
+    Raises:
+        NaturalInstructionsError: no such folder, no task in it, or an option that means nothing here.
+    """
+    files = _task_files(Path(data_dir))
+    if encoding not in (*ENCODINGS, "random"):
+        raise NaturalInstructionsError(f"encoding={encoding!r}: give one of {', '.join(ENCODINGS)} or random")
+    test_tasks = _test_tasks(Path(data_dir), split_list, held_out, files)
+    train_tasks = [name for name in files if name not in test_tasks]
+    training = functools.partial(
+        _training_rows, train=train_instances_per_task, validation=validation_instances_per_task
+    )
+    for name, file in files.items():
+        testing = functools.partial(_first_rows, count=test_instances_per_task)
+        divide, splits = (
+            (testing, ("test", "validation")) if name in test_tasks else (training, ("train", "validation"))
+        )
+        add_task(
+            name,
+            source=seqio.FunctionDataSource(functools.partial(_instances, file=file, divide=divide), splits=splits),
+            preprocessors=[
+                encode_instances(encoding, max_source),
+                seqio.preprocessors.tokenize,
+                seqio.preprocessors.append_eos,
+            ],
+            output_features=text_features(),
+            postprocess_fn=references,
+            metric_fns=[super_ni_scores],
+        )
+    add_mixture(TRAIN_MIXTURE, train_tasks, default_rate=1.0)
+    add_mixture(TEST_MIXTURE, [name for name in files if name in test_tasks], default_rate=1.0)
+
+
+def encode_instances(encoding: str, max_source: int) -> Callable[..., tf.data.Dataset]:
+    """A seqio preprocessor: string features `instance` (JSON) and `split` in; inputs, targets, references out.
+
+    An instance with several outputs is trained on one of them, drawn by the seed; `references` are all of them.
+    """
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def encode(example: dict[str, Any], seed: Any, output_features: Mapping[str, seqio.Feature]) -> dict[str, Any]:
+        vocabulary = output_features["inputs"].vocabulary
+
+        def in_python(instance_json: bytes, split: bytes, seed: np.ndarray) -> tuple[bytes, bytes, np.ndarray]:
+            instance, draw = json.loads(instance_json), Draw(*seed.tolist())
+            name = encoding
+            if encoding == "random":
+                name = draw.choice(tuple(ENCODINGS)) if split == b"train" else "def_pos2"
+            outputs = instance["outputs"]
+            target = draw.choice(outputs) if split == b"train" else outputs[0]
+            source = encode_source(instance, ENCODINGS[name], vocabulary, max_source)
+            return source.encode(), target.encode(), np.array([output.encode() for output in outputs], dtype=object)
+
+        inputs, targets, accepted = tf.numpy_function(
+            in_python, [example["instance"], example["split"], tf.stack(seed)], (tf.string, tf.string, tf.string)
+        )
+        return {
+            "inputs": tf.ensure_shape(inputs, []),
+            "targets": tf.ensure_shape(targets, []),
+            "references": tf.ensure_shape(accepted, [None]),
+            "id": example["id"],
+        }
+
+    return encode
+
+
+def encode_source(
+    instance: Mapping[str, Any], encoding: Encoding, vocabulary: seqio.Vocabulary, max_source: int
+) -> str:
+    """The official input text of an instance {"definition", "positives", "negatives", "input"}.
+
+    Examples are added one at a time while everything fits `max_source` tokens; the first that does not ends its kind.
+    """
+    query = f"Now complete the following example -\n{_sentence('Input: ', instance['input'])}Output: "
+    definition = ""
+    if encoding.definition:
+        definition = _sentence("Definition: ", instance["definition"]) + "\n"
+
+    def fits(text: str) -> bool:
+        return len(vocabulary.encode(text)) + 1 <= max_source
+
+    chosen: dict[str, list[str]] = {"Positive": [], "Negative": []}
+    for kind, examples in (
+        ("Positive", instance["positives"][: encoding.positives]),
+        ("Negative", instance["negatives"][: encoding.negatives]),
+    ):
+        for number, example in enumerate(examples, 1):
+            text = _example(kind, number, example, encoding.explanations)
+            # The length is taken with spaces between the examples, the text itself has none, as in the original.
+            before = definition + " ".join(chosen["Positive"]) + " ".join(chosen["Negative"])
+            if not fits(before + text + query):
+                break
+            chosen[kind].append(text)
+    source = definition + "".join(chosen["Positive"]) + "".join(chosen["Negative"]) + query
+    if fits(source):
+        return source
+    return vocabulary.decode(vocabulary.encode(source)[: max_source - 1])
+
+
+def _example(kind: str, number: int, example: Mapping[str, str], explain: bool) -> str:
+    text = f" {kind} Example {number} -\n" + _sentence("Input: ", example["input"])
+    text += _sentence(" Output: ", example["output"])
+    if explain and "explanation" in example:
+        text += _sentence(" Explanation: ", example["explanation"])
+    return text + "\n"
+
+
+def _sentence(label: str, text: str) -> str:
+    """One line, with a full stop unless it ends in punctuation; the line of an empty text ends in its label's space."""
+    line = label + text.strip()
+    return line + ("" if line[-1] in string.punctuation else ".") + "\n"
+
+
+def _task_files(data_dir: Path) -> dict[str, Path]:
+    """Task name -> file, in order of the names."""
+    folder = data_dir / "tasks"
+    if not folder.is_dir():
+        raise NaturalInstructionsError(
+            f"no folder {folder}: data_dir must be a copy of Super-NaturalInstructions, with tasks/ and splits/ in it"
+        )
+    files = [file for pattern in ("*.json", "*.json.gz") for file in folder.glob(pattern)]
+    if not files:
+        raise NaturalInstructionsError(f"{folder} holds no task: neither *.json nor *.json.gz")
+    return dict(sorted((re.sub(r"[^\w.]", "_", file.name.split(".json")[0]), file) for file in files))
+
+
+def _test_tasks(data_dir: Path, split_list: str | None, held_out: Sequence[str], files: Mapping[str, Path]) -> set[str]:
+    path = Path(split_list) if split_list else data_dir / "splits" / "default" / "test_tasks.txt"
+    try:
+        listed = set(path.read_text().split())
+    except OSError as error:
+        raise NaturalInstructionsError(
+            f"no list of test tasks at {path} ({error.strerror}): give split_list, a file with one task name a line"
+        ) from error
+    for pattern in held_out:
+        matching = fnmatch.filter(files, pattern)
+        if not matching:
+            raise NaturalInstructionsError(f"held_out: no task in {data_dir / 'tasks'} matches {pattern!r}")
+        listed.update(matching)
+    return listed & set(files)
+
+
+Divide = Callable[[Sequence[dict[str, Any]], str, int], Sequence[dict[str, Any]]]
+
+
+def _instances(
+    split: str, shuffle_files: bool, seed: int | None = None, *, file: Path, divide: Divide
+) -> tf.data.Dataset:
+    del shuffle_files
+
+    def rows() -> Iterator[dict[str, str]]:
+        for row in divide(read_task(file), split, seed or 0):
+            yield {"instance": json.dumps(row), "id": row["id"], "split": split}
+
+    return string_dataset(rows, ("instance", "id", "split"))
+
+
+def _first_rows(rows: Sequence[dict[str, Any]], split: str, seed: int, *, count: int) -> Sequence[dict[str, Any]]:
+    del split, seed
+    return rows[:count]
+
+
+def _training_rows(
+    rows: Sequence[dict[str, Any]], split: str, seed: int, *, train: int | None, validation: int
+) -> Sequence[dict[str, Any]]:
+    """The part of a training task that a split gets: one draw of all rows, training first, then validation.
+
+    Where a task is too small for both, training gives way, but keeps at least half.
+    """
+    validation = min(validation, len(rows) // 2)
+    train = len(rows) - validation if train is None else min(train, len(rows) - validation)
+    drawn = Draw("instances", seed).sample(rows, train + validation)
+    return drawn[:train] if split == "train" else drawn[train:]
+
+
+def read_task(file: Path) -> list[dict[str, Any]]:
+    """The instances of a task file, each with all its encoding needs: id, input, outputs, definition, examples.
+
+    Raises:
+        BadRow: the file is no task; a malformed instance is reported as the policy says.
+    """
+    try:
+        task = read_json(file)
+        shared = {
+            "definition": _definition(task, str(file)),
+            "positives": _examples(task, "Positive Examples", str(file)),
+            "negatives": _examples(task, "Negative Examples", str(file)),
+        }
+        if not isinstance(task.get("Instances"), list):
+            raise BadRow(f"{file}: field 'Instances' must be a list")
+    except BadRow as error:
+        report_bad_row(error, always=True)
+        raise
+    rows = []
+    for number, instance in enumerate(task["Instances"], 1):
+        try:
+            rows.append(_instance(instance, f"{file}: instance {number}") | shared)
+        except BadRow as error:
+            report_bad_row(error)
+    return rows
+
+
+def _instance(instance: Any, place: str) -> dict[str, Any]:
+    if not isinstance(instance, dict):
+        raise BadRow(f"{place}: an object is expected, not {type(instance).__name__}")
+    outputs = instance.get("output")
+    outputs = [outputs] if isinstance(outputs, str) else outputs
+    if not isinstance(outputs, list) or not outputs or not all(isinstance(output, str) for output in outputs):
+        raise BadRow(f"{place}: field 'output' must be a string or a list of strings: {str(instance)[:80]}")
+    return {
+        "id": text_field({"id": place, **instance}, "id", place),
+        "input": text_field(instance, "input", place),
+        "outputs": outputs,
+    }
+
+
+def _definition(task: Mapping[str, Any], place: str) -> str:
+    definition = task.get("Definition")
+    first = definition[0] if isinstance(definition, list) and definition else definition
+    return text_field({"Definition": first}, "Definition", place)
+
+
+def _examples(task: Mapping[str, Any], key: str, place: str) -> list[dict[str, str]]:
+    """The examples under a key that have an input and an output; a task may have none."""
+    examples = task.get(key) or []
+    if not isinstance(examples, list) or not all(isinstance(example, dict) for example in examples):
+        raise BadRow(f"{place}: field {key!r} must be a list of objects")
+    found = []
+    for number, example in enumerate(examples, 1):
+        where = f"{place}: {key}, number {number}"
+        fields = ("input", "output", "explanation") if "explanation" in example else ("input", "output")
+        found.append({name: text_field(example, name, where) for name in fields})
+    return found
