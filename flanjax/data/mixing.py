@@ -1,9 +1,10 @@
 """Mixing rates, and the order in which a mixture's examples come.
 
 The order is a pure function of a seed and a position: any position is found without walking to it. Positions come in
-blocks. A block holds each task a fixed number of times, by its rate, in an order shuffled anew for every block; a task
-hands out its own examples in a shuffled order, every one of them once before any comes again, reshuffled each time.
-With rates proportional to the numbers of examples a block is an epoch of the whole mixture, globally shuffled.
+blocks. A block holds each task a fixed number of times, by its rate, in an order shuffled anew for every block. A task
+goes on from block to block through its own examples, reshuffled each time it has gone through all, so that over whole
+blocks none of them comes more than once oftener than another. With rates proportional to the numbers of examples a
+block is an epoch of the whole mixture, globally shuffled.
 
 Grain's `MapDataset.mix` gives the same kind of order, but looks for an element's task in Python, one task after the
 other: 34,000 addresses a second with 59 tasks and 7,000 with 1,000, where arrays give millions with any number.
@@ -122,6 +123,7 @@ class MixtureOrder:
 
     Attributes:
         length: number of positions, or None for ever.
+        block: number of positions in which each task has come as often as its rate says.
         shares: what part of the positions each task has.
     """
 
@@ -138,16 +140,17 @@ class MixtureOrder:
         self._epoch = sum(size for size, rate in zip(sizes, rates, strict=True) if rate > 0)
         self._counts = _block_counts(np.asarray(rates, dtype=np.float64), self._epoch)
         self._ends = np.cumsum(self._counts)
+        self.block = int(self._ends[-1])
         self.length = None if epochs is None else epochs * self._epoch
-        self.shares: Float[np.ndarray, " tasks"] = self._counts / self._ends[-1]
+        self.shares: Float[np.ndarray, " tasks"] = self._counts / self.block
 
     def addresses(self, start: int, stop: int) -> Int64[np.ndarray, "positions 2"]:
         """(task, example) of the positions from start up to stop, or to the end of the order."""
         if self.length is not None:
             stop = min(stop, self.length)
         position = np.arange(start, max(start, stop), dtype=np.int64)
-        block, slot = np.divmod(position, self._ends[-1])
-        slot = permute(slot, int(self._ends[-1]), hash64(self._seed, 0, block))
+        block, slot = np.divmod(position, self.block)
+        slot = permute(slot, self.block, hash64(self._seed, 0, block))
         task = np.searchsorted(self._ends, slot, side="right")
         count, size = self._counts[task], self._sizes[task]
         draw = block * count + slot - (self._ends[task] - count)

@@ -1,5 +1,6 @@
 """A tiny vocabulary, and caches of made-up examples whose tokens tell where they come from."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -64,3 +65,22 @@ def make_cache(tmp_path: Path, tiny_vocabulary: Vocabulary) -> Callable[..., Pat
         return tmp_path / folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def super_ni_lengths(test_data: Path, t5_spiece: Path) -> dict[str, np.ndarray]:
+    """Tokens [examples, 2] of the real Super-NI sample, shuffled: definition and input, and with two demonstrations."""
+    vocabulary = Vocabulary.from_file(t5_spiece)
+    found: dict[str, list[tuple[int, int]]] = {"zero-shot": [], "two-shot": []}
+    for file in sorted((test_data / "super_natural_instructions" / "tasks").glob("*.json")):
+        task = json.loads(file.read_text())
+        shots = [f"Input: {shot['input']}\nOutput: {shot['output']}" for shot in task["Positive Examples"][:2]]
+        head = len(vocabulary.encode(task["Definition"][0]))
+        demonstrations = sum(len(vocabulary.encode(shot)) for shot in shots)
+        for instance in task["Instances"]:
+            inputs = head + len(vocabulary.encode(f"Input: {instance['input']}\nOutput:")) + 1
+            targets = len(vocabulary.encode(instance["output"][0])) + 1
+            found["zero-shot"].append((inputs, targets))
+            found["two-shot"].append((inputs + demonstrations, targets))
+    order = np.random.default_rng(0).permutation(len(found["zero-shot"]))
+    return {name: np.array(lengths, dtype=np.uint32)[order] for name, lengths in found.items()}
