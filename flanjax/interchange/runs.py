@@ -77,33 +77,41 @@ _RECIPE = (
     ("Base model", ("init_from",)),
     ("Mixture", ("data", "mixture")),
     ("Mixing rates", ("data", "rates")),
-    ("Planned steps", ("train", "steps")),
-    ("Rows per step", ("data", "batch_rows")),
-    ("Row lengths in tokens", ("data", "feature_lengths")),
+    ("Planned steps", ("train", "train_steps")),
+    ("Packed rows per step", ("data", "batch_rows")),
+    ("Row lengths in tokens (inputs, targets)", ("data", "row_lengths")),
     ("Optimizer", ("optimizer", "name")),
     ("Learning rate", ("optimizer", "learning_rate")),
     ("Schedule", ("optimizer", "schedule")),
+    ("Warm-up steps", ("optimizer", "warmup_steps")),
     ("Dropout", ("model", "dropout_rate")),
+    ("Compute", ("compute", "dtype")),
     ("Seed", ("train", "seed")),
 )
+_ABSENT = object()
 
 
 def recipe(settings: Mapping[str, Any], step: int) -> dict[str, str]:
     """The lines of a model card that say how a run was trained; settings that a run does not have are left out.
 
-    Worked example: `recipe({"init_from": None, "data": {"mixture": "demo"}}, 300)` is {"Base model": "none, trained
-    from random parameters", "Mixture": "demo", "Steps": "300"}.
+    Worked example: `recipe({"init_from": None, "data": {"mixture": "demo", "row_lengths": [256, 32]}}, 300)` is
+    {"Base model": "none (random parameters)", "Mixture": "demo", "Row lengths in tokens (inputs, targets)":
+    "256, 32", "Steps": "300"}.
     """
     lines = {}
     for label, path in _RECIPE:
         value: Any = settings
         for key in path:
             value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
-        if value is None and path == ("init_from",):
-            value = "none, trained from random parameters"
-        if value is not _ABSENT and value is not None:
-            lines[label] = value if isinstance(value, str) else json.dumps(value)
+        if value is not _ABSENT:
+            lines[label] = _readable(path[-1], value)
     return {**lines, "Steps": str(step)}
 
 
-_ABSENT = object()
+def _readable(key: str, value: Any) -> str:
+    if key == "init_from":
+        # The folder's name alone: where it lay on somebody's disk is nobody's business.
+        return Path(value).name if value else "none (random parameters)"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
