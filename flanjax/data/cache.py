@@ -34,11 +34,15 @@ FORMAT = 1
 FEATURES = ("inputs", "targets")
 MANIFEST_FILE = "manifest.json"
 LENGTHS_FILE = "lengths.npy"
-_MAX_OPEN_SHARDS = 128
+_MAX_OPEN_SHARDS = 256
 
 
 class CacheError(FlanjaxError):
     """A cache that is missing, half-written, damaged, or cannot be written."""
+
+
+class NoSuchSplitError(CacheError):
+    """A mixture that is in the cache, but none of whose tasks has the split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,8 +356,9 @@ class CachedMixture:
         """Opens every task of a mixture.
 
         Raises:
-            CacheError: the mixture, one of its tasks or its vocabulary is missing or damaged, no task has the split,
-                or the tasks do not share one vocabulary.
+            NoSuchSplitError: no task has the split.
+            CacheError: the mixture, one of its tasks or its vocabulary is missing or damaged, or the tasks do not
+                share one vocabulary.
         """
         file, remedy = mixture_file(cache_dir, mixture), _remedy(cache_dir, mixture)
         try:
@@ -370,7 +375,9 @@ class CachedMixture:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CacheError(f"{file} cannot be read ({error!r}); {remedy}") from error
         if not entries:
-            raise CacheError(f"mixture {mixture!r} is empty: {file} lists no task with a split {split!r}; {remedy}")
+            raise NoSuchSplitError(
+                f"mixture {mixture!r} is empty: {file} lists no task with a split {split!r}; {remedy}"
+            )
         try:
             vocabulary = Vocabulary.load(vocabulary_folder(cache_dir, identity))
         except VocabularyError as error:

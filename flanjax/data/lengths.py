@@ -97,7 +97,8 @@ def choose_feature_lengths(
     for row in sorted(candidates, key=lambda row: (least(row), row)):
         if costs and least(row) > _TIE * min(costs.values()):
             break
-        costs[row] = cost(row) * packing_figures(lengths, row, window=window, pack=pack).rows / len(lengths)
+        figures = packing_figures(lengths[: 2 * window], row, window=window, pack=pack)
+        costs[row] = cost(row) * figures.rows / figures.examples
     return min(row for row in costs if costs[row] <= _TIE * min(costs.values()))
 
 

@@ -7,6 +7,7 @@ host reads its contiguous part of them. A position is {"window", "row"}: going t
 """
 
 import json
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,9 @@ class PackedBatches(Iterator[Batch]):
             seed=config.seed,
         )
         self._rows = _BatchDataset(stream, config.batch_rows, mine, pad_last=False)
-        self._batches = _prefetched(self._rows, prefetch)
+        # Closed at the interpreter's exit at the latest: a thread of Grain's that outlives its modules complains.
+        self._open = [_prefetched(self._rows, prefetch)]
+        self._finish = weakref.finalize(self, _close, self._open)
 
     def __next__(self) -> Batch:
         """The next batch: int32 arrays [rows of this host, length].
@@ -121,8 +124,15 @@ class PackedBatches(Iterator[Batch]):
         Raises:
             StopIteration: the epochs are over; rows that fill no batch are left out, see `dropped_rows`.
             CacheError: a shard is damaged.
+            LoaderError: the loader is closed, or the data does not fill one batch.
         """
         return next(self._batches)
+
+    @property
+    def _batches(self) -> grain.DatasetIterator[Batch]:
+        if not self._open:
+            raise LoaderError("this loader is closed: open another one")
+        return self._open[0]
 
     @property
     def dropped_rows(self) -> int:
@@ -143,7 +153,7 @@ class PackedBatches(Iterator[Batch]):
 
     def close(self) -> None:
         """Ends the thread; no batch can be taken afterwards."""
-        self._batches.close()
+        self._finish()
 
 
 def eval_batches(
@@ -182,6 +192,11 @@ def eval_batches(
     order = InOrder([min(len(task), max_examples_per_task or len(task)) for task in tasks])
     stream = RowStream(ExampleStore(tasks), order, row_lengths, window=window, overlong=overlong, pack=pack, seed=None)
     return _finite(_prefetched(_BatchDataset(stream, batch_rows, mine, pad_last=True), 2))
+
+
+def _close(open_batches: list[grain.DatasetIterator[Batch]]) -> None:
+    while open_batches:
+        open_batches.pop().close()
 
 
 def _finite(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
