@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import json
 import re
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,9 @@ FORMAT = 1
 FEATURES = ("inputs", "targets")
 MANIFEST_FILE = "manifest.json"
 LENGTHS_FILE = "lengths.npy"
-_MAX_OPEN_SHARDS = 256
+# Opening a shard costs as much as reading ten records, so many stay open; half of the descriptors are for others.
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+_MAX_OPEN_SHARDS = 2048 if _DESCRIPTORS == resource.RLIM_INFINITY else min(2048, _DESCRIPTORS // 2)
 
 
 class CacheError(FlanjaxError):
