@@ -127,13 +127,12 @@ def configure(sources: GinSources, configurables: Sequence[type]) -> None:
         macros.read(path)
     with gin.unlock_config():
         for path in paths:
-            _parse(lambda path=path: gin.parse_config_file(str(path)), str(path), configurables)
+            _parse(gin.parse_config_file, str(path), str(path), configurables)
         for name, value in sources.overrides:
             if re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
                 macros.check_used(name)
                 macros.defined[name] = Path(f"--gin.{name}")
-            binding = f"{name} = {value}"
-            _parse(lambda binding=binding: gin.parse_config(binding), f"--gin.{name}", configurables)
+            _parse(gin.parse_config, f"{name} = {value}", f"--gin.{name}", configurables)
     macros.check_complete()
 
 
@@ -173,10 +172,10 @@ class _Macros:
             raise GinError(f"{', '.join(missing)} must be set: add --gin.{missing[0]}=VALUE, or a line to a gin file")
 
 
-def _parse(parse: Callable[[], object], place: str, configurables: Sequence[type]) -> None:
+def _parse(parse: Callable[[str], object], what: str, place: str, configurables: Sequence[type]) -> None:
     try:
         logging.disable(logging.ERROR)  # gin logs each folder in which an included file is not
-        parse()
+        parse(what)
     except (ValueError, SyntaxError, TypeError, AttributeError, OSError) as error:
         message = str(error).splitlines()[0]
         raise GinError(f"{place}: {message}{_suggestion(message, configurables)}") from error

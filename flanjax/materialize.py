@@ -56,19 +56,43 @@ def _materialize(argv: Sequence[str]) -> int:
     mixtures = flags.mixture.split(",") if flags.mixture else request["mixtures"]
     request.pop("mixtures", None)
 
-    from flanjax.console import Console
-    from flanjax.data.materialize import materialize
     from flanjax.data.vocabularies import VocabularySource
 
     if flags.vocabulary or request["vocabulary"] is None:
         request["vocabulary"] = VocabularySource(path=flags.vocabulary)
-    with Console() as console:
-        for mixture in mixtures:
-            report = materialize(
-                mixture=mixture, on_bad_row=flags.on_bad_row, progress=console.materializing, **request
-            )
-            console.materialized(mixture, report)
+    _materialize_all(mixtures, {**request, "on_bad_row": flags.on_bad_row})
     return 0
+
+
+def _materialize_all(mixtures: Sequence[str], request: dict[str, Any]) -> None:
+    """Writes the mixtures in turn; a vocabulary trained on the first serves the others."""
+    from flanjax.console import Console, duration
+    from flanjax.data.materialize import materialize
+    from flanjax.data.vocabularies import VocabularySource
+
+    with Console() as console:
+
+        def progress(task: str, split: str, done: int, total: int | None) -> None:
+            console.progress("materializing", done, total, f"{task} {split}")
+
+        for mixture in mixtures:
+            report = materialize(mixture=mixture, progress=progress, **request)
+            vocabulary = report.vocabulary
+            request["vocabulary"] = VocabularySource(path=str(vocabulary.path), extra_ids=vocabulary.extra_ids)
+            written = [split for split in report.splits if split.written]
+            examples = sum(split.examples for split in report.splits)
+            tokens = sum(sum(split.tokens.values()) for split in report.splits)
+            console.close_progress("materializing")
+            console.line(
+                f"materialized {mixture}: {examples:,} examples, {tokens:,} tokens, vocabulary {vocabulary.size:,}; "
+                f"{len(written)} of {len(report.splits)} splits written, the others were there; "
+                f"{duration(report.seconds)}"
+            )
+            for what in ("dropped_empty_targets", "skipped_bad_rows"):
+                if count := sum(getattr(split, what) for split in report.splits):
+                    console.notice(f"{mixture}: {count:,} {what.replace('_', ' ')}")
+            for note in report.notes:
+                console.notice(note)
 
 
 def _from_gin(sources: doors.GinSources) -> dict[str, Any]:

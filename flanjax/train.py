@@ -8,9 +8,15 @@ device, and trains nothing.
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flanjax import doors
+
+if TYPE_CHECKING:
+    from flanjax.console import Console
+    from flanjax.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,32 +32,74 @@ def _train(argv: Sequence[str]) -> int:
     if not sources.files:
         parser.error("name a gin file, such as --gin_file=demo.gin")
 
-    # The jit cache makes the second start of a run, and the resume after a kill, quick.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from flanjax.console import Console
-    from flanjax.run import CONFIGURABLES, Run, run
+    from flanjax.run import CONFIGURABLES, Run
 
     doors.configure(sources, CONFIGURABLES)
-    configuration = doors.build(Run)
-    assert isinstance(configuration, Run)
+    run = doors.build(Run)
+    assert isinstance(run, Run)
 
     def materialize(mixtures: Sequence[str]) -> None:
         # In a process of its own: TensorFlow's memory and threads are gone when training starts.
         forwarded = [argument for argument in argv if argument != "--dry_run"]
-        command = [sys.executable, "-m", "flanjax.materialize", *forwarded]
-        done = subprocess.run([*command, f"--mixture={','.join(mixtures)}"], check=False)
-        if done.returncode:
-            raise SystemExit(done.returncode)
+        command = [sys.executable, "-m", "flanjax.materialize", *forwarded, f"--mixture={','.join(mixtures)}"]
+        if code := subprocess.run(command, check=False).returncode:
+            raise SystemExit(code)
+
+    return _run(run, materialize, operative_config=doors.operative_config(), dry_run=flags.dry_run)
+
+
+def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_config: str, dry_run: bool) -> int:
+    from flanjax.console import Console
+    from flanjax.narrator import Narrator, parameter_table
+    from flanjax.run import compile_run, describe, is_described, layout_of, prepare, train_run
+    from flanjax.training.signals import exit_now
 
     with Console() as console:
-        run(
-            configuration,
-            materialize=materialize,
-            console=console,
-            operative_config=doors.operative_config(),
-            dry_run=flags.dry_run,
-        )
+        prepared = prepare(run, materialize, console.notice)
+        narrator = Narrator(console, prepared)
+        layout = layout_of(prepared)
+        narrator.start(layout)
+        parameters = parameter_table(prepared, layout)
+        if dry_run:
+            console.heading("Dry run")
+            console.line(parameters)
+            narrator.memory(compile_run(prepared, layout))
+            console.line("dry run: everything was built and compiled; nothing was trained, no run directory written")
+            return 0
+        # A resumed run is described anew only after it was accepted: a refused one must not change the description.
+        if not is_described(run):
+            describe(prepared, operative_config, parameters)
+        console.heading("Training")
+        result = train_run(prepared, narrator)
+        describe(prepared, operative_config, parameters)
+        console.close_progress("training")
+        if result.stopped_by is None:
+            narrator.answers()
+            _finish(run, console)
+        else:
+            console.line(f"stopped by {result.stopped_by} at step {result.step}; the same command goes on from there")
+    if result.work_left_behind:
+        exit_now(0)
     return 0
+
+
+def _finish(run: "Run", console: "Console") -> None:
+    """Says where things are, and exports what was asked for."""
+    from flanjax.export import export
+
+    console.heading("Done")
+    console.line(f"run directory: {run.model_dir} (metrics.jsonl, loss.png, samples.jsonl, tensorboard, checkpoints)")
+    if run.export_to is None:
+        console.line(f"export it: python -m flanjax.export --run={run.model_dir} --output=DIR")
+        return
+    if Path(run.export_to).exists():
+        console.notice(f"{run.export_to} is there already and was not written again; remove it to export anew")
+    else:
+        export(run.model_dir, run.export_to)
+    console.line(f"Hugging Face folder: {run.export_to}; load it with")
+    console.line(f'  transformers.T5ForConditionalGeneration.from_pretrained("{run.export_to}")')
+    console.line(f'  flanjax.load("{run.export_to}").generate(["..."])')
 
 
 if __name__ == "__main__":

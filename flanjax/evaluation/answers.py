@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from flanjax.data.cache import CachedTask
 from flanjax.errors import FlanjaxError
-from flanjax.evaluation.metrics import Scores, score_by_task
+from flanjax.evaluation.metrics import Scores, score_by_task, score_each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,10 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """The answers, their scores over all instances and per task (percentages, `flanjax.evaluation.metrics`)."""
+    """The answers, the scores of each in [0, 1], and percentages over all instances and per task."""
 
     answers: tuple[Answer, ...]
+    scores: tuple[Mapping[str, float], ...]
     overall: Scores
     by_task: Mapping[str, Scores]
 
@@ -70,8 +71,7 @@ def answer(asked: Sequence[Question], generate: Callable[[list[list[int]]], list
     texts: list[str] = []
     for start in range(0, len(asked), batch_size):
         texts += generate([list(question.inputs) for question in asked[start : start + batch_size]])
-    overall, by_task = score_by_task(
-        [question.task for question in asked], texts, [question.references for question in asked]
-    )
+    references = [question.references for question in asked]
+    overall, by_task = score_by_task([question.task for question in asked], texts, references)
     answers = tuple(Answer(question=question, text=text) for question, text in zip(asked, texts, strict=True))
-    return Report(answers=answers, overall=overall, by_task=by_task)
+    return Report(answers=answers, scores=tuple(score_each(texts, references)), overall=overall, by_task=by_task)

@@ -71,7 +71,7 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sc
     Raises:
       MetricError: nothing to score, unequal numbers, or an instance without references.
     """
-    return _mean(_score_each(predictions, references))
+    return _mean(score_each(predictions, references))
 
 
 def score_by_task(
@@ -87,14 +87,19 @@ def score_by_task(
     """
     if len(tasks) != len(predictions):
         raise MetricError(f"{len(tasks)} task names for {len(predictions)} predictions: give one for each")
-    rows = _score_each(predictions, references)
+    rows = score_each(predictions, references)
     by_task: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     for task, row in zip(tasks, rows, strict=True):
         by_task[task].append(row)
     return _mean(rows), {task: _mean(task_rows) for task, task_rows in by_task.items()}
 
 
-def _score_each(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+def score_each(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    """All metrics of each instance, in [0, 1].
+
+    Raises:
+      MetricError: unequal numbers, or an instance without references.
+    """
     if len(predictions) != len(references):
         raise MetricError(f"{len(predictions)} predictions for {len(references)} lists of references")
     functions = dict(zip(METRICS, (exact_match, rouge_1, rouge_l), strict=True))

@@ -1,0 +1,159 @@
+"""Tells a person about a run: what starts, how it goes, what the model answers before and after.
+
+The training loop reports to it as its observer; what should be read later also goes to files of the run directory.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from flanjax.console import Console, byte_size, duration
+from flanjax.evaluation.answers import Report
+from flanjax.models.t5 import abstract_params, logical_axes
+from flanjax.run import Prepared
+from flanjax.training.interfaces import Progress
+from flanjax.training.step import MemoryUse, StateLayout
+
+SAMPLES = "samples.jsonl"
+SHOWN_ANSWERS = 6
+_WIDTH = 100
+
+
+class Narrator:
+    """An observer of one run (`flanjax.training.interfaces.Observer`)."""
+
+    def __init__(self, console: Console, prepared: Prepared):
+        self._console = console
+        self._prepared = prepared
+        self._samples = Path(prepared.run.model_dir) / SAMPLES
+
+    def start(self, layout: StateLayout) -> None:
+        """The start-up lines: configuration, data, parameters."""
+        prepared, console = self._prepared, self._console
+        console.heading("Configuration")
+        console.line(prepared.settings.to_yaml().rstrip())
+        console.heading("Data")
+        console.lines(prepared.batches.report.lines())
+        console.heading("Model")
+        devices = prepared.mesh.devices
+        axes = ", ".join(f"{name} {size}" for name, size in prepared.mesh.shape.items())
+        console.line(f"{devices.size} {devices.flat[0].device_kind} device(s): {axes}")
+        parameters = jax.tree.leaves(abstract_params(prepared.model))
+        count = sum(int(np.prod(p.shape)) for p in parameters)
+        state = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(layout.state.opt_state))
+        console.line(
+            f"{count:,} parameters in {len(parameters)} arrays, {byte_size(4 * count)} of weights, "
+            f"{byte_size(4 * count)} of gradients, {byte_size(state)} of optimizer state"
+        )
+        origin = prepared.run.init_from
+        console.line(f"initial parameters: {origin or 'random, from the seed (INIT_FROM is None)'}")
+        for note in layout.notes:
+            console.notice(note)
+
+    def memory(self, memory: MemoryUse | None) -> None:
+        """The compiler's figures of the compiled step."""
+        if memory is None:
+            self._console.notice("this backend does not say how much memory the step needs")
+            return
+        self._console.line(
+            f"memory per device: {byte_size(memory.total)} = {byte_size(memory.arguments)} state and batch "
+            f"+ {byte_size(memory.temporaries)} temporaries + {byte_size(memory.outputs - memory.aliased)} new outputs "
+            f"+ {byte_size(memory.code)} code"
+        )
+
+    def progress(self, progress: Progress) -> None:
+        """Moves the bar."""
+        self._console.progress(
+            "training",
+            progress.step,
+            progress.train_steps,
+            f"loss {progress.loss:.3f}  {progress.tokens_per_second:,.0f} tokens/s  "
+            f"padding {progress.encoder_padding:.1%}/{progress.decoder_padding:.1%}  "
+            f"{duration(progress.seconds_left)} left",
+        )
+
+    def logged(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Prints an evaluation, and keeps its answers."""
+        evaluator = self._prepared.evaluators.get(split)
+        if evaluator is None:
+            return
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self._console.line(f"step {step:,}  {split}: {shown}")
+        if evaluator.report is not None:
+            self._keep(step, split, evaluator.report)
+
+    def notice(self, message: str) -> None:
+        """Prints a notice."""
+        self._console.notice(message)
+
+    def _keep(self, step: int, split: str, report: Report) -> None:
+        # Lines at or past this step are of a run that was killed and went on from before.
+        lines = [line for line in self._lines() if (line["step"], line["mixture"]) < (step, split)]
+        lines += [
+            {
+                "step": step,
+                "mixture": split,
+                "task": answer.question.task,
+                "prompt": answer.question.prompt,
+                "references": list(answer.question.references),
+                "answer": answer.text,
+                **scores,
+            }
+            for answer, scores in zip(report.answers, report.scores, strict=True)
+        ]
+        self._samples.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def _lines(self) -> list[dict]:
+        return [json.loads(line) for line in self._samples.read_text().splitlines()] if self._samples.exists() else []
+
+    def answers(self) -> None:
+        """Answers and scores per task of the first and the last evaluation, side by side."""
+        lines = self._lines()
+        for mixture in self._prepared.evaluators:
+            steps = sorted({line["step"] for line in lines if line["mixture"] == mixture})
+            if not steps:
+                continue
+            first, last = (
+                [line for line in lines if line["mixture"] == mixture and line["step"] == step]
+                for step in (steps[0], steps[-1])
+            )
+            self._console.heading(f"Answers on held-out examples of {mixture}, before (step {steps[0]}) and after")
+            shown: set[str] = set()
+            for before, after in zip(first, last, strict=False):
+                if before["task"] not in shown and len(shown) < SHOWN_ANSWERS:
+                    shown.add(before["task"])
+                    self._console.line(f"[{before['task']}] {_short(before['prompt'])}")
+                    self._console.line(f"    before: {_short(before['answer'])}")
+                    self._console.line(f"    after:  {_short(after['answer'])}")
+                    self._console.line(f"    wanted: {_short(after['references'][0])}")
+            for metric in self._prepared.run.evaluation.metrics:
+                self._scores(metric, first, last)
+
+    def _scores(self, metric: str, first: list[dict], last: list[dict]) -> None:
+        rows = []
+        for task in [*dict.fromkeys(line["task"] for line in last), None]:
+            means = [
+                np.mean([line[metric] for line in lines if task in (None, line["task"])]) for lines in (first, last)
+            ]
+            rows.append((task or "all", *(f"{100 * mean:.1f}" for mean in means)))
+        self._console.line()
+        self._console.table((f"{metric}, %", "before", "after"), rows)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+
+
+def parameter_table(prepared: Prepared, layout: StateLayout) -> str:
+    """Every parameter, one a line: path, shape, logical axes, mesh axes."""
+    shapes = jax.tree_util.tree_leaves_with_path(layout.state.params)
+    axes = jax.tree.leaves(logical_axes(prepared.model), is_leaf=lambda x: isinstance(x, tuple))
+    lines = [
+        f"{'/'.join(str(key.key) for key in path):<60} {leaf.shape!s:<22} {names!s:<34} {leaf.sharding.spec}"
+        for (path, leaf), names in zip(shapes, axes, strict=True)
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,382 @@
+"""One run, from its typed configuration to a trained and exported model.
+
+    cache (made when missing) -> vocabulary -> model and first parameters -> packed rows -> train -> answers -> export
+
+`flanjax.train` is the command line of this; everything here takes objects.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from flanjax.data.cache import CachedMixture, CacheError, NoSuchSplitError
+from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
+from flanjax.data.mixing import Proportional
+from flanjax.data.vocabularies import Vocabulary, VocabularySource
+from flanjax.errors import FlanjaxError
+from flanjax.evaluation.answers import questions
+from flanjax.evaluation.evaluators import MixtureEvaluator
+from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run
+from flanjax.interchange.tokenizer import read_vocabulary
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.t5 import Params, init_params, logical_axes
+from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.training.interfaces import Observer, TrainConfig, TrainResult
+from flanjax.training.losses import LossConfig
+from flanjax.training.optimizers import OptimizerConfig, make_optimizer
+from flanjax.training.schedules import make_schedule
+from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_step, make_train_step
+from flanjax.training.trainer import train
+
+
+class RunError(FlanjaxError):
+    """Parts of a run that do not belong together."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured on held-out examples, and how much of it.
+
+    Attributes:
+      mixtures: held-out mixtures, evaluated beside the run's own.
+      split: the split that is evaluated; it keeps its texts.
+      loss_examples_per_task: examples of each task that the loss is taken over; None for all.
+      questions_per_task: examples of each task that are answered; 0 answers none.
+      max_new_tokens: an answer's longest length in tokens.
+      metrics: of `flanjax.evaluation.metrics.METRICS`, shown per task.
+    """
+
+    mixtures: tuple[str, ...] = ()
+    split: str = "validation"
+    loss_examples_per_task: int | None = 100
+    questions_per_task: int = 16
+    max_new_tokens: int = 32
+    metrics: tuple[str, ...] = ("exact_match",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a run is made of; gin_configs/runs/common.gin binds it to the macros.
+
+    Attributes:
+      model_dir: the run directory.
+      model: the model; None takes it from `init_from`.
+      dropout_rate: replaces the model's own; None leaves it.
+      init_from: a Hugging Face T5 folder or a run directory; None starts from random parameters.
+      tasks: task modules and the options of their `register`.
+      export_to: a Hugging Face folder written when the run is whole; None writes none.
+    """
+
+    model_dir: str
+    model: T5Config | None
+    dropout_rate: float | None = None
+    compute: Compute
+    mesh: MeshConfig
+    init_from: str | None
+    tasks: Mapping[str, Mapping[str, Any]]
+    vocabulary: VocabularySource
+    data: DataConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig
+    export_to: str | None
+
+
+# What gin files may name.
+CONFIGURABLES: tuple[type, ...] = (
+    Compute,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Proportional,
+    Run,
+    T5Config,
+    TrainConfig,
+    VocabularySource,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run whose parts were opened and found to belong together; `settings` is its resolved configuration."""
+
+    run: Run
+    model: T5Config
+    vocabulary: Vocabulary
+    batches: PackedBatches
+    evaluators: Mapping[str, MixtureEvaluator]
+    mesh: jax.sharding.Mesh
+    settings: ml_collections.ConfigDict
+    initial_params: Callable[[Params], Params]
+
+
+def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> Prepared:
+    """Opens everything a run needs, in the order in which mistakes are cheapest to find.
+
+    Arguments:
+      run: the configuration.
+      materialize: writes these mixtures to the cache; called when one is missing or has another vocabulary.
+      notice: told of what a person should know.
+
+    Raises:
+      FlanjaxError: a part is missing or does not fit the others; the message says which and what to do.
+    """
+    start = _StartingPoint(run)
+    _ensure_cache(run, materialize, notice)
+    batches = PackedBatches(run.data, host_index=jax.process_index(), host_count=jax.process_count())
+    vocabulary = batches.mixture.vocabulary
+    model = start.model
+    start.check_vocabulary(vocabulary)
+    if vocabulary.size > model.vocab_size:
+        raise RunError(
+            f"the vocabulary of {run.data.mixture!r} has {vocabulary.size} ids, the model only {model.vocab_size}: "
+            "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
+        )
+    mesh = make_mesh(run.mesh)
+    return Prepared(
+        run=run,
+        model=model,
+        vocabulary=vocabulary,
+        batches=batches,
+        evaluators=_evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice),
+        mesh=mesh,
+        settings=_settings(run, model, batches),
+        initial_params=lambda shardings: start.params(),
+    )
+
+
+class _StartingPoint:
+    """The model that a run starts from: read once, and only as much of it as is asked for."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._read: tuple[T5Config, Params] | None = None
+        self._folder = None if run.init_from is None else Path(run.init_from)
+        if self._folder is not None and not (self._folder / "config.json").is_file():
+            raise RunError(
+                f"INIT_FROM={run.init_from}: there is no such model: give a Hugging Face T5 folder or a run directory "
+                "(both have a config.json), or None for random parameters"
+            )
+
+    @property
+    def model(self) -> T5Config:
+        """The run's model, or INIT_FROM's where the run names none; where both are there they must agree."""
+        model = self._run.model
+        if model is None:
+            if self._folder is None:
+                raise RunError("the run names neither a model nor INIT_FROM: include a file of gin_configs/models/")
+            model = self._source()[0]
+        if self._run.dropout_rate is not None:
+            model = dataclasses.replace(model, dropout_rate=self._run.dropout_rate)
+        return model
+
+    def params(self) -> Params:
+        """The first parameters, float32."""
+        if self._folder is None:
+            return init_params(self.model, self._run.train.seed)
+        found, params = self._source()
+        self._check_shape(found)
+        self._read = None  # they are on the devices from now on
+        return params
+
+    def _source(self) -> tuple[T5Config, Params]:
+        if self._read is None:
+            assert self._folder is not None
+            if is_run(self._folder):
+                trained = read_run(self._folder)
+                self._read = trained.model, trained.params
+            else:
+                self._read = read_hf_t5(self._folder)
+        return self._read
+
+    def _check_shape(self, found: T5Config) -> None:
+        wanted = dataclasses.asdict(dataclasses.replace(self.model, dropout_rate=found.dropout_rate))
+        differing = [
+            f"{name} is {value!r} there, {wanted[name]!r} in the run"
+            for name, value in dataclasses.asdict(found).items()
+            if value != wanted[name]
+        ]
+        if differing:
+            raise RunError(
+                f"INIT_FROM={self._folder} holds another model: {'; '.join(differing)}. "
+                "Include the file of gin_configs/models/ that fits it"
+            )
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Refuses a vocabulary that is not the one INIT_FROM was trained with, where it brings one."""
+        if self._folder is None:
+            return
+        if is_run(self._folder):
+            own = Vocabulary.load(self._folder / VOCABULARY)
+        elif (self._folder / "spiece.model").is_file():
+            own = read_vocabulary(self._folder)
+        else:
+            return
+        if own.identity != vocabulary.identity:
+            raise RunError(
+                f"the tasks were tokenised with vocabulary {vocabulary.identity} ({vocabulary.size} ids), "
+                f"INIT_FROM={self._folder} was trained with {own.identity} ({own.size} ids): its parameters mean "
+                f"nothing to these tokens. Set VOCABULARY={self._folder}"
+            )
+
+
+def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> None:
+    """Has the mixtures written that are missing, damaged, or tokenised with another vocabulary than the run's."""
+    wanted = None
+    if run.vocabulary.path is not None:
+        wanted = Vocabulary.from_file(run.vocabulary.path, run.vocabulary.extra_ids).identity
+    missing = []
+    for mixture, split in _splits(run):
+        try:
+            found = CachedMixture.open(run.data.cache_dir, mixture, split).vocabulary.identity
+        except CacheError as error:
+            notice(f"{mixture} has to be materialised: {error}")
+            missing.append(mixture)
+            continue
+        if wanted not in (None, found):
+            notice(f"{mixture} has to be materialised again: its vocabulary is {found}, the run's is {wanted}")
+            missing.append(mixture)
+    if missing:
+        # All of them: a vocabulary trained on the first serves the others.
+        materialize([mixture for mixture, _ in _splits(run)])
+
+
+def _splits(run: Run) -> list[tuple[str, str]]:
+    return [(run.data.mixture, "train"), *((mixture, run.evaluation.split) for mixture in run.evaluation.mixtures)]
+
+
+def _evaluators(
+    run: Run,
+    model: T5Config,
+    vocabulary: Vocabulary,
+    row_lengths: tuple[int, int],
+    mesh: jax.sharding.Mesh,
+    notice: Callable[[str], None],
+) -> dict[str, MixtureEvaluator]:
+    """One evaluator for the run's own mixture, where it has held-out examples, and one for each other mixture."""
+    config, found = run.evaluation, {}
+    for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):
+        try:
+            tasks = CachedMixture.open(run.data.cache_dir, mixture, config.split).tasks
+        except NoSuchSplitError:
+            if mixture in config.mixtures:
+                raise
+            notice(f"{mixture} has no split {config.split!r}: it is not evaluated")
+            continue
+
+        def batches(tasks: Any = tasks) -> Any:
+            return eval_batches(
+                tasks,
+                row_lengths,
+                run.data.batch_rows,
+                host_index=jax.process_index(),
+                host_count=jax.process_count(),
+                max_examples_per_task=config.loss_examples_per_task,
+            )
+
+        found[mixture] = MixtureEvaluator(
+            model=model,
+            compute=run.compute,
+            loss=run.loss,
+            mesh=mesh,
+            batches=batches,
+            questions=questions(tasks, config.questions_per_task, row_lengths[0]),
+            vocabulary=vocabulary,
+            max_new_tokens=config.max_new_tokens,
+            metrics=config.metrics,
+        )
+    return found
+
+
+def _settings(run: Run, model: T5Config, batches: PackedBatches) -> ml_collections.ConfigDict:
+    """The resolved configuration: what was asked for, and what came of it, as JSON holds it."""
+    settings = _plain(dataclasses.asdict(run))
+    settings["model"] = _plain(dataclasses.asdict(model))
+    vocabulary = batches.mixture.vocabulary
+    settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
+    prints = [task.manifest.fingerprint for task in batches.mixture.tasks]
+    settings["data"] |= {
+        "row_lengths": list(batches.row_lengths),
+        "contents": hashlib.sha256("".join(prints).encode()).hexdigest()[:16],
+    }
+    return ml_collections.ConfigDict(settings)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def is_described(run: Run) -> bool:
+    """Whether the run's directory says already what the run is."""
+    return (Path(run.model_dir) / SETTINGS).is_file()
+
+
+def describe(prepared: Prepared, operative_config: str, parameters: str) -> None:
+    """Writes what a run is into its directory: config.json, config.gin, parameters.txt and the vocabulary.
+
+    `flanjax.load` and `flanjax.export` read the run from these and its checkpoints.
+    """
+    folder = Path(prepared.run.model_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).write_text(prepared.settings.to_json(indent=1) + "\n")
+    (folder / "config.gin").write_text(operative_config)
+    (folder / "parameters.txt").write_text(parameters)
+    prepared.vocabulary.save(folder / VOCABULARY)
+
+
+def layout_of(prepared: Prepared) -> StateLayout:
+    """Shapes and places of the training state on the run's mesh."""
+    return StateLayout.of(prepared.model, _optimizer(prepared), prepared.mesh)
+
+
+def compile_run(prepared: Prepared, layout: StateLayout) -> MemoryUse | None:
+    """Compiles the train step, runs nothing; what it needs on each device, where the backend says."""
+    run = prepared.run
+    step = make_train_step(
+        prepared.model,
+        run.compute,
+        run.loss,
+        _optimizer(prepared),
+        make_schedule(run.optimizer, run.train.train_steps),
+        layout,
+        seed=run.train.seed,
+        microbatches=run.train.microbatches,
+    )
+    shapes = batch_shapes(run.data.batch_rows, *prepared.batches.row_lengths, prepared.mesh)
+    return compile_step(step, layout, shapes).memory
+
+
+def _optimizer(prepared: Prepared) -> optax.GradientTransformation:
+    run = prepared.run
+    return make_optimizer(run.optimizer, logical_axes(prepared.model), total_steps=run.train.train_steps)
+
+
+def train_run(prepared: Prepared, observer: Observer) -> TrainResult:
+    """Trains, or resumes, to the run's last step; see `flanjax.training.trainer.train`."""
+    run = prepared.run
+    return train(
+        model=prepared.model,
+        compute=run.compute,
+        loss=run.loss,
+        optimizer=run.optimizer,
+        config=run.train,
+        mesh=prepared.mesh,
+        batches=prepared.batches,
+        initial_params=prepared.initial_params,
+        evaluators=prepared.evaluators,
+        run_dir=Path(run.model_dir),
+        run_config=prepared.settings.to_dict(),
+        observer=observer,
+    )
