@@ -34,7 +34,7 @@ from flanjax.data.cache import (
     vocabulary_folder,
 )
 from flanjax.data.cache_writer import up_to_date, write_mixture, write_split
-from flanjax.data.sources import BadRows, bad_row_policy
+from flanjax.data.sources import BadRows, bad_row_policy, check_policy
 from flanjax.data.vocabularies import Vocabulary, VocabularyError, VocabularySource, train_vocabulary
 from flanjax.errors import FlanjaxError
 
@@ -110,6 +110,7 @@ def materialize(
         FlanjaxError: the mixture, a task module or the vocabulary is not there.
     """
     started = time.monotonic()
+    check_policy(on_bad_row)
     _load_tensorflow()
     from flanjax.data.registry import find_mixture, register_modules
 
@@ -320,7 +321,7 @@ def _write_mixture(
     cache: Path, found: "Found", vocabulary: Vocabulary, reports: list[SplitReport], *, seed: int
 ) -> list[str]:
     """Writes the mixture's file; returns a note if seqio has no rate for some tasks."""
-    rates = found.rates({report.task: report.examples for report in reports if report.split == "train"})
+    rates = found.rates({(report.task, report.split): report.examples for report in reports})
     entries = [
         {"task": task.name, "rate": rate, "splits": [report.split for report in reports if report.task == task.name]}
         for task, rate in zip(found.tasks, rates, strict=True)

@@ -37,11 +37,14 @@ def add_task(name: str, **arguments: Any) -> seqio.Task:
 
 def add_mixture(
     name: str, tasks: Iterable[str] | Mapping[str, float], *, default_rate: float | None = None
-) -> seqio.Mixture:
-    """`seqio.MixtureRegistry.add` that replaces a mixture of the same name; `tasks` are names, or names with rates."""
+) -> seqio.Mixture | None:
+    """`seqio.MixtureRegistry.add` that replaces a mixture of the same name.
+
+    `tasks` are names, or names with rates. seqio has no empty mixtures: without tasks, nothing has the name afterwards.
+    """
     seqio.MixtureRegistry.remove(name)
     rated = list(tasks.items()) if isinstance(tasks, Mapping) else list(tasks)
-    return seqio.MixtureRegistry.add(name, rated, default_rate=default_rate)
+    return seqio.MixtureRegistry.add(name, rated, default_rate=default_rate) if rated else None
 
 
 def register_modules(modules: Mapping[str, Mapping[str, Any]]) -> None:
@@ -77,24 +80,22 @@ class Found:
     tasks: tuple[seqio.Task, ...]
     mixture: seqio.Mixture | None
 
-    def rates(self, train_examples: Mapping[str, int]) -> list[float | None]:
+    def rates(self, examples: Mapping[tuple[str, str], int]) -> list[float | None]:
         """The rate that seqio gives each task; None where its rate function fails.
 
         Args:
-            train_examples: examples per task, for rate functions that ask a task for its cached statistics.
+            examples: by task and split, for rate functions that ask a task how many examples it has.
         """
         if self.mixture is None:
             return [1.0]
         for task in self.tasks:
-            if task.name in train_examples:
-                # seqio would look for a cache of its own; what we have counted says the same.
-                count = train_examples[task.name]
-                task.get_cached_stats = lambda split="train", count=count: {"examples": count}
+            _answer_from(task, examples)
         try:
             return [_rate(self.mixture, task) for task in self.tasks]
         finally:
             for task in self.tasks:
-                vars(task).pop("get_cached_stats", None)
+                vars(task).pop("get_cached_stats")
+                vars(task).pop("num_input_examples")
 
 
 def find_mixture(name: str) -> Found:
@@ -113,6 +114,12 @@ def find_mixture(name: str) -> Found:
         f"no mixture or task {name!r} is registered{nearest(name, [*mixtures, *seqio.TaskRegistry.names()])}; "
         f"known mixtures: {', '.join(mixtures) or 'none'}; name the module that registers it among the tasks"
     )
+
+
+def _answer_from(task: seqio.Task, examples: Mapping[tuple[str, str], int]) -> None:
+    """Lets a task tell the counts of our cache, where seqio would look for a cache of its own."""
+    task.get_cached_stats = lambda split="train": {"examples": examples[task.name, split]}
+    task.num_input_examples = lambda split: examples[task.name, split]
 
 
 def _rate(mixture: seqio.Mixture, task: seqio.Task) -> float | None:

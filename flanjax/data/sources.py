@@ -48,12 +48,17 @@ class BadRows:
 _current = BadRows()
 
 
+def check_policy(policy: str) -> None:
+    """Raises FlanjaxError for anything but "error" and "skip"."""
+    if policy not in POLICIES:
+        raise FlanjaxError(f"on_bad_row={policy!r} is not a policy: give one of {', '.join(POLICIES)}")
+
+
 @contextlib.contextmanager
 def bad_row_policy(policy: str) -> Iterator[BadRows]:
     """Sets the policy, "error" or "skip", and yields the record that fills as rows are read."""
     global _current
-    if policy not in POLICIES:
-        raise FlanjaxError(f"on_bad_row={policy!r} is not a policy: give one of {', '.join(POLICIES)}")
+    check_policy(policy)
     before, _current = _current, BadRows(policy=policy)
     try:
         yield _current
@@ -96,7 +101,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = _object(line.decode("utf-8"), str(file), number)
+                row = _object(line.decode("utf-8").strip(), str(file), number)
             except UnicodeDecodeError as error:
                 report_bad_row(BadRow(f"{file}:{number}: not UTF-8 ({error.reason}): {_excerpt(line)}"))
             except BadRow as error:

@@ -1,0 +1,343 @@
+"""The official encoding, letter for letter; the official split; and errors that name the instance."""
+
+import gzip
+import json
+
+import pytest
+import seqio
+from flanjax.tasks.natural_instructions import (
+    ENCODINGS,
+    TEST_MIXTURE,
+    TRAIN_MIXTURE,
+    NaturalInstructionsError,
+    encode_source,
+    read_task,
+    register,
+)
+
+from flanjax.data.cache import CachedMixture, CachedTask
+from flanjax.data.materialize import MaterializeError, materialize
+from flanjax.data.sources import BadRow, bad_row_policy
+from flanjax.data.vocabularies import VocabularySource, train_vocabulary
+
+MODULE = "flanjax.tasks.natural_instructions"
+
+
+class Words:
+    """A vocabulary of one token a word; white space is kept by decoding what was encoded."""
+
+    def encode(self, text):
+        return text.split()
+
+    def decode(self, tokens):
+        return " ".join(tokens)
+
+
+INSTANCE = {
+    "definition": " Say whether it is a fruit ",
+    "positives": [
+        {"input": "plum", "output": "yes", "explanation": "It grows on a tree."},
+        {"input": "Is it a saw?", "output": "no"},
+        {"input": "pear", "output": "yes"},
+    ],
+    "negatives": [{"input": "fig", "output": "no", "explanation": "It is one"}],
+    "input": "apple\n",
+}
+
+
+def _task(count=6, *, definition="Repeat the word.", output=list):
+    instances = [
+        {"id": f"id-{number}", "input": f"word {number}", "output": [f"word {number}"] if output is list else "word"}
+        for number in range(count)
+    ]
+    shots = [{"input": "red", "output": "red", "explanation": "It is the same."}] * 2
+    return {
+        "Definition": [definition],
+        "Positive Examples": shots,
+        "Negative Examples": shots[:1],
+        "Instances": instances,
+    }
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """data_dir({"task1_x": {...}}, test=["task1_x"]) writes the published layout."""
+
+    def write(tasks, test=()):
+        root = tmp_path / "natural-instructions"
+        for folder in ("tasks", "splits/default"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for name, task in tasks.items():
+            (root / "tasks" / f"{name}.json").write_text(json.dumps(task))
+        (root / "splits" / "default" / "test_tasks.txt").write_text("\n".join(["task9_elsewhere", *test]) + "\n")
+        return str(root)
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def seqio_registries():
+    registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
+    before = [dict(registry._REGISTRY) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry._REGISTRY = kept
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    texts = [f"Definition: Repeat the word {n}. Positive Example {n} - Input: red Output: word" for n in range(50)]
+    path = train_vocabulary(texts, 60, tmp_path_factory.mktemp("vocabulary") / "spiece.model").path
+    return VocabularySource(path=str(path), extra_ids=0)
+
+
+def test_every_part_of_the_official_text():
+    both = ENCODINGS["def_pos2_expl"]
+    assert encode_source(INSTANCE, both, Words(), 1000) == (
+        "Definition: Say whether it is a fruit.\n\n"
+        " Positive Example 1 -\nInput: plum.\n Output: yes.\n Explanation: It grows on a tree.\n\n"
+        " Positive Example 2 -\nInput: Is it a saw?\n Output: no.\n\n"
+        "Now complete the following example -\nInput: apple.\nOutput: "
+    )
+    assert encode_source(INSTANCE, ENCODINGS["def_pos2_neg2"], Words(), 1000) == (
+        "Definition: Say whether it is a fruit.\n\n"
+        " Positive Example 1 -\nInput: plum.\n Output: yes.\n\n"
+        " Positive Example 2 -\nInput: Is it a saw?\n Output: no.\n\n"
+        " Negative Example 1 -\nInput: fig.\n Output: no.\n\n"
+        "Now complete the following example -\nInput: apple.\nOutput: "
+    )
+    assert encode_source(INSTANCE, ENCODINGS["pos2"], Words(), 1000).startswith(" Positive Example 1 -\nInput: plum.")
+    assert encode_source(INSTANCE, ENCODINGS["def"], Words(), 1000) == (
+        "Definition: Say whether it is a fruit.\n\nNow complete the following example -\nInput: apple.\nOutput: "
+    )
+
+
+def test_a_real_instance_in_the_official_text(test_data):
+    file = test_data / "super_natural_instructions" / "tasks" / "task1393_superglue_copa_text_completion.json"
+    assert encode_source(read_task(file)[0], ENCODINGS["def_pos2"], Words(), 1024) == (
+        "Definition: In this task, you are given a premise sentence, two possible options and a question word. If the "
+        "question was cause you should select the option that is a possible cause of the premise sentence, and if the "
+        "question word was effect you should find the option which is a possible effect of the premise sentence. "
+        'Answer with "A" or "B".\n\n'
+        " Positive Example 1 -\n"
+        "Input: The animal species became endangered. (A) Their habitat was destroyed. (B) Their predators went "
+        "extinct., Question: cause.\n"
+        " Output: A.\n\n"
+        " Positive Example 2 -\n"
+        "Input: The bar closed. (A) It was crowded. (B) It was 3 AM., Question: cause.\n"
+        " Output: B.\n\n"
+        "Now complete the following example -\n"
+        "Input: The man fell unconscious. (A) The assailant struck the man in the head. (B) The assailant took the "
+        "man's wallet., Question: cause.\n"
+        "Output: "
+    )
+
+
+@pytest.mark.parametrize("positives", [0, 1, 2])
+def test_examples_are_added_while_everything_fits(positives):
+    encoding = ENCODINGS["def_pos2"]
+    needed = (
+        len(
+            Words().encode(
+                encode_source({**INSTANCE, "positives": INSTANCE["positives"][:positives]}, encoding, Words(), 1000)
+            )
+        )
+        + 1
+    )
+    for limit, expected in ((needed, positives), (needed - 1, positives - 1)):
+        text = encode_source(INSTANCE, encoding, Words(), limit)
+        assert text.count("Positive Example") == max(expected, 0)
+        assert len(Words().encode(text)) + 1 <= limit
+
+
+def test_the_first_example_that_does_not_fit_ends_its_kind():
+    long = {"input": "word " * 100, "output": "yes"}
+    instance = {**INSTANCE, "positives": [long, INSTANCE["positives"][0]]}
+    text = encode_source(instance, ENCODINGS["def_pos2_neg2"], Words(), 60)
+    assert "Positive" not in text
+    assert "Negative Example 1" in text
+
+
+def test_a_query_that_is_too_long_is_cut():
+    instance = {**INSTANCE, "input": "word " * 100}
+    tokens = encode_source(instance, ENCODINGS["def"], Words(), 20).split()
+    assert len(tokens) == 19
+    assert tokens[:3] == ["Definition:", "Say", "whether"]
+
+
+def test_an_empty_input_keeps_the_official_oddity():
+    assert "Input: .\nOutput: " in encode_source({**INSTANCE, "input": " "}, ENCODINGS["def"], Words(), 100)
+
+
+def test_the_official_split(data_dir, vocabulary, tmp_path):
+    folder = data_dir({f"task{n}_x": _task(30) for n in (1, 2, 3)}, test=["task2_x"])
+    options = {
+        "data_dir": folder,
+        "train_instances_per_task": 8,
+        "validation_instances_per_task": 4,
+        "test_instances_per_task": 5,
+    }
+    for mixture in (TRAIN_MIXTURE, TEST_MIXTURE):
+        materialize(
+            mixture=mixture,
+            cache_dir=tmp_path / "cache",
+            vocabulary=vocabulary,
+            tasks={MODULE: options},
+            splits=("train", "validation", "test"),
+        )
+    train = CachedMixture.open(tmp_path / "cache", TRAIN_MIXTURE, "train")
+    assert [(task.name, len(task)) for task in train.tasks] == [("task1_x", 8), ("task3_x", 8)]
+    for split in ("test", "validation"):
+        (task,) = CachedMixture.open(tmp_path / "cache", TEST_MIXTURE, split).tasks
+        assert [example.text["id"] for example in task.read(range(5))] == [f"id-{n}" for n in range(5)]
+        assert len(task) == 5
+
+    held_out = CachedTask.open(tmp_path / "cache", "task1_x", "validation")
+    asked = {example.text["targets"] for example in held_out.read(range(4))}
+    decode = train.vocabulary.decode
+    trained = {decode(example.targets) for example in train.tasks[0].read(range(8))}
+    assert len(asked) == 4
+    assert len(trained) == 8
+    assert not asked & trained
+    assert trained != {f"word {n}" for n in range(8)}  # drawn, not the first ones
+
+
+def test_rows_of_a_training_task():
+    from flanjax.tasks.natural_instructions import _training_rows
+
+    rows = [{"id": str(number)} for number in range(20)]
+
+    def ids(split, **sizes):
+        return [row["id"] for row in _training_rows(rows, split, 5, **sizes)]
+
+    assert len(ids("train", train=None, validation=6)) == 14
+    assert len(ids("train", train=100, validation=6)) == 14
+    assert len(ids("train", train=10, validation=100)) == 10
+    everything = ids("train", train=None, validation=6) + ids("validation", train=None, validation=6)
+    assert sorted(everything) == sorted(row["id"] for row in rows)
+
+
+def test_strings_lists_packed_files_and_repeated_ids(data_dir):
+    folder = data_dir({"task1_x": _task(2, output=str)})
+    path = f"{folder}/tasks/task2_x.json.gz"
+    task = _task(3)
+    task["Definition"] = "A plain string"
+    for instance in task["Instances"]:
+        instance["id"] = "the same"
+    with gzip.open(path, "wt") as file:
+        json.dump(task, file)
+    register(folder)
+    assert [task.name for task in seqio.MixtureRegistry.get(TRAIN_MIXTURE).tasks] == ["task1_x", "task2_x"]
+    rows = list(seqio.TaskRegistry.get("task2_x").source.get_dataset("train", shuffle=False).as_numpy_iterator())
+    assert [row["id"] for row in rows] == [b"the same"] * len(rows)
+    assert json.loads(rows[0]["instance"])["definition"] == "A plain string"
+    strings = seqio.TaskRegistry.get("task1_x").source.get_dataset("train", shuffle=False).as_numpy_iterator()
+    assert json.loads(next(strings)["instance"])["outputs"] == ["word"]
+
+
+def test_one_of_several_outputs_is_trained_on_and_all_are_references(data_dir):
+    task = _task(40)
+    for instance in task["Instances"]:
+        instance["output"] = ["one", "two", "three"]
+    register(data_dir({"task1_x": task}), validation_instances_per_task=5)
+    rows = list(seqio.TaskRegistry.get("task1_x").get_dataset(None, "train", shuffle=False, seed=1).as_numpy_iterator())
+    assert {row["targets_pretokenized"] for row in rows} == {b"one", b"two", b"three"}
+    assert all(row["references"].tolist() == [b"one", b"two", b"three"] for row in rows)
+
+
+def test_random_draws_every_encoding_and_evaluates_with_one(data_dir):
+    folder = data_dir({"task1_x": _task(60)})
+    register(folder, encoding="random", train_instances_per_task=None, validation_instances_per_task=10)
+    task = seqio.TaskRegistry.get("task1_x")
+
+    def texts(split):
+        rows = task.get_dataset(None, split, shuffle=False, seed=1).as_numpy_iterator()
+        return [row["inputs_pretokenized"].decode() for row in rows]
+
+    shapes = {
+        (text.startswith("Definition"), text.count("Positive"), text.count("Negative"), text.count("Explanation"))
+        for text in texts("train")
+    }
+    assert shapes == {(True, 0, 0, 0), (False, 2, 0, 0), (True, 2, 0, 0), (True, 2, 1, 0), (True, 2, 0, 2)}
+    assert all(text.startswith("Definition") and text.count("Positive") == 2 for text in texts("validation"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output": 3}, r"task1_x\.json: instance 2: field 'output' must be a string or a list of strings"),
+        ({"output": []}, r"instance 2: field 'output'"),
+        ({"input": None}, r"instance 2: field 'input' must be a string, not NoneType"),
+    ],
+)
+def test_a_malformed_instance_is_named_or_skipped(data_dir, vocabulary, tmp_path, change, message):
+    task = _task(6)
+    task["Instances"][1].update(change)
+    folder = data_dir({"task1_x": task})
+    arguments = {
+        "mixture": TRAIN_MIXTURE,
+        "cache_dir": tmp_path / "cache",
+        "vocabulary": vocabulary,
+        "tasks": {MODULE: {"data_dir": folder}},
+    }
+    with pytest.raises(MaterializeError, match=message):
+        materialize(**arguments)
+    report = materialize(**arguments, on_bad_row="skip", splits=("train",))
+    assert [(split.examples, split.skipped_bad_rows) for split in report.splits] == [(3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"Definition": ["x"],\n "Instances": [', r"task1_x\.json:2: not JSON"),
+        ("{}", "field 'Definition' must be a string"),
+        ('{"Definition": "x", "Positive Examples": [{"input": "a"}], "Instances": []}', "number 1: field 'output'"),
+        ('{"Definition": "x", "Instances": {}}', "field 'Instances' must be a list"),
+    ],
+)
+def test_a_file_that_is_no_task_is_never_skipped(tmp_path, content, message):
+    file = tmp_path / "task1_x.json"
+    file.write_text(content)
+    with bad_row_policy("skip"), pytest.raises(BadRow, match=message):
+        read_task(file)
+
+
+def test_more_tasks_can_be_held_out(data_dir):
+    folder = data_dir({f"task{n}_x": _task(3) for n in (1, 2, 10, 11)}, test=["task2_x"])
+    register(folder, held_out=["task1?_*"])
+    assert [task.name for task in seqio.MixtureRegistry.get(TEST_MIXTURE).tasks] == ["task10_x", "task11_x", "task2_x"]
+    assert [task.name for task in seqio.MixtureRegistry.get(TRAIN_MIXTURE).tasks] == ["task1_x"]
+
+
+def test_what_does_not_fit_is_named(data_dir, tmp_path):
+    folder = data_dir({"task1_x": _task(3)})
+    with pytest.raises(NaturalInstructionsError, match=r"no folder .*nowhere.tasks"):
+        register(str(tmp_path / "nowhere"))
+    with pytest.raises(NaturalInstructionsError, match=r"encoding='pos3': give one of def, pos2"):
+        register(folder, encoding="pos3")
+    with pytest.raises(NaturalInstructionsError, match=r"no list of test tasks at .*gone\.txt"):
+        register(folder, split_list=str(tmp_path / "gone.txt"))
+    with pytest.raises(NaturalInstructionsError, match=r"matches 'task7\*'"):
+        register(folder, held_out=["task7*"])
+
+
+def test_the_published_sample(test_data, t5_spiece, tmp_path):
+    """The official test list finds its two tasks in the sample, and real lengths keep to max_source."""
+    register(str(test_data / "super_natural_instructions"))
+    assert [task.name for task in seqio.MixtureRegistry.get(TEST_MIXTURE).tasks] == [
+        "task1393_superglue_copa_text_completion",
+        "task957_e2e_nlg_text_generation_generate",
+    ]
+    assert len(seqio.MixtureRegistry.get(TRAIN_MIXTURE).tasks) == 57
+    options = {"data_dir": str(test_data / "super_natural_instructions"), "max_source": 256}
+    materialize(
+        mixture="task711_mmmlu_answer_generation_high_school_us_history",
+        cache_dir=tmp_path,
+        vocabulary=VocabularySource(path=str(t5_spiece)),
+        tasks={MODULE: options},
+        splits=("validation",),
+    )
+    task = CachedTask.open(tmp_path, "task711_mmmlu_answer_generation_high_school_us_history", "validation")
+    assert len(task) == 10
+    assert task.lengths[:, 0].max() <= 257  # a cut text may be tokenised anew into one token more
+    assert task.read([0])[0].text["inputs"].startswith("Definition: The following are multiple choice")
