@@ -2,21 +2,25 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import flanjax
-from flanjax import convert
+from flanjax import convert, export
 from flanjax.data.vocabularies import train_vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.interchange.hf_t5 import write_hf_t5
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
+from flanjax.training.checkpoints import Checkpoints
+from flanjax.training.step import TrainState
 
 SENTENCES = [f"sort {i} and {i * 7} words of March: yes or no?" for i in range(40)]
 CONFIG = T5Config(
@@ -40,6 +44,23 @@ def params():
 def hf(tmp_path_factory, vocabulary, params):
     folder = tmp_path_factory.mktemp("models") / "hf"
     write_hf_t5(folder, CONFIG, params, vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, vocabulary, params):
+    """A run directory with checkpoints of steps 10 and 20; those of step 10 are zeros."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    vocabulary.save(folder / "vocabulary")
+    settings = {"model": dataclasses.asdict(CONFIG), "data": {"mixture": "demo"}, "init_from": None}
+    (folder / "config.json").write_text(json.dumps(settings))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    counts = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_a_row")}
+    for step, tree in ((10, jax.tree.map(np.zeros_like, params)), (20, params)):
+        tree = jax.tree.map(jnp.asarray, tree)
+        state = TrainState(step=jnp.int32(step), params=tree, opt_state={}, **counts)
+        checkpoints.save(step, state, position={}, config=settings)
+    checkpoints.close()
     return folder
 
 
@@ -75,8 +96,8 @@ def test_scores_are_the_log_likelihoods_of_transformers(model, torch_model, eos)
 
 def test_neither_batch_nor_neighbours_change_an_answer_or_a_score(model):
     answers = model.generate(PROMPTS, 6)
-    assert [model.generate([prompt], max_new_tokens=6)[0] for prompt in PROMPTS] == answers
-    assert model.generate(PROMPTS, max_new_tokens=6, batch_size=2) == answers
+    assert model.generate(PROMPTS, max_new_tokens=6, batch_size=1) == answers
+    assert model.generate(PROMPTS[::-1], max_new_tokens=6) == answers[::-1]
     scores = model.score(PROMPTS, ["yes", "no", "sort"])
     np.testing.assert_allclose(model.score(PROMPTS, ["yes", "no", "sort"], batch_size=1), scores, rtol=1e-5)
 
@@ -147,6 +168,63 @@ def test_folders_that_are_no_model(hf, tmp_path, vocabulary, params):
         flanjax.load(tmp_path / "small")
 
 
+def test_a_run_opens_at_its_latest_checkpoint_or_at_a_step(run, model):
+    latest = flanjax.load(run)
+    assert latest.vocabulary.identity == model.vocabulary.identity
+    assert latest.score(PROMPTS, ["yes", "no", "sort"]) == model.score(PROMPTS, ["yes", "no", "sort"])
+    # All parameters zero: every one of the 64 ids is equally likely.
+    zeros = flanjax.load(run, step=10)
+    ids = len(zeros.vocabulary.encode("yes")) + 1
+    assert zeros.score(["sort"], ["yes"])[0] == pytest.approx(-ids * np.log(64), rel=1e-5)
+
+
+def test_runs_that_cannot_be_opened(run, tmp_path):
+    with pytest.raises(FlanjaxError, match="no checkpoint of step 15; there are 10, 20"):
+        flanjax.load(run, step=15)
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "vocabulary" / "spiece.model").unlink()
+    with pytest.raises(FlanjaxError, match=r"no vocabulary at .*spiece\.model"):
+        flanjax.load(copy)
+    shutil.copytree(run / "vocabulary", copy / "vocabulary", dirs_exist_ok=True)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(FlanjaxError, match="no whole checkpoint"):
+        flanjax.load(copy)
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def test_exported_run_is_opened_by_transformers_and_flanjax(run, hf, model, tmp_path, capsys):
+    output = tmp_path / "exported"
+    assert export.main([f"--run={run}", f"--output={output}"]) == 0
+    assert f'flanjax.load("{output}")' in capsys.readouterr().out
+    assert (output / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+    assert flanjax.load(output).generate(PROMPTS, 6) == model.generate(PROMPTS, 6)
+    card = (output / "README.md").read_text()
+    for line in ("| Mixture | demo |", "| Steps | 20 |", "| Base model | none (random parameters) |"):
+        assert line in card
+    for name in ("tokenizer.json", "spiece.model", "generation_config.json"):
+        assert (output / name).read_bytes() == (hf / name).read_bytes()
+
+
+def test_export_takes_a_step_and_a_dtype(run, tmp_path):
+    flags = [f"--run={run}", f"--output={tmp_path / 'out'}", "--step=10", "--dtype=bfloat16"]
+    assert export.main(flags) == 0
+    for array in load_file(tmp_path / "out" / "model.safetensors").values():
+        assert array.dtype.name == "bfloat16"
+        assert not array.astype(np.float32).any()
+
+
+def test_export_explains_itself(run, hf, tmp_path, capsys):
+    assert export.main([f"--run={hf}", f"--output={tmp_path / 'out'}"]) == 2
+    assert "no run directory" in capsys.readouterr().err
+    assert export.main([f"--run={run}", f"--output={tmp_path / 'out'}", "--step=15"]) == 2
+    assert "there are 10, 20" in capsys.readouterr().err
+    assert export.main([f"--run={run}", f"--output={hf}"]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # --- convert -------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +234,11 @@ def test_convert_keeps_tensors_and_tokenizer(hf, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in hf.iterdir()}
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "README.md"):
         assert (tmp_path / "out" / name).read_bytes() == (hf / name).read_bytes()
+
+
+def test_convert_takes_a_run_too(run, hf, tmp_path):
+    convert.convert(run, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
 
 
 def test_convert_to_another_dtype_and_from_a_bare_spiece_model(hf, tmp_path):
