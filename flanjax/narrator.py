@@ -6,6 +6,7 @@ The training loop reports to it as its observer; what should be read later also 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,8 @@ class Narrator:
         """The start-up lines: configuration, data, parameters."""
         prepared, console = self._prepared, self._console
         console.heading("Configuration")
-        console.line(prepared.settings.to_yaml().rstrip())
+        for name, value in prepared.settings.to_dict().items():
+            console.line(f"{name}: {_listed(value) if isinstance(value, dict) else value}")
         console.heading("Data")
         console.lines(prepared.batches.report.lines())
         console.heading("Model")
@@ -141,6 +143,10 @@ class Narrator:
             rows.append((task or "all", *(f"{100 * mean:.1f}" for mean in means)))
         self._console.line()
         self._console.table((f"{metric}, %", "before", "after"), rows)
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def _short(text: str) -> str:

@@ -309,7 +309,7 @@ def _settings(run: Run, model: T5Config, batches: PackedBatches) -> ml_collectio
         "row_lengths": list(batches.row_lengths),
         "contents": hashlib.sha256("".join(prints).encode()).hexdigest()[:16],
     }
-    return ml_collections.ConfigDict(settings)
+    return ml_collections.ConfigDict(settings, allow_dotted_keys=True)
 
 
 def _plain(value: Any) -> Any:

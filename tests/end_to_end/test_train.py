@@ -1,0 +1,211 @@
+"""The command line, end to end: train, look, be killed, resume, be refused, export."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flanjax as library
+
+Flanjax = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[[list[str]], subprocess.Popen[str]]
+TIMINGS = {"seconds", "tokens_per_second"}
+
+
+def metrics(run: Path) -> list[dict]:
+    """The log without its timings."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [_without_timings(line) for line in lines]
+
+
+def _without_timings(value: dict) -> dict:
+    kept = {key: item for key, item in value.items() if key not in TIMINGS}
+    return {key: _without_timings(item) if isinstance(item, dict) else item for key, item in kept.items()}
+
+
+def leaves(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": np.asarray(value)}
+    return flat
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    assert metrics(left) == metrics(right)
+    ours, theirs = (leaves(library.load(run).params) for run in (left, right))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[path], theirs[path]) for path in ours)
+
+
+@pytest.fixture
+def start(environment: dict[str, str]) -> Start:
+    """Starts a training and does not wait for it."""
+
+    def run(arguments: list[str]) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "flanjax.train", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    return run
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    while process.poll() is None:
+        log = run / "metrics.jsonl"
+        if log.exists() and any(f'"step": {step}' in line for line in log.read_text().splitlines()):
+            return
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_what_the_documentation_lists(tiny: Path) -> None:
+    run = tiny / "whole"
+    files = ("config.json", "config.gin", "parameters.txt", "metrics.jsonl", "samples.jsonl", "loss.png")
+    assert all((run / name).is_file() for name in files)
+    assert all((run / name).is_dir() for name in ("checkpoints", "tensorboard", "vocabulary"))
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "config.json").read_text())["data"]["mixture"] == "demo"
+
+
+def test_the_output_tells_the_run(tiny: Path) -> None:
+    log = (tiny / "whole.log").read_text()
+    for words in (
+        "mixture demo: 19 tasks",
+        "padding",
+        "parameters in",
+        "before",
+        "after",
+        "exact_match",
+        "from_pretrained",
+    ):
+        assert words in log, words
+
+
+def test_a_run_asked_for_again_is_whole(tiny: Path, flanjax: Flanjax) -> None:
+    before = metrics(tiny / "whole")
+    run = ("--gin.CACHE_DIR=" + str(tiny / "cache"), "--gin.MODEL_DIR=" + str(tiny / "whole"))
+    flanjax("train", f"--gin_file={tiny / 'tiny.gin'}", *run)
+    assert metrics(tiny / "whole") == before
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_killed_and_resumed_equals_uninterrupted(
+    tiny: Path, arguments: list[str], tmp_path: Path, flanjax: Flanjax, start: Start, step: int
+) -> None:
+    process = start(arguments)
+    wait_for_step(tmp_path / "run", step, process)
+    process.kill()
+    process.wait()
+    flanjax("train", *arguments)
+    assert_same_run(tmp_path / "run", tiny / "whole")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    tiny: Path, arguments: list[str], tmp_path: Path, flanjax: Flanjax, start: Start
+) -> None:
+    process = start(arguments)
+    wait_for_step(tmp_path / "run", 2, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "stopped by SIGTERM" in output
+    flanjax("train", *arguments)
+    assert_same_run(tmp_path / "run", tiny / "whole")
+
+
+def test_dry_run_shows_the_parameters_and_writes_no_run(arguments: list[str], tmp_path: Path, flanjax: Flanjax) -> None:
+    done = flanjax("train", *arguments, "--dry_run")
+    assert "encoder/layers/attention/query/kernel" in done.stdout
+    assert "memory per device" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_from_a_cache_never_imports_tensorflow(arguments: list[str], environment: dict[str, str]) -> None:
+    code = (
+        "import sys; from flanjax.train import main\n"
+        f"assert main({arguments!r}) == 0\n"
+        "assert not {'tensorflow', 'seqio', 'clu'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_exported_answers_as_the_run_does(tiny: Path) -> None:
+    import torch
+    import transformers
+
+    run, exported = library.load(tiny / "whole"), library.load(tiny / "whole_hf")
+    inputs, targets = ["sort: b a c", "What comes after two?"], ["a b c", "three"]
+    assert run.score(inputs, targets) == exported.score(inputs, targets)
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(tiny / "whole_hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny / "whole_hf")
+    batch = tokenizer(inputs, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        ids = theirs.generate(**batch, max_new_tokens=8, do_sample=False, num_beams=1)
+    ours = run.generate(inputs, max_new_tokens=8)
+    assert [run.vocabulary.decode(row) for row in ids[:, 1:].tolist()] == ours
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--gin.MIXTURE=demo_sort_words"], ["data.mixture", "demo"]),
+        (["--gin.T5Config.dropout_rate=0.2"], ["model.dropout_rate", "0.2"]),
+        (["--gin.SEED=1"], ["data.seed"]),
+    ],
+)
+def test_a_changed_run_is_not_resumed(tiny: Path, flanjax: Flanjax, change: list[str], words: list[str]) -> None:
+    before = (tiny / "whole" / "config.json").read_text()
+    run = [f"--gin_file={tiny / 'tiny.gin'}", f"--gin.CACHE_DIR={tiny / 'cache'}", f"--gin.MODEL_DIR={tiny / 'whole'}"]
+    done = flanjax("train", *run, *change, status=2)
+    assert all(word in done.stderr for word in words), done.stderr
+    assert (tiny / "whole" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--gin.INIT_FROM=nowhere"], ["INIT_FROM=nowhere", "no such model"]),
+        (["--gin.INIT_FROM={tiny}/whole_hf", "--gin.T5Config.mlp_dim=48"], ["mlp_dim is 32 there, 48"]),
+        (["--gin.Compute.dtype=float16"], ["float16", "bfloat16"]),
+        (["--gin.T5Config.vocab_size=100"], ["608", "vocab_size"]),
+        (["--gin.BATCH_ROWS=3", "--gin.MICROBATCHES=2"], ["3 rows", "micro-batches"]),
+        (["--gin.RATES={}"], ["rate"]),
+        (["--gin.TRAIN_STPES=3"], ["TRAIN_STPES", "TRAIN_STEPS"]),
+        (["--gin.OptimizerConfig.name=adamm"], ["adamm", "adamw"]),
+    ],
+)
+def test_bad_input_is_explained_and_leaves_nothing(
+    tiny: Path, arguments: list[str], tmp_path: Path, flanjax: Flanjax, change: list[str], words: list[str]
+) -> None:
+    done = flanjax("train", *arguments, *(item.format(tiny=tiny) for item in change), status=2)
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_unknown_mixture_names_the_nearest(arguments: list[str], flanjax: Flanjax) -> None:
+    done = flanjax("train", *arguments, "--gin.MIXTURE=dmeo", status=2)
+    assert "dmeo" in done.stderr
+    assert "demo" in done.stderr.split("dmeo", 1)[1]
+
+
+def test_another_vocabulary_than_the_models_is_refused(
+    tiny: Path, arguments: list[str], tmp_path: Path, t5_spiece: Path, flanjax: Flanjax
+) -> None:
+    done = flanjax(
+        "train",
+        *arguments,
+        f"--gin.CACHE_DIR={tmp_path / 'cache'}",
+        f"--gin.INIT_FROM={tiny / 'whole_hf'}",
+        "--gin.MIXTURE=demo_sort_words",
+        "--gin.EVAL_MIXTURES=()",
+        "--gin.VocabularySource.train_size=None",
+        f"--gin.VOCABULARY={t5_spiece}",
+        status=2,
+    )
+    assert "was trained with" in done.stderr
