@@ -1,6 +1,5 @@
 """Tiny random Hugging Face T5 folders, made by transformers itself, and a small trained vocabulary."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,6 @@ def make_model(variant: str, **overrides: Any) -> Any:
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
     return model.eval()
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    """Sets keys of a JSON file; None removes one."""
-    value = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
 
 
 @pytest.fixture
