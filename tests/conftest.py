@@ -9,10 +9,14 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEST_DATA = pathlib.Path(os.environ.get("FLANJAX_TEST_DATA", ROOT / ".." / "shared" / "data")).resolve()
 
-# Before jax is imported: eight devices let the sharding tests run anywhere, one intra-op thread each keeps sums
-# in one order, and the compile cache lets two workers and reruns share what XLA built.
+# Before jax is imported: eight devices let the sharding tests run anywhere; code that runs for milliseconds is not
+# worth LLVM's optimizations, which take most of the suite's time; and the compile cache lets two workers and reruns
+# share what XLA built.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), FAST_COMPILE, "--xla_force_host_platform_device_count=8"]
+).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "flanjax-test-jit-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -39,8 +39,8 @@ Flanjax = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """One CPU device, as a user has it, and the tests' compile cache."""
-    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    """One CPU device, as a user has it, and the tests' quick compilation and compile cache."""
+    return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="session")
