@@ -14,7 +14,7 @@ from flanjax.errors import FlanjaxError
 ACTIVATIONS = ("gelu", "linear", "relu", "silu")
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "full")
-ATTENTION_IMPLEMENTATIONS = ("xla",)
+ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "per_head")
 
 
 class ModelConfigError(FlanjaxError):
@@ -115,7 +115,7 @@ class Compute:
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
-    attention: str = "xla"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         if self.dtype in ("float16", "fp16", "half"):
