@@ -12,14 +12,13 @@ after `--gin.NAME=` that is not a Python literal is taken as a string, so that p
 import argparse
 import ast
 import dataclasses
-import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flanjax.errors import FlanjaxError
+from flanjax.errors import FlanjaxError, nearest
 
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
@@ -98,13 +97,7 @@ def find_gin_file(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     known = sorted({path.name for folder in config_folders() for path in folder.glob("*.gin")})
-    raise GinError(f"--gin_file={name}: there is no such file here or among the shipped ones.{nearest(name, known)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence ` Did you mean 'x'?`, or the empty string where nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    raise GinError(f"--gin_file={name}: there is no such file here or among the shipped ones{nearest(name, known)}")
 
 
 def configure(sources: GinSources, configurables: Sequence[type]) -> None:
@@ -162,12 +155,12 @@ class _Macros:
 
     def check_used(self, name: str) -> None:
         if name not in self.used:
-            raise GinError(f"--gin.{name}: no gin file given uses a macro of this name.{nearest(name, self.used)}")
+            raise GinError(f"--gin.{name}: no gin file given uses a macro of this name{nearest(name, self.used)}")
 
     def check_complete(self) -> None:
         for name, path in self.defined.items():
             if name not in self.used:
-                raise GinError(f"{path}: the macro {name} is used nowhere.{nearest(name, self.used)}")
+                raise GinError(f"{path}: the macro {name} is used nowhere{nearest(name, self.used)}")
         if missing := sorted(self.used - self.defined.keys()):
             raise GinError(f"{', '.join(missing)} must be set: add --gin.{missing[0]}=VALUE, or a line to a gin file")
 

@@ -12,14 +12,13 @@ last, is on the disk: a folder that exists is whole. The same examples give the 
 `flanjax.data.cache_writer` writes this, `flanjax.data.loader` trains from it; neither needs TensorFlow.
 """
 
-import difflib
 import hashlib
 import json
 import re
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from flanjax.data.vocabularies import Vocabulary, VocabularyError
-from flanjax.errors import FlanjaxError
+from flanjax.errors import FlanjaxError, nearest
 
 FORMAT = 1
 FEATURES = ("inputs", "targets")
@@ -393,9 +392,3 @@ class CachedMixture:
                     f"with {identity}; {remedy}"
                 )
         return cls(mixture, split, tasks, [rate for _, rate in entries], vocabulary)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A phrase that names the nearest known name, or nothing where none is near."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

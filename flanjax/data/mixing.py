@@ -18,9 +18,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int64
 
-from flanjax.data.cache import nearest
 from flanjax.data.shuffling import hash64, permute
-from flanjax.errors import FlanjaxError
+from flanjax.errors import FlanjaxError, nearest
 
 _MAX_BLOCK = 1 << 40
 

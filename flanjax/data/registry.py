@@ -12,8 +12,7 @@ from typing import Any
 
 import seqio
 
-from flanjax.data.cache import nearest
-from flanjax.errors import FlanjaxError
+from flanjax.errors import FlanjaxError, nearest
 
 
 class TaskError(FlanjaxError):
