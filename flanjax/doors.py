@@ -115,7 +115,7 @@ def configure(sources: GinSources, configurables: Sequence[type]) -> None:
             gin.external_configurable(configurable, module="flanjax")
             _registered.add(configurable)
     paths = [find_gin_file(name) for name in sources.files]
-    macros = _Macros()
+    macros = Macros()
     for path in paths:
         macros.read(path)
     with gin.unlock_config():
@@ -132,7 +132,7 @@ def configure(sources: GinSources, configurables: Sequence[type]) -> None:
 _registered: set[type] = set()
 
 
-class _Macros:
+class Macros:
     """Which macros the gin files define and which they use; gin itself accepts a misspelt one without a word."""
 
     def __init__(self) -> None:
@@ -140,6 +140,7 @@ class _Macros:
         self.used: set[str] = set()
 
     def read(self, path: Path) -> None:
+        """Takes in a file and all that it includes."""
         import gin
 
         # gin resolves `include` through its search paths; ours are the shipped folders and the file's own.
@@ -154,10 +155,12 @@ class _Macros:
             self.read(beside if beside.is_file() else find_gin_file(included))
 
     def check_used(self, name: str) -> None:
+        """Refuses a macro of the command line that no file uses."""
         if name not in self.used:
             raise GinError(f"--gin.{name}: no gin file given uses a macro of this name{nearest(name, self.used)}")
 
     def check_complete(self) -> None:
+        """Refuses a macro that is defined and not used, or used and not defined."""
         for name, path in self.defined.items():
             if name not in self.used:
                 raise GinError(f"{path}: the macro {name} is used nowhere{nearest(name, self.used)}")
