@@ -11,7 +11,10 @@ SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 0, 0], [0, 0, 0, 0, 0, 0]
 
 def arrays(queries=6, keys=6):
     rng = np.random.default_rng(1)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     return draw(3, queries, 2, 4), draw(3, keys, 2, 4), draw(3, keys, 2, 4), draw(1, 2, queries, keys)
 
 

@@ -1,0 +1,107 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanjax.generation.greedy import EOS_ID, _decode, greedy, length_bucket, score
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.t5 import build, init_params
+
+CONFIG = T5Config(
+    vocab_size=32,
+    embed_dim=16,
+    num_heads=2,
+    head_dim=4,
+    mlp_dim=24,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+)
+INPUTS = [[5, 6, 1], [7, 1], [9, 3, 3, 8, 4, 4, 10, 11, 12, 1], [9, 9, 1], [30, 1]]
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random, with a head that often says EOS, so that rows end at different lengths, and never padding."""
+    params = init_params(CONFIG, 3)
+    head = params["decoder"]["logits_dense"]["kernel"]
+    params["decoder"]["logits_dense"]["kernel"] = head.at[:, EOS_ID].multiply(2.5).at[:, 0].set(0)
+    return params
+
+
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+def padded_logits(params, tokens, shifted):
+    model = build(CONFIG, Compute(), params)
+    segments = (tokens > 0).astype(jnp.int32)
+    return model.logits(model.decode(shifted, jnp.ones_like(shifted), model.encode(tokens, segments), segments))[0]
+
+
+def forced_logits(params, inputs, targets):
+    """Uncached logits [length, vocab] of one pair."""
+    tokens, shifted = np.zeros((2, 1, 12), np.int32)
+    tokens[0, : len(inputs)], shifted[0, 1 : len(targets)] = inputs, targets[:-1]
+    return padded_logits(params, tokens, shifted)[: len(targets)]
+
+
+@given(length=st.integers(1, 5000))
+def test_buckets_hold_the_length_and_waste_less_than_half(length):
+    bucket = length_bucket(length)
+    assert bucket >= length
+    assert bucket < 8 + 1.5 * length
+    assert length_bucket(bucket) == bucket
+
+
+def test_every_token_is_the_most_likely_one(params):
+    answers = greedy(CONFIG, Compute(), params, INPUTS, 12)
+    assert len({len(answer) for answer in answers}) > 1, "the rows should end at different lengths"
+    for inputs, answer in zip(INPUTS, answers, strict=True):
+        ended = [*answer, EOS_ID] if len(answer) < 12 else answer
+        assert forced_logits(params, inputs, ended).argmax(-1).tolist() == ended
+        assert EOS_ID not in answer
+        assert 0 not in answer
+
+
+def test_a_row_does_not_depend_on_its_neighbours(params):
+    together = greedy(CONFIG, Compute(), params, INPUTS, 12)
+    assert [greedy(CONFIG, Compute(), params, [row], 12)[0] for row in INPUTS] == together
+    assert greedy(CONFIG, Compute(), params, INPUTS[::-1], 12, batch_rows=2)[::-1] == together
+
+
+def test_the_limit_is_a_prefix_and_needs_no_new_program(params):
+    longest = greedy(CONFIG, Compute(), params, INPUTS, 8)
+    compiled = _decode._cache_size()
+    for limit in (7, 3, 1):
+        assert greedy(CONFIG, Compute(), params, INPUTS, limit) == [answer[:limit] for answer in longest]
+    assert greedy(CONFIG, Compute(), params, [[9, 1], *INPUTS[1:]], 8)[1:] == longest[1:]
+    assert _decode._cache_size() == compiled
+
+
+def test_scores_are_summed_log_likelihoods(params):
+    targets = [[4, 1], [1], [6, 7, 8, 9, 10, 11, 12, 13, 14, 1], [3, 0, 3, 1], [2]]
+    scores = score(CONFIG, Compute(), params, INPUTS, targets)
+    for inputs, target, total in zip(INPUTS, targets, scores, strict=True):
+        likelihoods = jax.nn.log_softmax(forced_logits(params, inputs, target))
+        np.testing.assert_allclose(total, sum(likelihoods[i, token] for i, token in enumerate(target)), rtol=1e-4)
+    pairs = zip(INPUTS, targets, strict=True)
+    np.testing.assert_allclose([score(CONFIG, Compute(), params, [x], [y])[0] for x, y in pairs], scores, rtol=1e-5)
+
+
+def test_an_answer_scores_higher_than_another(params):
+    best = greedy(CONFIG, Compute(), params, INPUTS[:1], 1)[0] or [EOS_ID]
+    others = [[token] for token in range(32) if [token] != best]
+    scores = score(CONFIG, Compute(), params, INPUTS[:1] * 32, [best, *others])
+    assert scores[0] == max(scores)
+
+
+def test_nothing_in_nothing_out(params):
+    assert greedy(CONFIG, Compute(), params, [], 4) == []
+    assert score(CONFIG, Compute(), params, [], []) == []
+    assert score(CONFIG, Compute(), params, [[5, 1]], [[]]) == [0.0]
+
+
+def test_targets_must_match_inputs(params):
+    with pytest.raises(ValueError, match="2 inputs but 1 targets"):
+        score(CONFIG, Compute(), params, INPUTS[:2], [[1]])

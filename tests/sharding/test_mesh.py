@@ -1,0 +1,39 @@
+import jax
+import pytest
+
+from flanjax.sharding.mesh import MeshConfig, ShardingError, make_mesh
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1)),
+        (MeshConfig(data=2, fsdp=-1, model=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=1, model=8), (1, 1, 8)),
+    ],
+)
+def test_the_rest_goes_to_the_open_axis(config, shape):
+    mesh = make_mesh(config)
+    assert mesh.axis_names == ("data", "fsdp", "model")
+    assert mesh.devices.shape == shape
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+def test_devices_can_be_chosen():
+    mesh = make_mesh(MeshConfig(fsdp=2), devices=jax.devices()[2:6])
+    assert set(mesh.devices.flat) == set(jax.devices()[2:6])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(fsdp=3), r"fsdp=3.*8 devices"),
+        (MeshConfig(data=2, fsdp=2), r"data=2, fsdp=2, model=1.*8 devices"),
+        (MeshConfig(fsdp=-1), "at most one"),
+        (MeshConfig(model=0), "at least 1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_says_so(config, message):
+    with pytest.raises(ShardingError, match=message):
+        make_mesh(config)
