@@ -1,15 +1,21 @@
-"""Checkpoints of a run, over Orbax v1: `checkpoints/<step>/` holds `params` and `optimizer`, and as metadata the
-position in the data and the configuration.
+"""Checkpoints of a run, over Orbax v1: one small door to saving, keeping, finding and restoring.
 
-A checkpoint counts only with Orbax's completion marker; a folder without it was cut short by a kill and is passed
-over. Saving is asynchronous. Nothing is unpickled: arrays are OCDBT, the rest is JSON.
+    checkpoints/<step>/params, optimizer     arrays (OCDBT)
+    checkpoints/<step>/data, config          JSON: where the run is in its data, and what the run is
+
+Saving is asynchronous. Orbax writes under another name and renames, so a kill never leaves a folder that looks whole;
+what is whole is checked again all the same (`whole_steps`), as copies and deletions are cut short too. Nothing is
+ever unpickled.
 """
 
 import dataclasses
 import errno
+import json
+import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -19,24 +25,33 @@ from flanjax.errors import FlanjaxError
 from flanjax.models.t5 import Params
 from flanjax.training.step import TrainState
 
-_MARKERS = ("commit_success.txt", "_CHECKPOINT_METADATA")
+_MARKER = "_CHECKPOINT_METADATA"
+_CONTENTS = (
+    "params/_METADATA",
+    "params/manifest.ocdbt",
+    "optimizer/_METADATA",
+    "optimizer/manifest.ocdbt",
+    "data/data.json",
+    "config/data.json",
+)
+_ASIDE = ".incomplete"
+_SHOWN_DIFFERENCES = 10
 
 
 class CheckpointError(FlanjaxError):
-    """A checkpoint that is missing, of another model, or cannot be written."""
+    """A checkpoint that is missing, damaged, of another model, or cannot be written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What a checkpoint holds: the state, the position in the data, and the configuration of the run that wrote it."""
+    """What a checkpoint holds: the state, and where the run was in its data."""
 
     state: TrainState
     position: Mapping[str, Any]
-    config: Mapping[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run; a context manager. Nothing is written before the first `save`.
 
     Arguments:
       folder: `checkpoints/` of the run directory.
@@ -44,7 +59,7 @@ class Checkpoints:
       keep_best: best ones to keep beside them, by `best_metric` of the values given to `save`.
       best_metric: a name among those values.
       best_is_lowest: whether a low value is good.
-      notice: told of folders that were passed over.
+      notice: told of folders that are passed over.
     """
 
     def __init__(
@@ -58,52 +73,99 @@ class Checkpoints:
         notice: Callable[[str], None] = lambda message: None,
     ):
         self.folder = folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        for step in _half_written(self.folder):
-            notice(f"{self.folder / step} was never finished and is passed over")
-        policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(keep_latest)]
-        if keep_best:
-            best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics[best_metric],
-                reverse=best_is_lowest,
-                n=keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            keep.append(best)
-        self._best_metric = best_metric if keep_best else None
-        self._orbax = ocp.training.Checkpointer(self.folder, preservation_policy=policies.AnyPreservationPolicy(keep))
+        self._keep = _preservation(keep_latest, keep_best, best_is_lowest)
+        self._best_metric = best_metric
+        self._notice = notice
+        self._orbax: Any = None
         self._saving: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            # The first error is the one to see.
+            self._notice(str(failure))
 
     def latest(self) -> int | None:
         """The newest whole step, None where there is none."""
         steps = whole_steps(self.folder)
         return steps[-1] if steps else None
 
+    def report_unfinished(self) -> None:
+        """Gives notice of every folder that a checkpoint was begun in and not finished."""
+        for name in _half_written(self.folder):
+            self._notice(f"{self.folder / name} was never finished and is passed over")
+
+    def check_room(self, layout: TrainState) -> None:
+        """Refuses to start a run whose first checkpoint cannot fit on the disk.
+
+        Raises:
+          CheckpointError: there is less room than one checkpoint takes.
+        """
+        needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(layout))
+        there = next(parent for parent in (self.folder, *self.folder.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        if free < needed:
+            raise CheckpointError(
+                f"{there} has {free / 2**30:.1f} GiB left and a checkpoint of this run takes {needed / 2**30:.1f} GiB: "
+                "make room, or give another MODEL_DIR"
+            )
+
     def save(
-        self, step: int, state: TrainState, position: Mapping[str, Any], config: Mapping[str, Any], **values: float
+        self,
+        step: int,
+        state: TrainState,
+        position: Mapping[str, Any],
+        config: Mapping[str, Any],
+        values: Mapping[str, float] | None = None,
     ) -> None:
         """Starts to write a checkpoint; the arrays may be given away as soon as this returns.
 
+        Arguments:
+          step: its name.
+          state: the state after that step.
+          position: where the run is in its data, as JSON holds it.
+          config: the resolved configuration, as JSON holds it.
+          values: what was measured at this step, for keeping the best.
+
         Raises:
-          CheckpointError: the one before could not be written; the older ones are whole.
+          CheckpointError: this or the one before could not be written; the older ones are whole.
         """
         self.wait()
-        if (self.folder / str(step)).exists():
-            # What a kill left of this very step; whole ones are never written twice.
-            self._orbax.delete(step, missing_ok=True)
-        metrics = {self._best_metric: values[self._best_metric]} if self._best_metric in values else None
-        optimizer = {name: value for name, value in state._asdict().items() if name != "params"}
+        best = (values or {}).get(self._best_metric)
+        arrays = _arrays(state)
         try:
-            self._saving = self._orbax.save_checkpointables_async(
+            self._saving = self._writer().save_checkpointables_async(
                 step,
-                {"params": state.params, "optimizer": optimizer},
+                {**arrays, "data": dict(position), "config": dict(config)},
                 force=True,
-                metrics=metrics,
-                custom_metadata={"position": dict(position), "config": dict(config)},
+                metrics=None if best is None else {"best": float(best)},
             )
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._cannot_write(error) from error
+
+    def amend(self, step: int, position: Mapping[str, Any]) -> None:
+        """Replaces the position of a whole checkpoint, at once or not at all."""
+        self.wait()
+        path = self.folder / str(step) / "data" / "data.json"
+        if step in whole_steps(self.folder) and jax.process_index() == 0:
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(position))
+            partial.replace(path)
+
+    def poll(self) -> None:
+        """Takes note of a save that has ended, without waiting for one that has not.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        if self._saving is not None and not self._orbax.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Until the checkpoint being written is on the disk.
@@ -117,39 +179,32 @@ class Checkpoints:
         try:
             saving.result()
         except (OSError, ValueError, RuntimeError) as error:
-            raise _cannot_write(self.folder, error) from error
+            raise self._cannot_write(error) from error
+
+    def config(self, step: int) -> Mapping[str, Any]:
+        """The resolved configuration of the run that wrote a checkpoint."""
+        return _read_json(self.folder / str(step) / "config" / "data.json")
 
     def restore(self, step: int, layout: TrainState) -> Restored:
         """The checkpoint of a step, placed as `layout` says, on whatever mesh that is.
 
         Arguments:
           step: a whole one.
-          layout: `jax.ShapeDtypeStruct` with shardings.
+          layout: a `TrainState` of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
-          CheckpointError: it is of another model or optimizer; every differing path is named.
+          CheckpointError: it is of another model or optimizer (every differing path is named), or damaged.
         """
-        found = self._orbax.checkpointables_metadata(step)
-        optimizer = {name: value for name, value in layout._asdict().items() if name != "params"}
-        wanted = {"params": layout.params, "optimizer": optimizer}
-        differences = [line for name, tree in wanted.items() for line in _differences(name, found.metadata[name], tree)]
-        if differences:
-            raise CheckpointError(
-                f"{self.folder / str(step)} is of another model or optimizer than this run:\n  "
-                + "\n  ".join(differences)
-                + "\nuse another MODEL_DIR, or the settings the checkpoint was written with"
-            )
-        loaded = self._orbax.load_checkpointables(step, wanted)
-        metadata = self.metadata(step)
-        return Restored(
-            state=TrainState(params=loaded["params"], **loaded["optimizer"]),
-            position=metadata["position"],
-            config=metadata["config"],
-        )
-
-    def metadata(self, step: int) -> Mapping[str, Any]:
-        """`position` and `config` of a step, without its arrays."""
-        return self._orbax.checkpointables_metadata(step).custom_metadata
+        path = self.folder / str(step)
+        wanted = _arrays(layout)
+        try:
+            with _context():
+                _refuse_differences(path, _found(path), wanted)
+                loaded = ocp.load_checkpointables(path, wanted)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise _cannot_read(path, error) from error
+        position = _read_json(path / "data" / "data.json")
+        return Restored(state=TrainState(params=loaded["params"], **loaded["optimizer"]), position=position)
 
     def close(self) -> None:
         """Waits for what is being written, and ends.
@@ -160,7 +215,29 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            if self._orbax is not None:
+                self._orbax.close()
+                self._orbax = None
+
+    def _writer(self) -> Any:
+        if self._orbax is None:
+            if jax.process_index() == 0:
+                # Orbax would count such a folder among the newest, and refuse to write its step.
+                for name in _half_written(self.folder):
+                    if name.isdecimal():
+                        (self.folder / name).rename(self.folder / f"{name}{_ASIDE}")
+            self._orbax = ocp.training.Checkpointer(
+                self.folder, context=_context(), preservation_policy=self._keep, cleanup_tmp_directories=True
+            )
+        return self._orbax
+
+    def _cannot_write(self, error: BaseException) -> CheckpointError:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+        whole = ", ".join(map(str, whole_steps(self.folder))) or "none"
+        return CheckpointError(
+            f"a checkpoint could not be written to {self.folder}: {'the disk is full' if full else error}. "
+            f"Whole checkpoints there: {whole}. Make room and give the same command again: it goes on from the last one"
+        )
 
 
 def whole_steps(folder: Path) -> list[int]:
@@ -169,65 +246,122 @@ def whole_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdecimal() and _is_whole(path))
 
 
-def _is_whole(path: Path) -> bool:
-    return all((path / marker).is_file() for marker in _MARKERS)
-
-
-def _half_written(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_whole(path))
-
-
 def restore_params(folder: Path, step: int | None = None) -> tuple[Params, int]:
     """The parameters of one checkpoint as numpy arrays, and its step; the newest unless a step is given.
 
     Raises:
-      CheckpointError: there is no such checkpoint; the message lists those there are.
+      CheckpointError: there is no such checkpoint (the message lists those there are), or it is damaged.
     """
     folder = folder.absolute()
     steps = whole_steps(folder)
     if not steps:
         raise CheckpointError(f"{folder}: there is no whole checkpoint; is this the MODEL_DIR of a run that saved one?")
-    if step is None:
-        step = steps[-1]
-    elif step not in steps:
+    if step is not None and step not in steps:
         raise CheckpointError(
             f"{folder}: there is no checkpoint of step {step}; there are {', '.join(map(str, steps))}"
         )
-    with ocp.training.Checkpointer(folder) as orbax:
-        metadata = orbax.checkpointables_metadata(step).metadata["params"]
-        as_numpy = jax.tree.map(lambda leaf: np.empty((), leaf.dtype), metadata)
-        loaded = orbax.load_checkpointables(step, {"params": as_numpy})
-    return loaded["params"], step
+    step = steps[-1] if step is None else step
+    path = folder / str(step)
+    try:
+        with _context():
+            as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _found(path)["params"])
+            return ocp.load_checkpointables(path, {"params": as_numpy})["params"], step
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise _cannot_read(path, error) from error
 
 
-def _differences(name: str, found: Any, wanted: Any) -> list[str]:
-    """Where two trees differ in paths or shapes, one line each; at most twenty."""
-    shapes = [
-        {
-            f"{name}/{'/'.join(_key(key) for key in path)}": tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (found, wanted)
+def _context() -> ocp.Context:
+    """Orbax's settings: two of the four parts are JSON, whatever they look like."""
+    registry = ocp.handlers.local_registry()
+    for name in ("data", "config"):
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _found(path: Path) -> Mapping[str, Any]:
+    """Paths, shapes and dtypes of what a checkpoint holds."""
+    found = ocp.checkpointables_metadata(path).metadata
+    for name in ("params", "optimizer"):
+        # Orbax gives a warning and None where it cannot read the description of an array.
+        if found.get(name) is None:
+            raise ValueError(f"{name} is damaged")
+    return found
+
+
+def _preservation(keep_latest: int, keep_best: int, best_is_lowest: bool) -> Any:
+    policies = ocp.training.preservation_policies
+    worst = math.inf if best_is_lowest else -math.inf
+
+    def rank(metrics: Mapping[str, float]) -> float:
+        value = metrics["best"]
+        return worst if math.isnan(value) else value
+
+    # Orbax keeps the end of the ascending order, or of the descending one where it is reversed.
+    best = policies.BestN(
+        get_metric_fn=rank, reverse=best_is_lowest, n=keep_best, keep_checkpoints_without_metrics=False
+    )
+    return policies.AnyPreservationPolicy([policies.LatestN(keep_latest), *([best] if keep_best else [])])
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    """The parts that hold arrays: parameters, and everything else a step changes."""
+    rest = state._asdict()
+    return {"params": rest.pop("params"), "optimizer": rest}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        committed = json.loads((path / _MARKER).read_text()).get("commit_timestamp_nsecs")
+    except (OSError, ValueError):
+        return False
+    return committed is not None and all((path / name).is_file() for name in _CONTENTS)
+
+
+def _half_written(folder: Path) -> list[str]:
+    """Names of folders that a checkpoint was begun in: temporary ones, and steps that miss something."""
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(path.name for path in found if path.suffix != _ASIDE and not _is_whole(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _cannot_read(path, error) from error
+
+
+def _cannot_read(path: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read: {error}. If it is damaged, remove it, and the same command goes on from the one before"
+    )
+
+
+def _refuse_differences(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compares paths and shapes of a checkpoint with those of the run."""
+    there, here = (_shapes({name: tree[name] for name in wanted}) for tree in (found, wanted))
+    lines = [
+        f"{name}: {there.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} in this run"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
     ]
-    there, here = shapes
-    lines = [f"{path}: {there[path]} in the checkpoint, not in this run" for path in there.keys() - here.keys()]
-    lines += [f"{path}: {here[path]} in this run, not in the checkpoint" for path in here.keys() - there.keys()]
-    lines += [
-        f"{path}: {there[path]} in the checkpoint, {here[path]} in this run"
-        for path in there.keys() & here.keys()
-        if there[path] != here[path]
-    ]
-    return sorted(lines)[:20]
+    if len(lines) > _SHOWN_DIFFERENCES:
+        lines[_SHOWN_DIFFERENCES:] = [f"and {len(lines) - _SHOWN_DIFFERENCES} more"]
+    if lines:
+        raise CheckpointError(
+            f"{path} is of another model or optimizer than this run:\n  "
+            + "\n  ".join(lines)
+            + "\nuse another MODEL_DIR, or the settings the checkpoint was written with"
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        "/".join(_key(key) for key in path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _key(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
-
-
-def _cannot_write(folder: Path, error: BaseException) -> CheckpointError:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    reason = "the disk is full" if full else str(error)
-    return CheckpointError(
-        f"a checkpoint could not be written to {folder}: {reason}. The older ones are whole: "
-        "make room and give the same command again"
-    )
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))

@@ -1,18 +1,24 @@
 """The training loop: steps, log, evaluations, checkpoints, and a polite end.
 
-Everything that happens at a step happens in one order: the step, its log line, its evaluation, its checkpoint. A
-checkpoint holds the state, the position in the data and the sums that wait for the next log line, so a run that goes
-on from it computes and logs, bit for bit, what one that was never stopped does.
+Everything that falls on a step happens in one order: the step, its log line, its evaluation, its checkpoint. A
+checkpoint holds the state, the position in the data, the sums that wait for the next log line, and which line and
+evaluation were the last, so a run that goes on from it computes and logs, bit for bit, what one that was never stopped
+does.
+
+The loop runs one step ahead of what it reads: the numbers of a step are fetched while the next one is computed.
+A signal is acted upon between two steps, within an evaluation and while XLA compiles. Each process watches its own
+signals, so on several hosts all of them must be signalled.
 """
 
+import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from flanjax.models.config import Compute, T5Config
@@ -30,22 +36,25 @@ from flanjax.training.interfaces import (
     TrainResult,
 )
 from flanjax.training.losses import LossConfig
-from flanjax.training.metrics import MetricsLog
+from flanjax.training.metrics import MetricsLog, Window
 from flanjax.training.optimizers import OptimizerConfig, make_optimizer
+from flanjax.training.resume import check_config
 from flanjax.training.schedules import make_schedule
 from flanjax.training.signals import LeftBehind, StopSignals, interruptible
 from flanjax.training.step import (
-    CompiledStep,
+    DeviceBatch,
     StateLayout,
     StepMetrics,
     TrainState,
+    TrainStep,
+    check_rows,
     compile_step,
     make_train_step,
     put_batch,
 )
 
-# Not sums over steps: the log line shows the last one.
-_LAST = ("grad_norm", "learning_rate", "skipped_in_a_row")
+FIXED_KEYS = ("model", "vocabulary", "data", "optimizer.name")
+FREE_KEYS = ("data.cache_dir",)
 
 
 def train(
@@ -62,8 +71,8 @@ def train(
     evaluators: Mapping[str, Evaluator] | None = None,
     run_dir: Path,
     run_config: Mapping[str, Any],
-    fixed_keys: tuple[str, ...] = ("model", "vocabulary", "data"),
-    free_keys: tuple[str, ...] = ("data.cache_dir",),
+    fixed_keys: tuple[str, ...] = FIXED_KEYS,
+    free_keys: tuple[str, ...] = FREE_KEYS,
     observer: Observer | None = None,
 ) -> TrainResult:
     """Trains from the latest checkpoint in `run_dir`, or from `initial_params`, to `config.train_steps`.
@@ -91,7 +100,11 @@ def train(
     """
     told = observer or Silence()
     transform = make_optimizer(optimizer, logical_axes(model), total_steps=config.train_steps)
+    schedule = make_schedule(optimizer, config.train_steps)
     layout = StateLayout.of(model, transform, mesh, rules)
+    step = make_train_step(
+        model, compute, loss, transform, schedule, layout, seed=config.seed, microbatches=config.microbatches
+    )
     checkpoints = Checkpoints(
         run_dir / "checkpoints",
         keep_latest=config.keep_latest,
@@ -100,32 +113,26 @@ def train(
         best_is_lowest=config.best_is_lowest,
         notice=told.notice,
     )
-    with StopSignals() as stop, jax.set_mesh(mesh):
-        step = checkpoints.latest()
-        if step is None:
-            state, sums = layout.start(initial_params(layout.shardings.params), transform), _Sums()
+    with StopSignals() as stop, jax.set_mesh(mesh), checkpoints:
+        checkpoints.report_unfinished()
+        latest = checkpoints.latest()
+        if latest is None:
+            place, state = _Place(), layout.start(initial_params(layout.shardings.params), transform)
         else:
-            _check_config(checkpoints.metadata(step)["config"], run_config, fixed_keys, free_keys, run_dir)
-            restored = checkpoints.restore(step, layout.state)
+            saved = checkpoints.config(latest)
+            check_config(saved, run_config, fixed=fixed_keys, free=free_keys, where=str(run_dir))
+            restored = checkpoints.restore(latest, layout.state)
+            place, state = _Place.of(latest, restored.position), restored.state
             batches.set_state(restored.position["batches"])
-            state, sums = restored.state, _Sums(**restored.position["sums"])
-            told.notice(f"going on from the checkpoint of step {step} in {run_dir}")
-        train_step = make_train_step(
-            model,
-            compute,
-            loss,
-            transform,
-            make_schedule(optimizer, config.train_steps),
-            layout,
-            seed=config.seed,
-            microbatches=config.microbatches,
-        )
-        with MetricsLog(run_dir, step=step or 0, write=jax.process_index() == 0) as log:
+            told.notice(f"going on from the checkpoint of step {latest} in {run_dir}")
+        if place.step < config.train_steps:
+            checkpoints.check_room(layout.state)
+        writes = jax.process_index() == 0
+        with MetricsLog(run_dir, logged=place.logged, evaluated=place.evaluated, write=writes) as log:
             loop = _Loop(
                 config=config,
-                mesh=mesh,
                 layout=layout,
-                train_step=train_step,
+                train_step=step,
                 batches=batches,
                 evaluators=evaluators or {},
                 checkpoints=checkpoints,
@@ -134,50 +141,60 @@ def train(
                 told=told,
                 stop=stop,
                 state=state,
-                step=step or 0,
-                sums=sums,
+                place=place,
             )
             return loop.run()
 
 
 @dataclasses.dataclass
-class _Sums:
-    """What the steps since the last log line measured; saved with a checkpoint, so that its line comes out the same."""
+class _Place:
+    """Where a run is; with the state, all that a checkpoint has to bring back."""
 
-    steps: int = 0
-    values: dict[str, float] = dataclasses.field(default_factory=dict)
+    step: int = 0
+    logged: int = 0  # the step of the last log line
+    evaluated: int = -1  # the last step whose evaluation is complete
+    window: Window = dataclasses.field(default_factory=Window)
+
+    @classmethod
+    def of(cls, step: int, saved: Mapping[str, Any]) -> "_Place":
+        return cls(step, saved["logged"], saved["evaluated"], Window(**saved["window"]))
+
+    def saved(self, batches: Mapping[str, Any]) -> dict[str, Any]:
+        """As JSON holds it."""
+        rest = {"logged": self.logged, "evaluated": self.evaluated, "window": dataclasses.asdict(self.window)}
+        return {"batches": dict(batches), **rest}
+
+
+class _Clock:
+    """Seconds, steps and tokens since the last log line; what is not training is taken out."""
+
+    def __init__(self) -> None:
+        self.steps, self.tokens = 0, 0.0
+        self._start = time.monotonic()
 
     def add(self, metrics: StepMetrics) -> None:
         self.steps += 1
-        for name, value in metrics._asdict().items():
-            before = 0.0 if name in _LAST else self.values.get(name, 0.0)
-            self.values[name] = before + float(value)
+        self.tokens += float(metrics.encoder_tokens + metrics.decoder_tokens)
 
-    def line(self) -> dict[str, float]:
-        """Means over tokens and positions, for the log."""
-        v = self.values
-        tokens = max(v["tokens"], 1.0)
-        return {
-            "loss": (v["loss"] - v["z_loss"]) / tokens,
-            "z_loss": v["z_loss"] / tokens,
-            "token_accuracy": v["correct"] / tokens,
-            "target_tokens": v["tokens"],
-            "encoder_padding": 1 - v["encoder_tokens"] / max(v["encoder_slots"], 1.0),
-            "decoder_padding": 1 - v["decoder_tokens"] / max(v["decoder_slots"], 1.0),
-            "skipped": v["skipped"],
-            "grad_norm": v["grad_norm"],
-            "learning_rate": v["learning_rate"],
-        }
+    def without(self, seconds: float) -> None:
+        self._start += seconds
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Loop:
-    """One call of `train`: what stays the same, and the state that moves."""
+    """One call of `train`: what stays the same, and what moves."""
 
     config: TrainConfig
-    mesh: Mesh
     layout: StateLayout
-    train_step: Callable[..., Any]
+    train_step: TrainStep
     batches: BatchIterator
     evaluators: Mapping[str, Evaluator]
     checkpoints: Checkpoints
@@ -186,192 +203,168 @@ class _Loop:
     told: Observer
     stop: StopSignals
     state: TrainState
-    step: int
-    sums: _Sums
+    place: _Place
 
     def __post_init__(self) -> None:
-        self._unread: StepMetrics | None = None
-        self._position: Mapping[str, Any] = self.batches.get_state()
+        self._position = self.batches.get_state()
+        self._unread: tuple[int, StepMetrics] | None = None
         self._values: dict[str, float] = {}
-        self._saved = self.step
-        self._line_started = time.monotonic()
-        self._spent_elsewhere = 0.0
-        self._last_batch: dict[str, jax.Array] | None = None
+        self._saved, self._place_saved = self.place.step, copy.deepcopy(self.place)
+        self._clock = _Clock()
 
     def run(self) -> TrainResult:
+        left_behind = False
         try:
-            if self.config.eval_at_start and self.step == 0:
-                self._evaluate()
-            self._steps()
+            if self.place.step < self.config.train_steps:
+                self._train()
+            if not self.stop():
+                self._finish()
         except LeftBehind:
-            return self._end(left_behind=True)
-        return self._end(left_behind=False)
-
-    def _steps(self) -> None:
-        compiled: CompiledStep | None = None
-        while self.step < self.config.train_steps and not self.stop():
-            batch = self._next_batch()
-            if batch is None:
-                self.told.notice(f"the data ended at step {self.step} of {self.config.train_steps}")
-                return
-            if compiled is None:
-                compiled = self._compile(batch)
-                self._line_started, self._spent_elsewhere = time.monotonic(), 0.0
-                if self.stop():
-                    return
-            self.state, metrics = compiled(self.state, batch)
-            self._position = self.batches.get_state()
-            self.step += 1
-            # The step before is read while this one runs.
-            self._read()
-            self._unread = metrics
-            self._events()
-
-    def _next_batch(self) -> dict[str, jax.Array] | None:
-        try:
-            return put_batch(next(self.batches), self.mesh)
-        except StopIteration:
-            return None
-
-    def _compile(self, batch: dict[str, jax.Array]) -> CompiledStep:
-        def compile_in_mesh() -> CompiledStep:
-            return compile_step(self.train_step, self.layout, batch)
-
-        return interruptible(compile_in_mesh, self.stop)
-
-    def _events(self) -> None:
-        """What is due after the step just taken."""
-        last = self.step == self.config.train_steps
-        if last or self.step % self.config.log_every == 0:
-            self._read()
-            self._log()
-        if self.config.eval_every and (last or self.step % self.config.eval_every == 0):
-            self._evaluate()
-        if last or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
+            left_behind = True
+        self._read()
+        if self.stop():
+            self.told.notice(f"{self.stop.name}: stopping at step {self.place.step}")
+        if self.place.step > self._saved:
             self._save()
-
-    def _read(self) -> None:
-        """Takes the numbers of the step that was not read yet; refuses to go on after too many bad ones."""
-        if self._unread is None:
-            return
-        metrics = jax.device_get(self._unread)
-        self._unread = None
-        self.sums.add(metrics)
-        self._tell_progress()
-        if metrics.skipped:
-            self.told.notice(
-                f"the loss or its gradient was not finite near step {self.step}: the update was skipped "
-                f"({int(metrics.skipped_in_a_row)} in a row)"
-            )
-        if metrics.skipped_in_a_row >= self.config.stop_after_skipped:
-            raise TrainingError(
-                f"{int(metrics.skipped_in_a_row)} steps in a row up to step {self.step} were not finite and were "
-                f"skipped; the last checkpoint is of step {self.checkpoints.latest() or 0}. Try a lower learning rate "
-                "or a longer warm-up, OptimizerConfig.global_norm_clip=1.0, or look for bad rows in the data"
-            )
-
-    def _seconds(self) -> float:
-        return max(time.monotonic() - self._line_started - self._spent_elsewhere, 1e-9)
-
-    def _tell_progress(self) -> None:
-        line, v = self.sums.line(), self.sums.values
-        seconds = self._seconds()
-        self.told.progress(
-            Progress(
-                step=self.step,
-                train_steps=self.config.train_steps,
-                loss=line["loss"],
-                tokens_per_second=(v["encoder_tokens"] + v["decoder_tokens"]) / seconds,
-                encoder_padding=line["encoder_padding"],
-                decoder_padding=line["decoder_padding"],
-                seconds_left=seconds / self.sums.steps * (self.config.train_steps - self.step),
-            )
-        )
-
-    def _log(self) -> None:
-        if not self.sums.steps:
-            return
-        line, seconds, v = self.sums.line(), self._seconds(), self.sums.values
-        tokens_per_second = (v["encoder_tokens"] + v["decoder_tokens"]) / seconds
-        self.log.add(self.step, "train", line, seconds=seconds, tokens_per_second=tokens_per_second)
-        self.told.logged(self.step, "train", line)
-        self.sums = _Sums()
-        self._line_started, self._spent_elsewhere = time.monotonic(), 0.0
-
-    def _evaluate(self) -> None:
-        self._read()
-        started = time.monotonic()
-        self._values = {}
-        params = self.state.params
-        for name, evaluator in self.evaluators.items():
-
-            def measure(evaluator: Evaluator = evaluator) -> Mapping[str, float]:
-                with jax.set_mesh(self.mesh):
-                    return evaluator(params, self.stop)
-
-            begun = time.monotonic()
-            values = interruptible(measure, self.stop)
-            if self.stop():
-                return
-            self.log.add(self.step, name, values, seconds=time.monotonic() - begun)
-            self.told.logged(self.step, name, values)
-            self._values |= {f"{name}/{key}": value for key, value in values.items()}
-        self._spent_elsewhere += time.monotonic() - started
-
-    def _save(self) -> None:
-        self._read()
-        position = {"batches": dict(self._position), "sums": dataclasses.asdict(self.sums)}
-        started = time.monotonic()
-        self.checkpoints.save(self.step, self.state, position, self.run_config, **self._values)
-        self._saved = self.step
-        self._spent_elsewhere += time.monotonic() - started
-
-    def _end(self, *, left_behind: bool) -> TrainResult:
-        self._read()
-        if self.step > self._saved:
-            # An evaluation of this step that was cut short is made up for on resume only if the step is not saved.
-            self._save()
-        self.checkpoints.close()
-        self.log.plot()
+        elif self.place != self._place_saved:
+            # A signal had cut short what falls on this step, and it was made up for just now.
+            self.checkpoints.amend(self.place.step, self.place.saved(self._position))
+        self.checkpoints.wait()
+        if not self.stop():
+            self.log.plot(last=True)
         return TrainResult(
-            step=self.step,
+            step=self.place.step,
             params=self.state.params,
             stopped_by=self.stop.name,
             skipped=int(jax.device_get(self.state.skipped)),
             work_left_behind=left_behind,
         )
 
+    def _train(self) -> None:
+        """Steps until the last one, a signal, or the end of the data."""
+        batch = self._next_batch()
+        self._evaluate_if_due()
+        if batch is None or self.stop():
+            return
+        shapes = batch
+        compiled = interruptible(lambda: compile_step(self.train_step, self.layout, shapes), self.stop)
+        self._clock = _Clock()
+        while batch is not None and not self.stop():
+            self.state, metrics = compiled(self.state, batch)
+            self.place.step += 1
+            self._position = self.batches.get_state()
+            self._read()
+            self._unread = self.place.step, metrics
+            self._periodic()
+            batch = self._next_batch() if self.place.step < self.config.train_steps else None
 
-def _check_config(
-    saved: Mapping[str, Any],
-    current: Mapping[str, Any],
-    fixed: tuple[str, ...],
-    free: tuple[str, ...],
-    run_dir: Path,
-) -> None:
-    """Refuses to go on with another model, vocabulary or data than the checkpoint was written with."""
-    before, now = _flat(saved), _flat(current)
-    differing = [
-        f"{key}: it was {before.get(key)!r}, now it is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if _covered(key, fixed) and not _covered(key, free) and before.get(key) != now.get(key)
-    ]
-    if differing:
-        raise TrainingError(
-            f"{run_dir} holds a run with other settings, which cannot go on under these:\n  "
-            + "\n  ".join(differing)
-            + "\nset them back, or give another MODEL_DIR"
+    def _next_batch(self) -> DeviceBatch | None:
+        try:
+            batch = next(self.batches)
+        except StopIteration:
+            self.told.notice(f"the data ended at step {self.place.step} of {self.config.train_steps}")
+            return None
+        rows = len(next(iter(batch.values()))) * jax.process_count()
+        check_rows(rows, self.config.microbatches, self.layout.mesh)
+        return put_batch(batch, self.layout.mesh)
+
+    def _periodic(self) -> None:
+        """What is due after the step just taken."""
+        self.checkpoints.poll()
+        if self.place.step % self.config.log_every == 0 or self.place.step == self.config.train_steps:
+            self._log()
+        self._evaluate_if_due()
+        every = self.config.checkpoint_every
+        if every and self.place.step % every == 0 and not self.stop():
+            self._save()
+
+    def _finish(self) -> None:
+        """What is due after the last step and was not done there."""
+        self._log()
+        if self.config.eval_every and self.place.step > self.place.evaluated:
+            self._evaluate()
+
+    def _read(self) -> None:
+        """Takes in the numbers of the step not read yet; refuses to go on after too many bad ones."""
+        if self._unread is None:
+            return
+        (step, unread), self._unread = self._unread, None
+        metrics = jax.device_get(unread)
+        self.place.window.add(metrics)
+        self._clock.add(metrics)
+        values, left = self.place.window.values(), self.config.train_steps - step
+        self.told.progress(
+            Progress(
+                step=step,
+                train_steps=self.config.train_steps,
+                loss=values["loss"],
+                tokens_per_second=self._clock.tokens_per_second,
+                encoder_padding=values["encoder_padding"],
+                decoder_padding=values["decoder_padding"],
+                seconds_left=left * self._clock.seconds / self._clock.steps,
+            )
         )
+        if metrics.skipped:
+            self._skipped(step, int(metrics.skipped_in_a_row))
 
+    def _skipped(self, step: int, in_a_row: int) -> None:
+        self.told.notice(f"step {step}: loss or gradient not finite, the update was skipped ({in_a_row} in a row)")
+        if in_a_row >= self.config.stop_after_skipped:
+            latest = self.checkpoints.latest()
+            saved = "there is no checkpoint yet" if latest is None else f"the last checkpoint is of step {latest}"
+            raise TrainingError(
+                f"step {step}: loss or gradient were not finite {in_a_row} times in a row. Each of these updates was "
+                f"skipped, so no parameter is lost; {saved}. "
+                "Try a lower learning rate, a longer warm-up or OptimizerConfig.global_norm_clip = 1.0, and look for "
+                "bad rows in the data"
+            )
 
-def _covered(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+    def _log(self) -> None:
+        self._read()
+        if not self.place.window.steps:
+            return
+        values, clock = self.place.window.values(), self._clock
+        step = self.place.step
+        self.log.add(step, "train", values, seconds=clock.seconds, tokens_per_second=clock.tokens_per_second)
+        self.told.logged(step, "train", values)
+        self.place.window, self.place.logged, self._clock = Window(), step, _Clock()
 
+    def _evaluate_if_due(self) -> None:
+        step, every = self.place.step, self.config.eval_every
+        due = self.config.eval_at_start if step == 0 else every and step % every == 0
+        if due and step > self.place.evaluated:
+            self._evaluate()
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: np.asarray(tree).tolist() if isinstance(tree, tuple | np.generic) else tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+    def _evaluate(self) -> None:
+        """All evaluators, then all their lines: an evaluation is complete or leaves nothing."""
+        self._read()
+        begun = time.monotonic()
+        found: dict[str, tuple[Mapping[str, float], float]] = {}
+        for name, evaluator in self.evaluators.items():
+            start = time.monotonic()
+            values = interruptible(functools.partial(self._measure, evaluator), self.stop)
+            if self.stop():
+                return
+            found[name] = values, time.monotonic() - start
+        for name, (values, seconds) in found.items():
+            self.log.add(self.place.step, name, values, seconds=seconds)
+            self.told.logged(self.place.step, name, values)
+        self._values = {f"{name}/{key}": value for name, (values, _) in found.items() for key, value in values.items()}
+        self.place.evaluated = self.place.step
+        self.log.plot()
+        self._clock.without(time.monotonic() - begun)
+
+    def _measure(self, evaluator: Evaluator) -> Mapping[str, float]:
+        # The mesh that is set belongs to a thread, and this runs on one of its own.
+        with jax.set_mesh(self.layout.mesh):
+            return evaluator(self.state.params, self.stop)
+
+    def _save(self) -> None:
+        self._read()
+        begun = time.monotonic()
+        self.log.sync()
+        values = self._values if self.place.evaluated == self.place.step else None
+        position = self.place.saved(self._position)
+        self.checkpoints.save(self.place.step, self.state, position, self.run_config, values)
+        self._saved, self._place_saved = self.place.step, copy.deepcopy(self.place)
+        self._clock.without(time.monotonic() - begun)

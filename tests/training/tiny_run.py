@@ -1,0 +1,136 @@
+"""A tiny T5, batches for it, and a whole training run as a script: what the tests kill, stop and resume.
+
+python tests/training/tiny_run.py RUN_DIR '{"train_steps": 20}'
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.t5 import init_params
+from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.training.interfaces import Silence, TrainConfig
+from flanjax.training.losses import LossConfig
+from flanjax.training.optimizers import OptimizerConfig
+from flanjax.training.signals import exit_now
+from flanjax.training.trainer import train
+
+VOCAB, ENCODER, DECODER, ROWS = 64, 16, 8, 8
+TINY = T5Config(
+    vocab_size=VOCAB,
+    embed_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=2,
+    num_decoder_layers=3,
+    dropout_rate=0.1,
+)
+FLOAT32 = Compute()
+LOOP = {"train_steps": 8, "log_every": 3, "eval_every": 4, "checkpoint_every": 3}
+
+
+def random_batch(seed: int, rows: int = ROWS) -> dict[str, np.ndarray]:
+    """Rows of one segment of random length on both sides; other seeds, other tokens."""
+    rng = np.random.default_rng(seed)
+
+    def side(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        lengths = rng.integers(1, length + 1, rows)
+        segments = (np.arange(length)[None] < lengths[:, None]).astype(np.int32)
+        tokens = rng.integers(2, VOCAB, (rows, length)).astype(np.int32) * segments
+        return tokens, segments, np.arange(length, dtype=np.int32) * segments
+
+    encoder, encoder_segments, encoder_positions = side(ENCODER)
+    decoder, decoder_segments, decoder_positions = side(DECODER)
+    return {
+        "encoder_input_tokens": encoder,
+        "encoder_segment_ids": encoder_segments,
+        "encoder_positions": encoder_positions,
+        "decoder_input_tokens": np.pad(decoder, ((0, 0), (1, 0)))[:, :-1] * decoder_segments,
+        "decoder_target_tokens": decoder,
+        "decoder_loss_weights": decoder_segments,
+        "decoder_segment_ids": decoder_segments,
+        "decoder_positions": decoder_positions,
+    }
+
+
+class Batches:
+    """Batch n is `random_batch(n)`; the position is n, and every batch given out is noted down."""
+
+    def __init__(self, count: int = 10**9, pause: float = 0.0):
+        self.position, self.count, self.pause = 0, count, pause
+        self.given: list[int] = []
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self.position >= self.count:
+            raise StopIteration
+        time.sleep(self.pause)
+        self.given.append(self.position)
+        self.position += 1
+        return random_batch(self.given[-1])
+
+    def get_state(self) -> dict[str, int]:
+        return {"window": 0, "row": self.position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.position = state["row"]
+
+
+def parameter_sum(params, should_stop) -> dict[str, float]:
+    """An evaluation that depends on every parameter."""
+    leaves = jax.device_get(jax.tree.leaves(params))
+    return {"loss": float(sum(np.abs(leaf.astype(np.float64)).sum() for leaf in leaves))}
+
+
+def start(run_dir, *, batches=None, mesh=None, observer=None, evaluators=None, initial_params=None, **given):
+    """Trains the tiny model; keywords are those of `TrainConfig`, or of `train` where that has them."""
+    own = {name: given.pop(name) for name in ("model", "compute", "optimizer", "run_config") if name in given}
+    arguments = {
+        "model": TINY,
+        "compute": FLOAT32,
+        "optimizer": OptimizerConfig(learning_rate=0.05, min_dim_size_to_factor=16, warmup_steps=2),
+        "run_config": {"model": {"mlp_dim": 32}, "data": {"mixture": "demo"}, "train": given},
+        **own,
+    }
+    return train(
+        loss=LossConfig(chunk_tokens=16),
+        config=TrainConfig(**{**LOOP, **given}),
+        mesh=mesh or make_mesh(MeshConfig(), jax.devices()[:1]),
+        batches=batches if batches is not None else Batches(),
+        initial_params=initial_params or (lambda shardings: jax.jit(lambda: init_params(TINY, 0))()),
+        evaluators={"validation": parameter_sum} if evaluators is None else evaluators,
+        run_dir=Path(run_dir),
+        observer=observer,
+        **arguments,
+    )
+
+
+class Printer(Silence):
+    """Tells the test that started the process how far it is."""
+
+    def progress(self, progress):
+        print("step", progress.step, flush=True)
+
+    def notice(self, message):
+        print(message, flush=True)
+
+
+class ToldBatches(Batches):
+    """The first batch is given out right before the step is compiled."""
+
+    def __next__(self):
+        if not self.given:
+            print("compiling", flush=True)
+        return super().__next__()
+
+
+if __name__ == "__main__":
+    result = start(sys.argv[1], batches=ToldBatches(pause=0.01), observer=Printer(), **json.loads(sys.argv[2]))
+    print(f"ended at {result.step} {result.stopped_by}, work left behind {result.work_left_behind}", flush=True)
+    if result.work_left_behind:
+        exit_now(0)
