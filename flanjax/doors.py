@@ -173,7 +173,7 @@ def _parse(parse: Callable[[str], object], what: str, place: str, configurables:
         logging.disable(logging.ERROR)  # gin logs each folder in which an included file is not
         parse(what)
     except (ValueError, SyntaxError, TypeError, AttributeError, OSError) as error:
-        message = str(error).splitlines()[0]
+        message = str(error).splitlines()[0].rstrip(".")
         raise GinError(f"{place}: {message}{_suggestion(message, configurables)}") from error
     finally:
         logging.disable(logging.NOTSET)

@@ -47,16 +47,16 @@ class EvaluationConfig:
     Attributes:
       mixtures: held-out mixtures, evaluated beside the run's own.
       split: the split that is evaluated; it keeps its texts.
-      loss_examples_per_task: examples of each task that the loss is taken over; None for all.
-      questions_per_task: examples of each task that are answered; 0 answers none.
+      loss_examples: examples of a mixture that the loss is taken over, spread evenly over its tasks; None for all.
+      questions: examples of a mixture that are answered, likewise; 0 answers none.
       max_new_tokens: an answer's longest length in tokens.
       metrics: of `flanjax.evaluation.metrics.METRICS`, shown per task.
     """
 
     mixtures: tuple[str, ...] = ()
     split: str = "validation"
-    loss_examples_per_task: int | None = 100
-    questions_per_task: int = 16
+    loss_examples: int | None = 2000
+    questions: int = 200
     max_new_tokens: int = 32
     metrics: tuple[str, ...] = ("exact_match",)
 
@@ -281,7 +281,7 @@ def _evaluators(
                 run.data.batch_rows,
                 host_index=jax.process_index(),
                 host_count=jax.process_count(),
-                max_examples_per_task=config.loss_examples_per_task,
+                max_examples_per_task=_share(config.loss_examples, tasks),
             )
 
         found[mixture] = MixtureEvaluator(
@@ -290,12 +290,17 @@ def _evaluators(
             loss=run.loss,
             mesh=mesh,
             batches=batches,
-            questions=questions(tasks, config.questions_per_task, row_lengths[0]),
+            questions=questions(tasks, _share(config.questions, tasks) or 0, row_lengths[0]),
             vocabulary=vocabulary,
             max_new_tokens=config.max_new_tokens,
             metrics=config.metrics,
         )
     return found
+
+
+def _share(examples: int | None, tasks: Sequence[Any]) -> int | None:
+    """Examples of each task, at least one where there are any."""
+    return examples and max(examples // len(tasks), 1)
 
 
 def _settings(run: Run, model: T5Config, batches: PackedBatches) -> ml_collections.ConfigDict:

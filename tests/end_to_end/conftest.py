@@ -30,7 +30,7 @@ T5Config.mlp_dim = 32
 T5Config.num_encoder_layers = 1
 T5Config.num_decoder_layers = 1
 T5Config.dropout_rate = 0.1
-EvaluationConfig.questions_per_task = 1
+EvaluationConfig.questions = 19
 EvaluationConfig.max_new_tokens = 8
 """
 

@@ -78,7 +78,7 @@ def test_the_readme_tunes_a_readers_own_data(tiny: Path, tmp_path: Path, environ
         rows = (f"Sort these words: {a}, {b}\t{min(a, b)}, {max(a, b)}" for a in "abcdef" for b in "uvwxyz")
         (tmp_path / f"{split}.tsv").write_text("\n".join(rows) + "\n")
     train, export = [c for c in commands(ROOT / "README.md") if "MIXTURE=my_task" in c or "flanjax.export" in c]
-    short = " --gin.TRAIN_STEPS=2 --gin.BATCH_ROWS=2 --gin.EvaluationConfig.questions_per_task=1"
+    short = " --gin.TRAIN_STEPS=2 --gin.BATCH_ROWS=2 --gin.EvaluationConfig.questions=1"
     for command in (train + short, export):
         line = f"{shlex.quote(sys.executable)} {command.removeprefix('python ')}"
         done = subprocess.run(

@@ -153,7 +153,7 @@ def test_exported_answers_as_the_run_does(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--gin.MIXTURE=demo_sort_words"], ["data.mixture", "demo"]),
+        (["--gin.RATES=@Proportional()"], ["data.rates", "mixture"]),
         (["--gin.T5Config.dropout_rate=0.2"], ["model.dropout_rate", "0.2"]),
         (["--gin.SEED=1"], ["data.seed"]),
     ],
