@@ -4,6 +4,9 @@ The bias [1, heads, queries, keys] and the boolean mask [batch, 1, queries, keys
 a [batch, heads, queries, keys] array of both, for every layer. There is no 1/sqrt(head_dim): T5's initialiser has it.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -80,6 +83,14 @@ def _unfold(x: Float[Array, "batch_heads length head_dim"], heads: int) -> Float
     return x.reshape(-1, heads, *x.shape[1:]).swapaxes(1, 2)
 
 
+def _for_each(count: int, body: Callable[[Array, Any], Any], state: Any) -> Any:
+    """`state = body(i, state)` for i below count."""
+    # Not a scan: differentiating the scan over layers around it would split this loop, and keep the bias and the mask
+    # of every row and head as arrays of their own.
+    step = lambda loop: (loop[0] + 1, body(*loop))  # noqa: E731
+    return jax.lax.while_loop(lambda loop: loop[0] < count, step, (jnp.int32(0), state))[1]
+
+
 @jax.custom_vjp
 def _per_head(q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None) -> Array:
     return _per_head_forward(q, k, v, bias, mask)[0]
@@ -89,47 +100,45 @@ def _per_head_forward(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None
 ) -> tuple[Array, tuple[Array | None, ...]]:
     heads = q.shape[2]
+    q, k, v = _fold(q), _fold(k), _fold(v)
 
-    def one(_: None, xs: tuple[Array, Array, Array, Array]) -> tuple[None, Array]:
-        i, q, k, v = xs
-        weights = _weights("qd,kd->qk", q, k, *_of_head(i, heads, bias, mask))
-        return None, weights.astype(v.dtype) @ v
+    def one(i: Array, out: Array) -> Array:
+        weights = _weights("qd,kd->qk", q[i], k[i], *_of_head(i, heads, bias, mask))
+        return out.at[i].set(weights.astype(v.dtype) @ v[i])
 
-    folded = _fold(q), _fold(k), _fold(v)
-    _, out = jax.lax.scan(one, None, (jnp.arange(folded[0].shape[0]), *folded))
-    return _unfold(out, heads), (*folded, bias, mask)
+    out = _for_each(len(q), one, jnp.zeros_like(q))
+    return _unfold(out, heads), (q, k, v, bias, mask)
 
 
 def _per_head_backward(saved: tuple[Array, Array, Array, Array | None, Array | None], g: Array) -> tuple:
     q, k, v, bias, mask = saved
-    heads = g.shape[2]
+    heads, g = g.shape[2], _fold(g)
 
-    def one(bias_gradient: Array | None, xs: tuple[Array, ...]) -> tuple[Array | None, tuple[Array, Array, Array]]:
-        i, q, k, v, g = xs
+    def one(i: Array, gradients: tuple) -> tuple:
+        dq, dk, dv, dbias = gradients
         head_bias, head_mask = _of_head(i, heads, bias, mask)
-        weights = _weights("qd,kd->qk", q, k, head_bias, head_mask)
-        weighted = weights * jnp.einsum("qd,kd->qk", g, v, preferred_element_type=jnp.float32)
+        weights = _weights("qd,kd->qk", q[i], k[i], head_bias, head_mask)
+        weighted = weights * jnp.einsum("qd,kd->qk", g[i], v[i], preferred_element_type=jnp.float32)
         scores = weighted - weights * weighted.sum(-1, keepdims=True)
         if head_mask is not None:
             scores = jnp.where(head_mask, scores, 0)
-        if bias_gradient is not None:
-            bias_gradient = bias_gradient.at[0, i % heads].add(scores)
+        if dbias is not None:
+            dbias = dbias.at[0, i % heads].add(scores)
         scores, weights = scores.astype(q.dtype), weights.astype(q.dtype)
         # The narrow operand first: as scores^T q these two products run at half the rate on XLA:CPU.
-        return bias_gradient, (scores @ k, (q.T @ scores).T, (g.T @ weights).T)
+        dk, dv = dk.at[i].set((q[i].T @ scores).T), dv.at[i].set((g[i].T @ weights).T)
+        return dq.at[i].set(scores @ k[i]), dk, dv, dbias
 
-    start = None if bias is None else jnp.zeros_like(bias)
-    xs = (jnp.arange(q.shape[0]), q, k, v, _fold(g))
-    bias_gradient, (dq, dk, dv) = jax.lax.scan(one, start, xs)
-    return _unfold(dq, heads), _unfold(dk, heads), _unfold(dv, heads), bias_gradient, None
+    start = jax.tree.map(jnp.zeros_like, (q, k, v, bias))
+    dq, dk, dv, dbias = _for_each(len(q), one, start)
+    return _unfold(dq, heads), _unfold(dk, heads), _unfold(dv, heads), dbias, None
 
 
 def _of_head(i: Array, heads: int, bias: Array | None, mask: Array | None) -> tuple[Array | None, Array | None]:
     """The bias and the mask, [queries, keys], of folded head number i; a mask of one row serves every row."""
-    row = i // heads
     return (
         None if bias is None else bias[0, i % heads],
-        None if mask is None else mask[jnp.minimum(row, mask.shape[0] - 1), 0],
+        None if mask is None else mask[jnp.minimum(i // heads, mask.shape[0] - 1), 0],
     )
 
 
