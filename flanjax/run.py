@@ -222,7 +222,8 @@ class _StartingPoint:
             own = read_vocabulary(self._folder)
         else:
             return
-        if own.identity != vocabulary.identity:
+        # The pieces decide; sentinels on top of them do not change what a token means.
+        if own.sha256 != vocabulary.sha256:
             raise RunError(
                 f"the tasks were tokenised with vocabulary {vocabulary.identity} ({vocabulary.size} ids), "
                 f"INIT_FROM={self._folder} was trained with {own.identity} ({own.size} ids): its parameters mean "
