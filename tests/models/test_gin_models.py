@@ -7,6 +7,7 @@ import gin
 import jax
 import pytest
 
+from flanjax.doors import GinSources, configure
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import abstract_params
 
@@ -20,20 +21,14 @@ for family in ("t5_1_1", "flan_t5", "t5_1_1_lm100k"):
     PUBLISHED |= {f"{family}_{size}": count for size, count in V1_1.items()}
 
 
-@pytest.fixture
-def read_config():
-    gin.clear_config()
-    try:  # the doors may have registered it in this process
-        gin.get_configurable("T5Config")
-    except ValueError:
-        gin.external_configurable(T5Config)
-    gin.add_config_file_search_path(str(MODELS))
+def read_config(name: str) -> T5Config:
+    configure(GinSources(files=(str(MODELS / f"{name}.gin"),)), [T5Config])
+    return gin.get_configurable("T5Config")()
 
-    def read(name: str) -> T5Config:
-        gin.parse_config_file(str(MODELS / f"{name}.gin"))
-        return gin.get_configurable("T5Config")()
 
-    yield read
+@pytest.fixture(autouse=True)
+def clear_gin():
+    yield
     gin.clear_config()
 
 
@@ -42,11 +37,11 @@ def test_every_file_is_listed_here():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameter_count_is_the_published_one(read_config, name):
+def test_parameter_count_is_the_published_one(name):
     shapes = jax.tree.leaves(abstract_params(read_config(name)))
     assert sum(math.prod(leaf.shape) for leaf in shapes) == PUBLISHED[name]
 
 
-def test_the_same_size_is_the_same_model(read_config):
+def test_the_same_size_is_the_same_model():
     for size in V1_1:
         assert read_config(f"flan_t5_{size}") == read_config(f"t5_1_1_{size}") == read_config(f"t5_1_1_lm100k_{size}")
