@@ -313,10 +313,10 @@ def _arrays(state: TrainState) -> dict[str, Any]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        committed = json.loads((path / _MARKER).read_text()).get("commit_timestamp_nsecs")
+        committed = json.loads((path / _MARKER).read_text()).get("commit_timestamp_nsecs") is not None
     except (OSError, ValueError):
         return False
-    return committed is not None and all((path / name).is_file() for name in _CONTENTS)
+    return committed and all((path / name).is_file() for name in _CONTENTS)
 
 
 def _half_written(folder: Path) -> list[str]:

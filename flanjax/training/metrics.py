@@ -9,15 +9,18 @@ for the timings beside `values`.
 files are written with tensorboard's own record writer, which does not.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from flanjax.errors import FlanjaxError
 from flanjax.training.step import StepMetrics
 
 LOG = "metrics.jsonl"
@@ -26,6 +29,10 @@ EVENTS = "tensorboard"
 _SECONDS_BETWEEN_PLOTS = 60.0
 # Not sums over steps: a log line shows the last one.
 _LAST = ("learning_rate", "skipped_in_a_row")
+
+
+class MetricsError(FlanjaxError):
+    """The records of a run cannot be written."""
 
 
 @dataclasses.dataclass
@@ -81,46 +88,71 @@ class MetricsLog:
         self._events: Any = None
         self._plotted = time.monotonic()
         if write:
-            _cut(run_dir / LOG, logged, evaluated)
+            with self._explained():
+                _cut(run_dir / LOG, logged, evaluated)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except MetricsError:
+            # The first error is the one to see; on a full disk closing fails again.
+            if error is None:
+                raise
 
     def add(self, step: int, split: str, values: Mapping[str, float], **timings: float) -> None:
         """One line; `timings` are what differs between two equal runs."""
         if not self._write:
             return
-        if self._file is None:
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-            self._file = (self._run_dir / LOG).open("a")
-            self._events = _EventFile(self._run_dir / EVENTS, self._void_after)
         numbers = {name: float(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "split": split, "values": numbers, **timings}) + "\n")
-        self._file.flush()
-        self._events.add(step, {f"{split}/{name}": value for name, value in {**numbers, **timings}.items()})
+        with self._explained():
+            self._open()
+            self._file.write(json.dumps({"step": step, "split": split, "values": numbers, **timings}) + "\n")
+            self._file.flush()
+            self._events.add(step, {f"{split}/{name}": value for name, value in {**numbers, **timings}.items()})
 
     def sync(self) -> None:
         """Has the lines written so far outlive a power cut: before a checkpoint that counts on them."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with self._explained():
+                os.fsync(self._file.fileno())
 
     def plot(self, *, last: bool = False) -> None:
         """Draws loss.png from the whole log, at most once a minute but for the last time."""
         if not self._write or not (last or time.monotonic() - self._plotted > _SECONDS_BETWEEN_PLOTS):
             return
-        if lines := read_log(self._run_dir / LOG):
-            draw_losses(lines, self._run_dir / PLOT)
-            self._plotted = time.monotonic()
+        with self._explained():
+            if lines := read_log(self._run_dir / LOG):
+                draw_losses(lines, self._run_dir / PLOT)
+        self._plotted = time.monotonic()
 
     def close(self) -> None:
         """Ends the files."""
-        if self._file is not None:
-            self._file.close()
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        with self._explained():
             self._events.close()
-            self._file = None
+            file.close()
+
+    def _open(self) -> None:
+        if self._file is None:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            self._events = _EventFile(self._run_dir / EVENTS, self._void_after)
+            self._file = (self._run_dir / LOG).open("a")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise MetricsError(
+                f"the log of {self._run_dir} could not be written: {reason}. Its checkpoints are whole: mend that and "
+                "give the same command again, it goes on from the last one"
+            ) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

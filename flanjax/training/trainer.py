@@ -332,7 +332,7 @@ class _Loop:
     def _evaluate_if_due(self) -> None:
         step, every = self.place.step, self.config.eval_every
         due = self.config.eval_at_start if step == 0 else every and step % every == 0
-        if due and step > self.place.evaluated:
+        if due and step > self.place.evaluated and not self.stop():
             self._evaluate()
 
     def _evaluate(self) -> None:

@@ -4,12 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanjax.training.metrics import MetricsLog, Window, draw_losses, read_log
+from flanjax.training.metrics import MetricsError, MetricsLog, Window, draw_losses, read_log
 from flanjax.training.step import StepMetrics
 
 
@@ -77,6 +78,22 @@ def test_nothing_is_written_before_the_first_line_or_on_other_hosts(tmp_path):
         log.add(1, "train", {"loss": 1.0})
         log.plot(last=True)
     assert not (tmp_path / "run").exists()
+
+
+def write_to_a_full_disk(folder):
+    with MetricsLog(folder) as log:
+        log.add(1, "train", {"loss": 1.0})
+        log._file = Path("/dev/full").open("w")
+        log.add(2, "train", {"loss": 1.0})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_explained_though_closing_fails_again(tmp_path):
+    with pytest.raises(MetricsError, match=r"disk is full.*same command again"):
+        write_to_a_full_disk(tmp_path)
+    with MetricsLog(tmp_path) as log:
+        log.add(1, "train", {"loss": 1.0})
+    assert steps(tmp_path) == [(1, "train")]
 
 
 def test_tensorboard_reads_the_events_and_forgets_what_a_kill_made_void(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from flanjax.errors import FlanjaxError
 from flanjax.models.t5 import init_params
 from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.training import trainer
 from flanjax.training.checkpoints import CheckpointError, restore_params, whole_steps
 from flanjax.training.interfaces import Silence, TrainConfig, TrainingError
 from flanjax.training.metrics import read_log
@@ -64,6 +65,26 @@ def _contents(folder, name):
     from orbax.checkpoint import v1 as ocp
 
     return ocp.load_checkpointables(path, {name: None})[name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_program_compiled_once():
+    """All runs here have one optimizer and schedule, so model, mesh and options tell their programs apart."""
+    make, compile_, programs = trainer.make_train_step, trainer.compile_step, {}
+
+    def make_named(model, compute, loss, optimizer, schedule, layout, **options):
+        step = make(model, compute, loss, optimizer, schedule, layout, **options)
+        step.name = model, compute, loss, layout.mesh, jax.tree.structure(layout.state), *options.items()
+        return step
+
+    def compile_once(step, layout, batch):
+        if step.name not in programs:
+            programs[step.name] = compile_(step, layout, batch)
+        return programs[step.name]
+
+    trainer.make_train_step, trainer.compile_step = make_named, compile_once
+    yield
+    trainer.make_train_step, trainer.compile_step = make, compile_
 
 
 @pytest.fixture(scope="module")
