@@ -83,7 +83,7 @@ def test_nothing_is_written_before_the_first_line_or_on_other_hosts(tmp_path):
 def write_to_a_full_disk(folder):
     with MetricsLog(folder) as log:
         log.add(1, "train", {"loss": 1.0})
-        log._file = Path("/dev/full").open("w")
+        log._file = Path("/dev/full").open("w")  # noqa: SIM115 - the log closes it
         log.add(2, "train", {"loss": 1.0})
 
 
