@@ -89,7 +89,8 @@ class Checkpoints:
             if error is None:
                 raise
             # The first error is the one to see.
-            self._notice(str(failure))
+            if not isinstance(error, CheckpointError):
+                self._notice(str(failure))
 
     def latest(self) -> int | None:
         """The newest whole step, None where there is none."""
@@ -212,12 +213,16 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written.
         """
+        orbax, self._orbax = self._orbax, None
         try:
             self.wait()
         finally:
-            if self._orbax is not None:
-                self._orbax.close()
-                self._orbax = None
+            if orbax is not None:
+                try:
+                    orbax.close()
+                except (OSError, ValueError, RuntimeError) as error:
+                    # Orbax raises what a save in the background died of once more.
+                    raise self._cannot_write(error) from error
 
     def _writer(self) -> Any:
         if self._orbax is None:

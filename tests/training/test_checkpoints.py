@@ -172,15 +172,19 @@ def test_a_full_disk_is_a_clear_error_and_the_older_checkpoint_stays(tmp_path, m
             raise failure
         return Failing()
 
+    def fail_again():
+        raise failure
+
     monkeypatch.setattr(checkpoints._orbax, "save_checkpointables_async", fail)
+    monkeypatch.setattr(checkpoints._orbax, "close", fail_again)
 
     def save_and_look():
-        checkpoints.save(2, state(2), POSITION, CONFIG)
-        checkpoints.poll()
+        with checkpoints:
+            checkpoints.save(2, state(2), POSITION, CONFIG)
+            checkpoints.poll()
 
     with pytest.raises(CheckpointError, match=r"the disk is full\. Whole checkpoints there: 1\. Make room"):
         save_and_look()
-    checkpoints.close()
     assert_equal(Checkpoints(tmp_path).restore(1, layout(state(1))).state, state(1))
 
 
