@@ -19,6 +19,7 @@ from flanjax.data.registry import add_mixture, add_task, text_features
 from flanjax.data.sources import string_dataset
 
 HELD_OUT = "who_lives"
+EASY = ("demo_convert_units", "demo_extract_email", "demo_opposite")  # half the rate is enough to learn these
 EXEMPLARS = 64  # solved training instances that few-shot prompts draw from
 
 
@@ -51,7 +52,7 @@ def register(train_examples: int = 1800, validation_examples: int = 64) -> None:
             metric_fns=[exact_match],
         )
     trained = [f"demo_{task}" for task in GENERATORS if task != HELD_OUT]
-    add_mixture("demo", trained, default_rate=1.0)
+    add_mixture("demo", {name: 0.5 if name in EASY else 1.0 for name in trained})
     add_mixture("demo_heldout", [f"demo_{HELD_OUT}"], default_rate=1.0)
 
 

@@ -123,7 +123,7 @@ class Prompts:
     zero_shot: tuple[Template, ...]
     few_shot: tuple[FewShotTemplate, ...] = ()
     chain_of_thought: tuple[Template, ...] = ()
-    shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    shares: tuple[float, float, float] = (0.74, 0.12, 0.14)
 
     def render(self, fields: Fields, draw: Draw, pool: Sequence[Fields] | None) -> tuple[str, str]:
         """Input and target in a drawn template; exemplars come from `pool`, and None means zero-shot only."""

@@ -35,16 +35,16 @@ def test_there_are_enough_tasks_and_each_has_all_styles():
 @pytest.mark.parametrize("task", TASKS)
 def test_an_instance_depends_on_its_arguments_alone(task):
     assert instance(task, "train", 5) == instance(task, "train", 5)
-    assert len({str(instance(task, "train", index)) for index in range(100)}) > 80
+    assert len({str(instance(task, "train", index)) for index in range(100)}) > 75
 
 
 def test_instances_stay_what_they_are():
     # Caches are compared by their bytes: a change here is a change of the demo.
     fields = instance("sort_words", "train", 0)
     assert fields == {
-        "words": "dog knife cherry",
-        "answer": "cherry dog knife",
-        "rationale": "cherry comes first, knife last.",
+        "words": "cat, knife, cherry",
+        "answer": "cat cherry knife",
+        "rationale": "cat comes first, knife comes last.",
     }
 
 
@@ -74,7 +74,11 @@ def test_a_chain_of_thought_ends_in_its_answer(task):
 
 
 def _facts(text):
-    return dict(re.findall(r"(\w+) (?:has the|lives in) (\w+)\.", text))
+    return dict(re.findall(r"(\w+) (?:has the|likes|lives in) (\w+)\.", text))
+
+
+def _person(fields, key):
+    return next(name for name, thing in _facts(fields["facts"]).items() if thing == fields[key])
 
 
 def _arithmetic(fields):
@@ -97,38 +101,37 @@ def _odd_one(fields):
 
 def _units(fields):
     seconds = {"hours": 3600, "minutes": 60, "days": 86400, "weeks": 7 * 86400, "years": 12, "months": 1}
-    sizes = {**seconds, "metres": 100, "centimetres": 1, "kilometres": 100_000, "kilograms": 1000, "grams": 1}
+    sizes = {**seconds, "metres": 100, "centimetres": 1, "kilometres": 100_000}
     amount, unit = fields["amount"].split()
     return f"{int(amount) * sizes[unit] // sizes[fields['target']]} {fields['target']}"
 
 
 def _date(fields):
-    date = datetime.date.fromisoformat(fields["date"])
+    day, month, year = (int(part) for part in fields["date"].split(" / "))
+    date = datetime.date(year, month, day)
     return f"{date.day} {date.strftime('%B %Y')}"
 
 
 # How a reader would answer, from the fields that the question shows.
 ANSWERS = {
-    "pick_word": lambda f: f["words"].split()[{"first": 0, "second": 1, "last": -1}[f["which"]]],
-    "replace_word": lambda f: re.sub(rf"\b{f['old']}\b", f["new"], f["words"]),
-    "reverse_words": lambda f: " ".join(f["words"].split()[::-1]),
-    "sort_words": lambda f: " ".join(sorted(f["words"].split())),
-    "sort_numbers": lambda f: " ".join(sorted(f["numbers"].split(), key=int)),
-    "compare_numbers": lambda f: str(
-        (max if f["which"] == "larger" else min)([f["first"], f["second"]], key=int)  # as text, the way it is asked
-    ),
-    "count_items": lambda f: str(f["items"].count(",") + 1),
+    "pick_word": lambda f: re.findall(r"\w+", f["words"])[0 if f["which"] == "first" else -1],
+    "reverse_words": lambda f: " ".join(f["words"].split(", ")[::-1]),
+    "sort_words": lambda f: " ".join(sorted(f["words"].split(", "))),
+    "sort_numbers": lambda f: " ".join(sorted(f["numbers"].split(", "), key=int)),
+    "compare_numbers": lambda f: (max if f["which"] == "larger" else min)([f["first"], f["second"]], key=int),
+    "count_items": lambda f: str(f["words"].count(",") + 1),
     "odd_one_out": _odd_one,
     "lookup_field": lambda f: dict(pair.split(": ") for pair in f["record"].split("; "))[f["key"]],
     "extract_email": lambda f: re.search(r"\S+@\S+", f["sentence"])[0],
     "yes_no": lambda f: "yes" if _facts(f["facts"])[f["name"]] == f["thing"] else "no",
-    "who_has": lambda f: next(name for name, thing in _facts(f["facts"]).items() if thing == f["thing"]),
+    "who_has": lambda f: _person(f, "thing"),
+    "what_has": lambda f: _facts(f["facts"])[f["name"]],
+    "who_likes": lambda f: _person(f, "colour"),
     "where_lives": lambda f: _facts(f["facts"])[f["name"]],
-    "who_lives": lambda f: next(name for name, city in _facts(f["facts"]).items() if city == f["city"]),
+    "who_lives": lambda f: _person(f, "city"),
     "add_words": _arithmetic,
     "days_later": _weekday,
     "format_date": _date,
-    "initials": lambda f: " ".join(re.findall(r"\b\w", f["words"])),
     "convert_units": _units,
 }
 
@@ -154,7 +157,7 @@ def _texts(task, split, count):
 
 def test_every_text_survives_a_vocabulary_of_the_demo(tmp_path):
     texts = [text for task in TASKS if task != HELD_OUT for pair in _texts(task, "train", 200) for text in pair]
-    vocabulary = train_vocabulary(texts, 600, tmp_path / "spiece.model")
+    vocabulary = train_vocabulary(texts, 400, tmp_path / "spiece.model")
     for task in TASKS:
         for inputs, targets in _texts(task, "validation", 64):
             assert vocabulary.unk_id not in vocabulary.encode(inputs)
@@ -167,7 +170,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     demo.register(train_examples=40, validation_examples=4)
     add_mixture("few", ["demo_format_date", "demo_opposite", "demo_who_has"], default_rate=1.0)
-    report = materialize(mixture="few", cache_dir=folder, vocabulary=VocabularySource(train_size=250), tasks={})
+    report = materialize(mixture="few", cache_dir=folder, vocabulary=VocabularySource(train_size=150), tasks={})
     vocabulary = VocabularySource(path=str(report.vocabulary.path))
     materialize(mixture="demo_heldout", cache_dir=folder, vocabulary=vocabulary, tasks={})
     return folder
