@@ -1,10 +1,12 @@
 """Super-NaturalInstructions: the published folder of task files, in the official Tk-Instruct encoding.
 
-    register(data_dir="natural-instructions")       # tasks/*.json or .json.gz, splits/default/test_tasks.txt
+    register(data_dir="natural-instructions")       # tasks/*.json or .json.gz, splits/default/*_tasks.txt
 
-Every task file becomes one seqio task of the same name. The tasks of the test list are held out: mixture
-`super_natural_instructions_test`, whose splits `test` and `validation` are both the official first 100 instances. All
-others are in the mixture `super_natural_instructions`, with `train` and, from the instances after those, `validation`.
+Every task file becomes one seqio task of the same name, with `_` for what seqio allows in no name (the hyphen of
+task602). The tasks of `test_tasks.txt` are held out: mixture `super_natural_instructions_test`, whose splits `test` and
+`validation` are both the official first 100 instances. Mixture `super_natural_instructions` has the tasks of
+`train_tasks.txt`, or, in a copy without that list, all others but those of `excluded_tasks.txt`; its splits are `train`
+and, from the instances after those, `validation`.
 
 Source of protocol and strings: Wang et al. 2022 (arXiv 2204.07705) and its Tk-Instruct code. One deviation: an input
 that is too long even without examples is cut so that it and its end-of-sequence id fit `max_source`, where the original
@@ -62,7 +64,7 @@ def register(
     data_dir: str,
     *,
     split_list: str | None = None,
-    held_out: Sequence[str] = (),
+    held_out: str | Sequence[str] = (),
     encoding: str = "def_pos2",
     max_source: int = 1024,
     train_instances_per_task: int | None = 100,
@@ -72,9 +74,10 @@ def register(
     """Registers every task of a folder and the two mixtures; task files are read when they are materialised.
 
     Args:
-        data_dir: holds `tasks/` and, unless `split_list` says otherwise, `splits/default/test_tasks.txt`.
+        data_dir: holds `tasks/` and, unless `split_list` says otherwise, `splits/default/test_tasks.txt`; the lists of
+            training and of excluded tasks are read where they are there.
         split_list: file with the name of one test task a line.
-        held_out: more test tasks: names, or patterns such as "task73*".
+        held_out: more test tasks: names, or patterns such as "task73*"; one of them may be given as it is.
         encoding: one of `ENCODINGS`, or "random", which draws one of them for each training instance and evaluates
             with "def_pos2" (what the authors call Tk-Instruct).
         max_source: tokens of an input, its end-of-sequence id included; examples that do not fit are left out.
@@ -88,12 +91,14 @@ def register(
     files = _task_files(Path(data_dir))
     if encoding not in (*ENCODINGS, "random"):
         raise NaturalInstructionsError(f"encoding={encoding!r}: give one of {', '.join(ENCODINGS)} or random")
+    held_out = [held_out] if isinstance(held_out, str) else held_out
     test_tasks = _test_tasks(Path(data_dir), split_list, held_out, files)
-    train_tasks = [name for name in files if name not in test_tasks]
+    train_tasks = _train_tasks(Path(data_dir), files) - test_tasks
     training = functools.partial(
         _training_rows, train=train_instances_per_task, validation=validation_instances_per_task
     )
-    for name, file in files.items():
+    for name in sorted(train_tasks | test_tasks):
+        file = files[name]
         testing = functools.partial(_first_rows, count=test_instances_per_task)
         divide, splits = (
             (testing, ("test", "validation")) if name in test_tasks else (training, ("train", "validation"))
@@ -110,8 +115,8 @@ def register(
             postprocess_fn=references,
             metric_fns=[super_ni_scores],
         )
-    add_mixture(TRAIN_MIXTURE, train_tasks, default_rate=1.0)
-    add_mixture(TEST_MIXTURE, [name for name in files if name in test_tasks], default_rate=1.0)
+    add_mixture(TRAIN_MIXTURE, sorted(train_tasks), default_rate=1.0)
+    add_mixture(TEST_MIXTURE, sorted(test_tasks), default_rate=1.0)
 
 
 def encode_instances(encoding: str, max_source: int) -> Callable[..., tf.data.Dataset]:
@@ -204,23 +209,47 @@ def _task_files(data_dir: Path) -> dict[str, Path]:
     files = [file for pattern in ("*.json", "*.json.gz") for file in folder.glob(pattern)]
     if not files:
         raise NaturalInstructionsError(f"{folder} holds no task: neither *.json nor *.json.gz")
-    return dict(sorted((re.sub(r"[^\w.]", "_", file.name.split(".json")[0]), file) for file in files))
+    named: dict[str, Path] = {}
+    for file in sorted(files):
+        name = _task_name(file.name.split(".json")[0])
+        if name in named:
+            raise NaturalInstructionsError(f"{named[name]} and {file} are both task {name}: keep one of them")
+        named[name] = file
+    return named
+
+
+def _task_name(name: str) -> str:
+    """The seqio name of a published task name, or of a pattern of them."""
+    return re.sub(r"[^\w.*?\[\]!]", "_", name)
 
 
 def _test_tasks(data_dir: Path, split_list: str | None, held_out: Sequence[str], files: Mapping[str, Path]) -> set[str]:
     path = Path(split_list) if split_list else data_dir / "splits" / "default" / "test_tasks.txt"
     try:
-        listed = set(path.read_text().split())
+        listed = _read_list(path)
     except OSError as error:
         raise NaturalInstructionsError(
             f"no list of test tasks at {path} ({error.strerror}): give split_list, a file with one task name a line"
         ) from error
     for pattern in held_out:
-        matching = fnmatch.filter(files, pattern)
+        matching = fnmatch.filter(files, _task_name(pattern))
         if not matching:
             raise NaturalInstructionsError(f"held_out: no task in {data_dir / 'tasks'} matches {pattern!r}")
         listed.update(matching)
     return listed & set(files)
+
+
+def _train_tasks(data_dir: Path, files: Mapping[str, Path]) -> set[str]:
+    """The official training tasks; without their list, all that are not excluded. Test tasks may be among them."""
+    lists = data_dir / "splits" / "default"
+    if (lists / "train_tasks.txt").is_file():
+        return _read_list(lists / "train_tasks.txt") & set(files)
+    excluded = lists / "excluded_tasks.txt"
+    return set(files) - (_read_list(excluded) if excluded.is_file() else set())
+
+
+def _read_list(path: Path) -> set[str]:
+    return {_task_name(name) for name in path.read_text().split()}
 
 
 Divide = Callable[[Sequence[dict[str, Any]], str, int], Sequence[dict[str, Any]]]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 import seqio
@@ -307,6 +308,41 @@ def test_more_tasks_can_be_held_out(data_dir):
     register(folder, held_out=["task1?_*"])
     assert [task.name for task in seqio.MixtureRegistry.get(TEST_MIXTURE).tasks] == ["task10_x", "task11_x", "task2_x"]
     assert [task.name for task in seqio.MixtureRegistry.get(TRAIN_MIXTURE).tasks] == ["task1_x"]
+
+
+def tasks_of(mixture):
+    return [task.name for task in seqio.MixtureRegistry.get(mixture).tasks]
+
+
+def test_a_name_that_seqio_does_not_allow_is_held_out_all_the_same(data_dir):
+    names = ["task1_x", "task602_wikitext-103_answer_generation", "task603_wikitext-2"]
+    register(data_dir({name: _task(3) for name in names}, test=names[1:2]), held_out="task603_wikitext-*")
+    assert tasks_of(TEST_MIXTURE) == ["task602_wikitext_103_answer_generation", "task603_wikitext_2"]
+    assert tasks_of(TRAIN_MIXTURE) == ["task1_x"]
+
+
+def test_two_files_of_one_task_are_refused(data_dir):
+    folder = data_dir({"task1_a-b": _task(3), "task1_a_b": _task(3)})
+    with pytest.raises(NaturalInstructionsError, match=r"task1_a-b\.json and .*task1_a_b\.json are both task task1_a_b"):
+        register(folder)
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"),
+    [
+        ({"train_tasks.txt": "task1_x\ntask2_x\ntask8_not_in_this_copy\n"}, ["task1_x"]),
+        ({"excluded_tasks.txt": "task3_x\n"}, ["task1_x", "task4_x"]),
+        ({"train_tasks.txt": "task4_x\n", "excluded_tasks.txt": "task3_x\n"}, ["task4_x"]),
+        ({}, ["task1_x", "task3_x", "task4_x"]),
+    ],
+)
+def test_the_lists_decide_what_is_trained_on(data_dir, lists, expected):
+    folder = data_dir({f"task{n}_x": _task(3) for n in (1, 2, 3, 4)}, test=["task2_x"])
+    for name, content in lists.items():
+        (Path(folder) / "splits" / "default" / name).write_text(content)
+    register(folder)
+    assert tasks_of(TRAIN_MIXTURE) == expected
+    assert tasks_of(TEST_MIXTURE) == ["task2_x"]
 
 
 def test_what_does_not_fit_is_named(data_dir, tmp_path):
