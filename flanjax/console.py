@@ -18,10 +18,13 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class Console:
-    """Prints for one door; a context manager, so that a live bar is always closed before anything else is printed."""
+    """Prints for one door; a context manager, so that a live bar is always closed before anything else is printed.
 
-    def __init__(self) -> None:
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+    Of several processes that are one run, one prints; the others are `quiet`.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._out = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -15,6 +15,7 @@ from flanjax.console import Console, byte_size, duration
 from flanjax.evaluation.answers import Report
 from flanjax.models.t5 import abstract_params, logical_axes
 from flanjax.run import Prepared
+from flanjax.sharding.hosts import is_first
 from flanjax.training.interfaces import Progress
 from flanjax.training.step import MemoryUse, StateLayout
 
@@ -84,7 +85,7 @@ class Narrator:
             return
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._console.line(f"step {step:,}  {split}: {shown}")
-        if evaluator.report is not None:
+        if evaluator.report is not None and is_first():
             self._keep(step, split, evaluator.report)
 
     def notice(self, message: str) -> None:

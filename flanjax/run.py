@@ -27,6 +27,7 @@ from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, init_params, logical_axes
+from flanjax.sharding.hosts import is_first, rows_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Observer, TrainConfig, TrainResult
 from flanjax.training.losses import LossConfig
@@ -132,8 +133,12 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
       FlanjaxError: a part is missing or does not fit the others; the message says which and what to do.
     """
     start = _StartingPoint(run)
-    _ensure_cache(run, materialize, notice)
-    batches = PackedBatches(run.data, host_index=jax.process_index(), host_count=jax.process_count())
+    if is_first():
+        _ensure_cache(run, materialize, notice)
+    wait_for_all("cache")
+    mesh = make_mesh(run.mesh)
+    host_index, host_count = rows_of_host(mesh)
+    batches = PackedBatches(run.data, host_index=host_index, host_count=host_count)
     vocabulary = batches.mixture.vocabulary
     model = start.model
     start.check_vocabulary(vocabulary)
@@ -142,7 +147,6 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
             f"the vocabulary of {run.data.mixture!r} has {vocabulary.size} ids, the model only {model.vocab_size}: "
             "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
         )
-    mesh = make_mesh(run.mesh)
     return Prepared(
         run=run,
         model=model,
@@ -266,6 +270,7 @@ def _evaluators(
 ) -> dict[str, MixtureEvaluator]:
     """One evaluator for the run's own mixture, where it has held-out examples, and one for each other mixture."""
     config, found = run.evaluation, {}
+    host_index, host_count = rows_of_host(mesh)
     for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):
         try:
             tasks = CachedMixture.open(run.data.cache_dir, mixture, config.split).tasks
@@ -280,8 +285,8 @@ def _evaluators(
                 tasks,
                 row_lengths,
                 run.data.batch_rows,
-                host_index=jax.process_index(),
-                host_count=jax.process_count(),
+                host_index=host_index,
+                host_count=host_count,
                 max_examples_per_task=_share(config.loss_examples, tasks),
             )
 
@@ -332,8 +337,10 @@ def is_described(run: Run) -> bool:
 def describe(prepared: Prepared, operative_config: str, parameters: str) -> None:
     """Writes what a run is into its directory: config.json, config.gin, parameters.txt and the vocabulary.
 
-    `flanjax.load` and `flanjax.export` read the run from these and its checkpoints.
+    `flanjax.load` and `flanjax.export` read the run from these and its checkpoints. Of several processes one writes.
     """
+    if not is_first():
+        return
     folder = Path(prepared.run.model_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_text(prepared.settings.to_json(indent=1) + "\n")

@@ -3,6 +3,8 @@
 The same command again resumes a run that was stopped or killed, and says so when the run is already whole.
 `--dry_run` builds the data, the shapes and the parameter table, compiles the step, prints the memory it needs on each
 device, and trains nothing.
+
+With `--multihost` the same command on every host of a pod or a cluster is one run.
 """
 
 import os
@@ -28,11 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     parser = doors.gin_parser("flanjax.train", "Instruction-tunes a model as a gin file says.")
     parser.add_argument("--dry_run", action="store_true", help="build and compile everything, train nothing")
+    hosts = parser.add_argument_group("several hosts, each started with this same command")
+    hosts.add_argument("--multihost", action="store_true", help="join the others of a TPU pod, Slurm or MPI job")
+    hosts.add_argument("--coordinator_address", metavar="HOST:PORT", help="process 0, where nothing else tells it")
+    hosts.add_argument("--process_count", type=int, metavar="N", help="likewise")
+    hosts.add_argument("--process_index", type=int, metavar="I", help="likewise, from 0")
     flags, sources = doors.parse_gin_flags(parser, argv)
     if not sources.files:
         parser.error("name a gin file, such as --gin_file=demo.gin")
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    where = flags.coordinator_address, flags.process_count, flags.process_index
+    if flags.multihost or any(value is not None for value in where):
+        from flanjax.sharding.hosts import join
+
+        join(*where)
     from flanjax.run import CONFIGURABLES, Run
 
     doors.configure(sources, CONFIGURABLES)
@@ -41,7 +53,8 @@ def _train(argv: Sequence[str]) -> int:
 
     def materialize(mixtures: Sequence[str]) -> None:
         # In a process of its own: TensorFlow's memory and threads are gone when training starts.
-        forwarded = [argument for argument in argv if argument != "--dry_run"]
+        forwarded = [f"--gin_file={file}" for file in sources.files]
+        forwarded += [f"--gin.{name}={value}" for name, value in sources.overrides]
         command = [sys.executable, "-m", "flanjax.materialize", *forwarded, f"--mixture={','.join(mixtures)}"]
         if code := subprocess.run(command, check=False).returncode:
             raise SystemExit(code)
@@ -53,9 +66,10 @@ def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_
     from flanjax.console import Console
     from flanjax.narrator import Narrator, parameter_table
     from flanjax.run import compile_run, describe, is_described, layout_of, prepare, train_run
+    from flanjax.sharding.hosts import is_first
     from flanjax.training.signals import exit_now
 
-    with Console() as console:
+    with Console(quiet=not is_first()) as console:
         prepared = prepare(run, materialize, console.notice)
         narrator = Narrator(console, prepared)
         layout = layout_of(prepared)
@@ -74,10 +88,10 @@ def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_
         result = train_run(prepared, narrator)
         describe(prepared, operative_config, parameters)
         console.close_progress("training")
-        if result.stopped_by is None:
+        if result.stopped_by is None and is_first():
             narrator.answers()
             _finish(run, console)
-        else:
+        elif result.stopped_by is not None:
             console.line(f"stopped by {result.stopped_by} at step {result.step}; the same command goes on from there")
     if result.work_left_behind:
         exit_now(0)

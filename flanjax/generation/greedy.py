@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, build
+from flanjax.sharding.rules import constrain
 
 PAD_ID = 0
 EOS_ID = 1
@@ -86,7 +87,8 @@ def _decode(
     output = jnp.full((batch, max_length), PAD_ID, jnp.int32)
     # A row without input is one that fills up the batch.
     done = ~segments.any(axis=1)
-    return jax.lax.while_loop(unfinished, extend, (jnp.int32(0), start, done, output, cache))[3]
+    decoded = jax.lax.while_loop(unfinished, extend, (jnp.int32(0), start, done, output, cache))[3]
+    return constrain(decoded, None, None)  # whole on every host, as each of them reads it
 
 
 def greedy(
@@ -152,7 +154,7 @@ def _score(
         return jnp.sum((chosen - jax.nn.logsumexp(logits, axis=1)) * weights)
 
     # A row at a time: float32 logits of the whole batch would be its largest array by far.
-    return jax.lax.map(row, (hidden, targets, target_segments))
+    return constrain(jax.lax.map(row, (hidden, targets, target_segments)), None)
 
 
 def score(

@@ -268,20 +268,23 @@ def restore_params(folder: Path, step: int | None = None) -> tuple[Params, int]:
     step = steps[-1] if step is None else step
     path = folder / str(step)
     try:
-        with _context():
+        # Each process reads for itself, or only one of them does: none waits for the others.
+        with _context(ocp.options.MultiprocessingOptions(primary_host=None, active_processes={jax.process_index()})):
             as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _found(path)["params"])
             return ocp.load_checkpointables(path, {"params": as_numpy})["params"], step
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _cannot_read(path, error) from error
 
 
-def _context() -> ocp.Context:
-    """Orbax's settings: two of the four parts are JSON, whatever they look like."""
+def _context(processes: ocp.options.MultiprocessingOptions | None = None) -> ocp.Context:
+    """Orbax's settings: two of the four parts are JSON, whatever they look like; all processes unless some are named."""
     registry = ocp.handlers.local_registry()
     for name in ("data", "config"):
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
     context = ocp.Context()
     context.checkpointables.registry = registry
+    if processes is not None:
+        context.multiprocessing = processes
     return context
 
 

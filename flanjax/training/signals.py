@@ -2,6 +2,9 @@
 
 A compilation cannot be cancelled. `interruptible` runs it on a thread and watches the flag, so that a process that is
 told to go can save and leave within its grace period; the thread is left behind (see `exit_now`).
+
+Of several processes none may leave a computation that the others are in: there a SIGTERM to any one of them, as a
+preempted host gets it, is passed on, and all stop after the same step.
 """
 
 import os
@@ -12,6 +15,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
+import jax
+from jax.experimental import multihost_utils
+
 Result = TypeVar("Result")
 _POLL_SECONDS = 0.05
 
@@ -20,7 +26,7 @@ class StopSignals:
     """While it is entered, SIGTERM and SIGINT are remembered instead of ending the process.
 
     Calling it says whether one came. A second signal ends the process as usual. Outside the main thread, where Python
-    takes no handlers, nothing is caught.
+    takes no handlers, nothing is caught. Of several processes only SIGTERM is, and only between steps.
     """
 
     def __init__(self) -> None:
@@ -31,8 +37,14 @@ class StopSignals:
         """Whether a signal came."""
         return self.name is not None
 
+    def after_step(self, step: int) -> None:
+        """Takes note of a signal to another process; called by each of several processes after each step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.name = signal.Signals.SIGTERM.name
+
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        # Of several processes jax's own handler notices SIGTERM and passes it on.
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._remember)
         return self

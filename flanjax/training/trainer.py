@@ -6,8 +6,8 @@ evaluation were the last, so a run that goes on from it computes and logs, bit f
 does.
 
 The loop runs one step ahead of what it reads: the numbers of a step are fetched while the next one is computed.
-A signal is acted upon between two steps, within an evaluation and while XLA compiles. Each process watches its own
-signals, so on several hosts all of them must be signalled.
+A signal is acted upon between two steps, within an evaluation and while XLA compiles; with several processes between
+two steps only, where all of them stop together.
 """
 
 import copy
@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, logical_axes
+from flanjax.sharding.hosts import is_first, rows_of_host
 from flanjax.sharding.rules import DEFAULT_RULES, Rules
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.interfaces import (
@@ -127,8 +128,7 @@ def train(
             told.notice(f"going on from the checkpoint of step {latest} in {run_dir}")
         if place.step < config.train_steps:
             checkpoints.check_room(layout.state)
-        writes = jax.process_index() == 0
-        with MetricsLog(run_dir, logged=place.logged, evaluated=place.evaluated, write=writes) as log:
+        with MetricsLog(run_dir, logged=place.logged, evaluated=place.evaluated, write=is_first()) as log:
             loop = _Loop(
                 config=config,
                 layout=layout,
@@ -252,6 +252,7 @@ class _Loop:
         while batch is not None and not self.stop():
             self.state, metrics = compiled(self.state, batch)
             self.place.step += 1
+            self.stop.after_step(self.place.step)
             self._position = self.batches.get_state()
             self._read()
             self._unread = self.place.step, metrics
@@ -264,8 +265,8 @@ class _Loop:
         except StopIteration:
             self.told.notice(f"the data ended at step {self.place.step} of {self.config.train_steps}")
             return None
-        rows = len(next(iter(batch.values()))) * jax.process_count()
-        check_rows(rows, self.config.microbatches, self.layout.mesh)
+        _, hosts = rows_of_host(self.layout.mesh)
+        check_rows(len(next(iter(batch.values()))) * hosts, self.config.microbatches, self.layout.mesh)
         return put_batch(batch, self.layout.mesh)
 
     def _periodic(self) -> None:

@@ -1,6 +1,7 @@
 """A tiny T5, batches for it, and a whole training run as a script: what the tests kill, stop and resume.
 
 python tests/training/tiny_run.py RUN_DIR '{"train_steps": 20}'
+python tests/training/tiny_run.py RUN_DIR '{}' localhost:1234 2 0        # process 0 of 2, over all their devices
 """
 
 import json
@@ -13,6 +14,7 @@ import numpy as np
 
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
+from flanjax.sharding.hosts import join, rows_of_host
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Silence, TrainConfig
 from flanjax.training.losses import LossConfig
@@ -60,10 +62,10 @@ def random_batch(seed: int, rows: int = ROWS) -> dict[str, np.ndarray]:
 
 
 class Batches:
-    """Batch n is `random_batch(n)`; the position is n, and every batch given out is noted down."""
+    """Batch n is `random_batch(n)`, or its given part; the position is n, and every batch given out is noted down."""
 
-    def __init__(self, count: int = 10**9, pause: float = 0.0):
-        self.position, self.count, self.pause = 0, count, pause
+    def __init__(self, count: int = 10**9, pause: float = 0.0, part: slice = slice(None)):
+        self.position, self.count, self.pause, self.part = 0, count, pause, part
         self.given: list[int] = []
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -72,7 +74,7 @@ class Batches:
         time.sleep(self.pause)
         self.given.append(self.position)
         self.position += 1
-        return random_batch(self.given[-1])
+        return {name: rows[self.part] for name, rows in random_batch(self.given[-1]).items()}
 
     def get_state(self) -> dict[str, int]:
         return {"window": 0, "row": self.position}
@@ -129,8 +131,20 @@ class ToldBatches(Batches):
         return super().__next__()
 
 
+def host_part(mesh) -> slice:
+    """This process's rows of a batch."""
+    index, count = rows_of_host(mesh)
+    return slice(index * ROWS // count, (index + 1) * ROWS // count)
+
+
 if __name__ == "__main__":
-    result = start(sys.argv[1], batches=ToldBatches(pause=0.01), observer=Printer(), **json.loads(sys.argv[2]))
+    run_dir, loop, *host = sys.argv[1:]
+    if host:
+        join(host[0], int(host[1]), int(host[2]))
+    # One device alone; several processes share the model between them too.
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2)) if host else make_mesh(MeshConfig(), jax.devices()[:1])
+    batches = ToldBatches(pause=0.01, part=host_part(mesh))
+    result = start(run_dir, batches=batches, mesh=mesh, observer=Printer(), **json.loads(loop))
     print(f"ended at {result.step} {result.stopped_by}, work left behind {result.work_left_behind}", flush=True)
     if result.work_left_behind:
         exit_now(0)

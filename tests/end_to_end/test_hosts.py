@@ -1,0 +1,51 @@
+"""The training door on two hosts: one run, which one of them materialises, prints and exports."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import flanjax as library
+
+
+def losses(run: Path) -> list[tuple[int, str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["split"], line["values"]["loss"]) for line in lines]
+
+
+def test_two_hosts_are_one_run(tiny: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        address = f"localhost:{server.getsockname()[1]}"
+    both = {**environment, "XLA_FLAGS": f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "flanjax.train", f"--gin_file={tiny / 'tiny.gin'}", "--process_count=2"]
+    command += [f"--coordinator_address={address}", f"--gin.CACHE_DIR={tmp_path / 'cache'}"]
+    command += [f"--gin.MODEL_DIR={tmp_path / 'run'}", f"--gin.EXPORT_TO={tmp_path / 'hf'}"]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process_index={index}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=both,
+        )
+        for index in range(2)
+    ]
+    (first, first_errors), (second, second_errors) = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], first_errors + second_errors
+    assert "4 cpu device(s): data 4" in first
+    assert second == ""
+
+    alone, together = library.load(tiny / "whole"), library.load(tmp_path / "hf")
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3),
+        together.params,
+        alone.params,
+    )
+    found, expected = losses(tmp_path / "run"), losses(tiny / "whole")
+    assert [line[:2] for line in found] == [line[:2] for line in expected]
+    np.testing.assert_allclose([line[2] for line in found], [line[2] for line in expected], rtol=1e-3)
