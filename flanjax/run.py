@@ -27,7 +27,7 @@ from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, init_params, logical_axes
-from flanjax.sharding.hosts import is_first, rows_of_host, wait_for_all
+from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Observer, TrainConfig, TrainResult
 from flanjax.training.losses import LossConfig
@@ -133,12 +133,12 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
       FlanjaxError: a part is missing or does not fit the others; the message says which and what to do.
     """
     start = _StartingPoint(run)
+    mesh = make_mesh(run.mesh)
+    rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     if is_first():
         _ensure_cache(run, materialize, notice)
     wait_for_all("cache")
-    mesh = make_mesh(run.mesh)
-    host_index, host_count = rows_of_host(mesh)
-    batches = PackedBatches(run.data, host_index=host_index, host_count=host_count)
+    batches = PackedBatches(run.data, rows=rows)
     vocabulary = batches.mixture.vocabulary
     model = start.model
     start.check_vocabulary(vocabulary)
@@ -147,6 +147,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
             f"the vocabulary of {run.data.mixture!r} has {vocabulary.size} ids, the model only {model.vocab_size}: "
             "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
         )
+    settings = _settings(run, model, batches)
+    agree("the configuration and the data of the run", settings.to_json(sort_keys=True))
     return Prepared(
         run=run,
         model=model,
@@ -154,8 +156,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
         batches=batches,
         evaluators=_evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice),
         mesh=mesh,
-        settings=_settings(run, model, batches),
-        initial_params=lambda shardings: start.params(),
+        settings=settings,
+        initial_params=start.params,
     )
 
 
@@ -184,10 +186,11 @@ class _StartingPoint:
             model = dataclasses.replace(model, dropout_rate=self._run.dropout_rate)
         return model
 
-    def params(self) -> Params:
-        """The first parameters, float32."""
+    def params(self, shardings: Params) -> Params:
+        """The first parameters, float32; random ones come into being where they are to lie."""
         if self._folder is None:
-            return init_params(self.model, self._run.train.seed)
+            initialise = jax.jit(init_params, static_argnums=(0, 1), out_shardings=shardings)
+            return initialise(self.model, self._run.train.seed)
         found, params = self._source()
         self._check_shape(found)
         self._read = None  # they are on the devices from now on
@@ -270,7 +273,7 @@ def _evaluators(
 ) -> dict[str, MixtureEvaluator]:
     """One evaluator for the run's own mixture, where it has held-out examples, and one for each other mixture."""
     config, found = run.evaluation, {}
-    host_index, host_count = rows_of_host(mesh)
+    rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):
         try:
             tasks = CachedMixture.open(run.data.cache_dir, mixture, config.split).tasks
@@ -285,8 +288,7 @@ def _evaluators(
                 tasks,
                 row_lengths,
                 run.data.batch_rows,
-                host_index=host_index,
-                host_count=host_count,
+                rows=rows,
                 max_examples_per_task=_share(config.loss_examples, tasks),
             )
 

@@ -66,7 +66,7 @@ def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_
     from flanjax.console import Console
     from flanjax.narrator import Narrator, parameter_table
     from flanjax.run import compile_run, describe, is_described, layout_of, prepare, train_run
-    from flanjax.sharding.hosts import is_first
+    from flanjax.sharding.hosts import is_first, wait_for_all
     from flanjax.training.signals import exit_now
 
     with Console(quiet=not is_first()) as console:
@@ -88,11 +88,12 @@ def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_
         result = train_run(prepared, narrator)
         describe(prepared, operative_config, parameters)
         console.close_progress("training")
-        if result.stopped_by is None and is_first():
+        if result.stopped_by is not None:
+            console.line(f"stopped by {result.stopped_by} at step {result.step}; the same command goes on from there")
+        elif is_first():
             narrator.answers()
             _finish(run, console)
-        elif result.stopped_by is not None:
-            console.line(f"stopped by {result.stopped_by} at step {result.step}; the same command goes on from there")
+        wait_for_all("end")
     if result.work_left_behind:
         exit_now(0)
     return 0

@@ -84,8 +84,7 @@ class PackedBatches(Iterator[Batch]):
     Args:
         config: what to train on.
         split: the split of every task.
-        host_index: which of the hosts this is.
-        host_count: how many hosts there are.
+        rows: the rows of a batch that this host makes, ascending; None for all.
         prefetch: batches made ahead; 0 makes them when asked.
 
     Raises:
@@ -93,9 +92,8 @@ class PackedBatches(Iterator[Batch]):
     """
 
     def __init__(
-        self, config: DataConfig, *, split: str = "train", host_index: int = 0, host_count: int = 1, prefetch: int = 2
+        self, config: DataConfig, *, split: str = "train", rows: Sequence[int] | None = None, prefetch: int = 2
     ):
-        mine = _host_slice(config.batch_rows, host_index, host_count)
         self.mixture = CachedMixture.open(config.cache_dir, config.mixture, split)
         tasks = self.mixture.tasks
         sizes = [len(task) for task in tasks]
@@ -113,7 +111,7 @@ class PackedBatches(Iterator[Batch]):
             pack=config.pack,
             seed=config.seed,
         )
-        self._rows = _BatchDataset(stream, config.batch_rows, mine, pad_last=False)
+        self._rows = _BatchDataset(stream, config.batch_rows, rows, pad_last=False)
         # Closed at the interpreter's exit at the latest: a thread of Grain's that outlives its modules complains.
         self._open = [_prefetched(self._rows, prefetch)]
         self._finish = weakref.finalize(self, _close, self._open)
@@ -161,8 +159,7 @@ def eval_batches(
     row_lengths: tuple[int, int],
     batch_rows: int,
     *,
-    host_index: int = 0,
-    host_count: int = 1,
+    rows: Sequence[int] | None = None,
     window: int = 2048,
     overlong: Overlong = "truncate",
     pack: bool = True,
@@ -176,8 +173,7 @@ def eval_batches(
         tasks: opened splits, `CachedMixture.open(...).tasks` say.
         row_lengths: (encoder, decoder) tokens of a row.
         batch_rows: rows of a batch over all hosts.
-        host_index: which of the hosts this is.
-        host_count: how many hosts there are.
+        rows: the rows of a batch that this host makes, ascending; None for all.
         window: examples planned together.
         overlong: "truncate" or "drop".
         pack: whether examples share rows.
@@ -188,10 +184,9 @@ def eval_batches(
     """
     check_overlong(overlong)
     check_row_lengths(row_lengths)
-    mine = _host_slice(batch_rows, host_index, host_count)
     order = InOrder([min(len(task), max_examples_per_task or len(task)) for task in tasks])
     stream = RowStream(ExampleStore(tasks), order, row_lengths, window=window, overlong=overlong, pack=pack, seed=None)
-    return _finite(_prefetched(_BatchDataset(stream, batch_rows, mine, pad_last=True), 2))
+    return _finite(_prefetched(_BatchDataset(stream, batch_rows, rows, pad_last=True), 2))
 
 
 def _close(open_batches: list[grain.DatasetIterator[Batch]]) -> None:
@@ -208,15 +203,6 @@ def _finite(batches: grain.DatasetIterator[Batch]) -> Iterator[Batch]:
 
 def _prefetched(dataset: "_BatchDataset", batches: int) -> grain.DatasetIterator[Batch]:
     return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=batches))
-
-
-def _host_slice(batch_rows: int, host_index: int, host_count: int) -> range:
-    if batch_rows % host_count:
-        raise LoaderError(f"batch_rows={batch_rows} is not divisible by {host_count} hosts: take a multiple of that")
-    if not 0 <= host_index < host_count:
-        raise LoaderError(f"host_index={host_index} is none of {host_count} hosts")
-    part = batch_rows // host_count
-    return range(host_index * part, (host_index + 1) * part)
 
 
 def _row_lengths(
@@ -246,8 +232,11 @@ def _report(
 class _BatchDataset(grain.IterDataset[Batch]):
     """Batches of a row stream as a Grain dataset, for Grain to prefetch."""
 
-    def __init__(self, stream: RowStream, batch_rows: int, mine: range, *, pad_last: bool):
+    def __init__(self, stream: RowStream, batch_rows: int, rows: Sequence[int] | None, *, pad_last: bool):
         super().__init__()
+        mine = set(range(batch_rows) if rows is None else rows)
+        if not mine <= set(range(batch_rows)):
+            raise LoaderError(f"rows {sorted(mine)} are not all among the {batch_rows} of a batch")
         self.stream = stream
         self.batch_rows = batch_rows
         self.mine = mine

@@ -4,7 +4,12 @@ Every host runs the same command and sees the same CACHE_DIR and MODEL_DIR. The 
 writes the logs and prints; all of them compute, and all of them write their part of a checkpoint.
 """
 
+import dataclasses
+import hashlib
+
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import multihost
 
@@ -42,27 +47,68 @@ def is_first() -> bool:
 
 
 def wait_for_all(place: str) -> None:
-    """Until every process has come to this place."""
+    """Until every process has come to this place; an error in those that wait where one of them ends instead."""
     if jax.process_count() > 1:
-        multihost.sync_global_processes(f"flanjax {place}", timeout=_DAY)
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(f"flanjax {place}", timeout=_DAY, processes=everyone)
 
 
-def rows_of_host(mesh: Mesh) -> tuple[int, int]:
-    """This process's part of a batch as (index, count): it holds part number `index` of `count` equal parts.
+def agree(what: str, value: str) -> None:
+    """Makes sure that all processes have the same value.
 
-    Processes that only differ along `model` hold the same part.
+    Arguments:
+      what: names the value in the message.
+      value: this process's.
 
     Raises:
-      ShardingError: the rows of its devices are no such part, as when a host's devices are strewn over the mesh.
+      ShardingError: another process has another value.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    # Of a batch with one row a shard, the rows of this process.
-    indices = batch_sharding(mesh).addressable_devices_indices_map((shards,))
-    mine = sorted({row for (rows,) in indices.values() for row in range(*rows.indices(shards))})
-    first, count = mine[0], len(mine)
-    if mine != list(range(first, first + count)) or first % count or shards % count:
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+    others = multihost_utils.process_allgather(digest)
+    different = [index for index, other in enumerate(others) if not np.array_equal(other, others[0])]
+    if different:
         raise ShardingError(
-            f"the devices of process {jax.process_index()} hold rows {mine} of {shards}, which is no contiguous part "
-            "of a batch: let data x fsdp be a multiple of the number of hosts, or model of the devices of one"
+            f"{what}: process 0 and process {', '.join(map(str, different))} do not have the same (here: {value}). "
+            "Every host must run the same command, and see the same files under CACHE_DIR, MODEL_DIR and INIT_FROM"
         )
-    return first // count, shards // count
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShards:
+    """Which rows of a batch belong to a process: of `count` equal parts, those numbered in `mine`, ascending.
+
+    Processes that only differ along `model` hold the same parts. On a TPU pod the parts of one host need not lie side
+    by side.
+    """
+
+    mine: tuple[int, ...] = (0,)
+    count: int = 1
+
+    def rows(self, batch_rows: int) -> list[int]:
+        """The process's rows of a batch of so many, ascending.
+
+        Raises:
+          ShardingError: the batch does not divide into the parts.
+        """
+        if batch_rows % self.count:
+            raise ShardingError(
+                f"a batch of {batch_rows} rows does not divide over the {self.count} devices, or groups of them, that "
+                f"take rows (mesh data x fsdp): make BATCH_ROWS a multiple of {self.count}"
+            )
+        part = batch_rows // self.count
+        return [row for shard in self.mine for row in range(shard * part, (shard + 1) * part)]
+
+    def batch_rows(self, own_rows: int) -> int:
+        """Rows of the whole batch where this process has so many of them."""
+        return own_rows * self.count // len(self.mine)
+
+
+def row_shards_of_host(mesh: Mesh) -> RowShards:
+    """The rows that the devices of this process hold."""
+    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    # Of a batch with one row a shard, the rows of this process.
+    indices = batch_sharding(mesh).addressable_devices_indices_map((count,))
+    mine = {row for index in indices.values() if index is not None for row in range(count)[index[0]]}
+    return RowShards(tuple(sorted(mine)), count)

@@ -277,14 +277,12 @@ def restore_params(folder: Path, step: int | None = None) -> tuple[Params, int]:
 
 
 def _context(processes: ocp.options.MultiprocessingOptions | None = None) -> ocp.Context:
-    """Orbax's settings: two of the four parts are JSON, whatever they look like; all processes unless some are named."""
+    """Orbax's settings: two of the four parts are JSON, whatever they look like; all processes unless given."""
     registry = ocp.handlers.local_registry()
     for name in ("data", "config"):
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
-    context = ocp.Context()
+    context = ocp.Context(multiprocessing_options=processes)
     context.checkpointables.registry = registry
-    if processes is not None:
-        context.multiprocessing = processes
     return context
 
 

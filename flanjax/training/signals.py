@@ -26,7 +26,7 @@ class StopSignals:
     """While it is entered, SIGTERM and SIGINT are remembered instead of ending the process.
 
     Calling it says whether one came. A second signal ends the process as usual. Outside the main thread, where Python
-    takes no handlers, nothing is caught. Of several processes only SIGTERM is, and only between steps.
+    takes no handlers, nothing is caught. Of several processes both count as SIGTERM, and are seen only between steps.
     """
 
     def __init__(self) -> None:
@@ -43,10 +43,14 @@ class StopSignals:
             self.name = signal.Signals.SIGTERM.name
 
     def __enter__(self) -> Self:
-        # Of several processes jax's own handler notices SIGTERM and passes it on.
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._remember)
+        else:
+            # jax's own handler notices SIGTERM and passes it on to the other processes.
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
         return self
 
     def __exit__(

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, abstract_params, build, logical_axes
+from flanjax.sharding.hosts import row_shards_of_host
 from flanjax.sharding.rules import DEFAULT_RULES, Rules, batch_sharding, constrain, param_shardings, state_shardings
 from flanjax.training.interfaces import TrainingError
 from flanjax.training.losses import LossConfig, LossSums, cross_entropy
@@ -102,8 +103,8 @@ class StateLayout:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
     def start(self, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-        """The state before the first step, over numpy or jax arrays of parameters."""
-        params = jax.device_put(params, self.shardings.params)
+        """The state before the first step, over numpy arrays of parameters or jax arrays, placed or not."""
+        params = jax.tree.map(_place, params, self.shardings.params)
 
         def first(params: Params) -> tuple[Any, ...]:
             zero = jnp.zeros((), jnp.int32)
@@ -119,6 +120,13 @@ class StateLayout:
             ),
         )(params)
         return TrainState(step, params, opt_state, skipped, in_a_row)
+
+
+def _place(array: Any, sharding: NamedSharding) -> Array:
+    """The array on its devices; of several processes each copies what its own devices hold."""
+    if isinstance(array, jax.Array):
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _whole(mesh: Mesh) -> NamedSharding:
@@ -360,5 +368,9 @@ def make_eval_step(
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Array]:
     """The numpy rows of every host as arrays over the mesh; each host gives its own."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    sharding, shards = batch_sharding(mesh), row_shards_of_host(mesh)
+
+    def put(rows: Any) -> Array:
+        return jax.make_array_from_process_local_data(sharding, rows, (shards.batch_rows(len(rows)), *rows.shape[1:]))
+
+    return {name: put(rows) for name, rows in batch.items()}

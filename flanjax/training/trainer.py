@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, logical_axes
-from flanjax.sharding.hosts import is_first, rows_of_host
+from flanjax.sharding.hosts import agree, is_first, row_shards_of_host
 from flanjax.sharding.rules import DEFAULT_RULES, Rules
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.interfaces import (
@@ -117,6 +117,7 @@ def train(
     with StopSignals() as stop, jax.set_mesh(mesh), checkpoints:
         checkpoints.report_unfinished()
         latest = checkpoints.latest()
+        agree(f"the latest checkpoint in {run_dir}", f"step {latest}")
         if latest is None:
             place, state = _Place(), layout.start(initial_params(layout.shardings.params), transform)
         else:
@@ -265,8 +266,8 @@ class _Loop:
         except StopIteration:
             self.told.notice(f"the data ended at step {self.place.step} of {self.config.train_steps}")
             return None
-        _, hosts = rows_of_host(self.layout.mesh)
-        check_rows(len(next(iter(batch.values()))) * hosts, self.config.microbatches, self.layout.mesh)
+        rows = row_shards_of_host(self.layout.mesh).batch_rows(len(next(iter(batch.values()))))
+        check_rows(rows, self.config.microbatches, self.layout.mesh)
         return put_batch(batch, self.layout.mesh)
 
     def _periodic(self) -> None:

@@ -58,7 +58,9 @@ def test_two_hosts_equal_one(together, tmp_path, tiny_run):
     alone = tiny_run.start(tmp_path, **LOOP)
     ours, step = restore_params(together / "checkpoints")
     assert step == alone.step == 12
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), ours, jax.device_get(alone.params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), ours, jax.device_get(alone.params)
+    )
     lines, expected = values(together), values(tmp_path)
     assert [line[:2] for line in lines] == [line[:2] for line in expected]
     for (*_, found), (*_, wanted) in zip(lines, expected, strict=True):

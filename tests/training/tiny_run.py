@@ -7,6 +7,7 @@ python tests/training/tiny_run.py RUN_DIR '{}' localhost:1234 2 0        # proce
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
-from flanjax.sharding.hosts import join, rows_of_host
+from flanjax.sharding.hosts import join, row_shards_of_host
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Silence, TrainConfig
 from flanjax.training.losses import LossConfig
@@ -64,7 +65,7 @@ def random_batch(seed: int, rows: int = ROWS) -> dict[str, np.ndarray]:
 class Batches:
     """Batch n is `random_batch(n)`, or its given part; the position is n, and every batch given out is noted down."""
 
-    def __init__(self, count: int = 10**9, pause: float = 0.0, part: slice = slice(None)):
+    def __init__(self, count: int = 10**9, pause: float = 0.0, part: Sequence[int] = range(ROWS)):
         self.position, self.count, self.pause, self.part = 0, count, pause, part
         self.given: list[int] = []
 
@@ -74,7 +75,7 @@ class Batches:
         time.sleep(self.pause)
         self.given.append(self.position)
         self.position += 1
-        return {name: rows[self.part] for name, rows in random_batch(self.given[-1]).items()}
+        return {name: rows[list(self.part)] for name, rows in random_batch(self.given[-1]).items()}
 
     def get_state(self) -> dict[str, int]:
         return {"window": 0, "row": self.position}
@@ -131,19 +132,14 @@ class ToldBatches(Batches):
         return super().__next__()
 
 
-def host_part(mesh) -> slice:
-    """This process's rows of a batch."""
-    index, count = rows_of_host(mesh)
-    return slice(index * ROWS // count, (index + 1) * ROWS // count)
-
-
 if __name__ == "__main__":
     run_dir, loop, *host = sys.argv[1:]
     if host:
         join(host[0], int(host[1]), int(host[2]))
-    # One device alone; several processes share the model between them too.
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2)) if host else make_mesh(MeshConfig(), jax.devices()[:1])
-    batches = ToldBatches(pause=0.01, part=host_part(mesh))
+    # One device alone; of two processes with four each, the rows of one are strewn over the batch, as on a TPU pod.
+    strewn = sorted(jax.devices(), key=lambda device: (device.id % 4 // 2, device.process_index))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2), strewn) if host else make_mesh(MeshConfig(), strewn[:1])
+    batches = ToldBatches(pause=0.01, part=row_shards_of_host(mesh).rows(ROWS))
     result = start(run_dir, batches=batches, mesh=mesh, observer=Printer(), **json.loads(loop))
     print(f"ended at {result.step} {result.stopped_by}, work left behind {result.work_left_behind}", flush=True)
     if result.work_left_behind:
