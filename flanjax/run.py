@@ -15,9 +15,10 @@ import jax
 import ml_collections
 import optax
 
-from flanjax.data.cache import CachedMixture, CacheError, NoSuchSplitError
+from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
+from flanjax.data.provenance import Request, is_current
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
 from flanjax.errors import FlanjaxError
 from flanjax.evaluation.answers import questions
@@ -126,7 +127,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
 
     Arguments:
       run: the configuration.
-      materialize: writes these mixtures to the cache; called when one is missing or has another vocabulary.
+      materialize: writes these mixtures to the cache; called when one is missing or was made from something else.
       notice: told of what a person should know.
 
     Raises:
@@ -239,28 +240,16 @@ class _StartingPoint:
 
 
 def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> None:
-    """Has the mixtures written that are missing, damaged, or tokenised with another vocabulary than the run's."""
-    wanted = None
-    if run.vocabulary.path is not None:
-        wanted = Vocabulary.from_file(run.vocabulary.path, run.vocabulary.extra_ids).identity
-    missing = []
-    for mixture, split in _splits(run):
-        try:
-            found = CachedMixture.open(run.data.cache_dir, mixture, split).vocabulary.identity
-        except CacheError as error:
-            notice(f"{mixture} has to be materialised: {error}")
-            missing.append(mixture)
-            continue
-        if wanted not in (None, found):
-            notice(f"{mixture} has to be materialised again: its vocabulary is {found}, the run's is {wanted}")
-            missing.append(mixture)
-    if missing:
+    """Has the mixtures written that are missing, damaged, or made from something else than the run asks for."""
+    config = run.evaluation
+    request = Request(tasks=run.tasks, vocabulary=run.vocabulary, seed=run.data.seed, splits=("train", config.split))
+    needed = {run.data.mixture: ["train"]}
+    for mixture in config.mixtures:
+        needed.setdefault(mixture, []).append(config.split)
+    ignored = (run.data.cache_dir, run.model_dir)
+    if not is_current(run.data.cache_dir, needed, request, notice=notice, ignored=ignored):
         # All of them: a vocabulary trained on the first serves the others.
-        materialize([mixture for mixture, _ in _splits(run)])
-
-
-def _splits(run: Run) -> list[tuple[str, str]]:
-    return [(run.data.mixture, "train"), *((mixture, run.evaluation.split) for mixture in run.evaluation.mixtures)]
+        materialize(list(needed))
 
 
 def _evaluators(
@@ -317,10 +306,11 @@ def _settings(run: Run, model: T5Config, batches: PackedBatches) -> ml_collectio
     settings["model"] = _plain(dataclasses.asdict(model))
     vocabulary = batches.mixture.vocabulary
     settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
-    prints = [task.manifest.fingerprint for task in batches.mixture.tasks]
+    # Of the tokens themselves: a run goes on when the same ones were written again for a reason of no account.
+    digests = [shard.sha256 for task in batches.mixture.tasks for shard in task.manifest.shards]
     settings["data"] |= {
         "row_lengths": list(batches.row_lengths),
-        "contents": hashlib.sha256("".join(prints).encode()).hexdigest()[:16],
+        "contents": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
     }
     return ml_collections.ConfigDict(settings, allow_dotted_keys=True)
 

@@ -7,7 +7,8 @@
 A record is msgpack {"inputs": int32 bytes, "targets": int32 bytes, "text": {...}}, little-endian, tokens untrimmed and
 ending in EOS; "text" is kept in splits that are evaluated, not in "train". `lengths.npy` holds uint32 [examples, 2],
 the tokens of inputs and targets. A split's folder is built under another name and renamed when its manifest, written
-last, is on the disk: a folder that exists is whole. The same examples give the same bytes.
+last, is on the disk: a folder that exists is whole. A mixture's file has the fingerprint of every split that it was
+written with, so that a split of another call is told from its own. The same examples give the same bytes.
 
 `flanjax.data.cache_writer` writes this, `flanjax.data.loader` trains from it; neither needs TensorFlow.
 """
@@ -18,7 +19,7 @@ import re
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -342,16 +343,24 @@ class CachedMixture:
         tasks: the opened tasks, in the mixture's order.
         rates: the rate seqio gives each of them, or None where it has none.
         vocabulary: the one all of them were tokenised with.
+        made_from: what was asked for and read (`flanjax.data.provenance`); empty where it was not kept.
     """
 
     def __init__(
-        self, name: str, split: str, tasks: list[CachedTask], rates: list[float | None], vocabulary: Vocabulary
+        self,
+        name: str,
+        split: str,
+        tasks: list[CachedTask],
+        rates: list[float | None],
+        vocabulary: Vocabulary,
+        made_from: Mapping[str, Any],
     ):
         self.name = name
         self.split = split
         self.tasks = tasks
         self.rates = rates
         self.vocabulary = vocabulary
+        self.made_from = made_from
 
     @classmethod
     def open(cls, cache_dir: str | Path, mixture: str, split: str) -> "CachedMixture":
@@ -359,16 +368,18 @@ class CachedMixture:
 
         Raises:
             NoSuchSplitError: no task has the split.
-            CacheError: the mixture, one of its tasks or its vocabulary is missing or damaged, or the tasks do not
-                share one vocabulary.
+            CacheError: the mixture, one of its tasks or its vocabulary is missing or damaged, or a task was written
+                again since the mixture was.
         """
         file, remedy = mixture_file(cache_dir, mixture), _remedy(cache_dir, mixture)
         try:
             content = json.loads(file.read_text())
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r}, this flanjax reads format {FORMAT}")
-            entries = [(entry["task"], entry["rate"]) for entry in content["tasks"] if split in entry["splits"]]
-            identity = content["vocabulary"]
+            entries = [entry for entry in content["tasks"] if split in entry["splits"]]
+            prints = [entry["splits"][split] for entry in entries]
+            rates = [entry["rate"] for entry in entries]
+            identity, made_from = content["vocabulary"], content["made_from"]
         except FileNotFoundError as error:
             known = [path.stem for path in file.parent.glob("*.json")]
             raise CacheError(
@@ -384,11 +395,17 @@ class CachedMixture:
             vocabulary = Vocabulary.load(vocabulary_folder(cache_dir, identity))
         except VocabularyError as error:
             raise CacheError(f"{error}; {remedy}") from error
-        tasks = [CachedTask.open(cache_dir, task, split, mixture=mixture) for task, _ in entries]
-        for task in tasks:
+        tasks = [CachedTask.open(cache_dir, entry["task"], split, mixture=mixture) for entry in entries]
+        for task, written in zip(tasks, prints, strict=True):
             if task.manifest.vocabulary != identity:
                 raise CacheError(
                     f"{task.folder} was tokenised with vocabulary {task.manifest.vocabulary}, mixture {mixture!r} "
                     f"with {identity}; {remedy}"
                 )
-        return cls(mixture, split, tasks, [rate for _, rate in entries], vocabulary)
+            if task.manifest.fingerprint != written:
+                raise CacheError(
+                    f"{task.folder} was written again since mixture {mixture!r} was: by a call that was stopped before "
+                    "its end, or for another mixture that has this task with other options or another seed (give that "
+                    f"one a cache of its own); {remedy}"
+                )
+        return cls(mixture, split, tasks, rates, vocabulary, made_from)

@@ -97,7 +97,13 @@ def write_split(
 
 
 def write_mixture(
-    cache_dir: str | Path, mixture: str, vocabulary: Vocabulary, *, seed: int, tasks: Iterable[Mapping[str, Any]]
+    cache_dir: str | Path,
+    mixture: str,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    tasks: Iterable[Mapping[str, Any]],
+    made_from: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a mixture's file; the splits it names must have been written before.
 
@@ -106,7 +112,8 @@ def write_mixture(
         mixture: name of the mixture.
         vocabulary: what all tasks were tokenised with; it is saved in the cache.
         seed: the seed of the run.
-        tasks: {"task": name, "rate": float or None, "splits": [names]} each.
+        tasks: {"task": name, "rate": float or None, "splits": {split: its fingerprint}} each.
+        made_from: what was asked for and read, for `flanjax.data.provenance` to compare.
 
     Raises:
         CacheError: the disk is full or refuses.
@@ -118,11 +125,13 @@ def write_mixture(
         "vocabulary": vocabulary.identity,
         "seed": seed,
         "tasks": list(tasks),
+        "made_from": dict(made_from or {}),
     }
     with _disk_errors(file):
         vocabulary.save(vocabulary_folder(cache_dir, vocabulary.identity))
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
+        # Two processes may write it at once: each under a name of its own.
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
         _write_text(partial, json.dumps(content, indent=1) + "\n")
         os.replace(partial, file)
         _sync(file.parent)

@@ -1,10 +1,10 @@
 """Digests of code and configuration, to see whether anything changed that decides what a task produces.
 
 `fingerprint(value)` walks a value (functions with their closures and defaults, partials, dataclasses, containers) and
-digests what it finds: the source file of every function and class, every captured value, and the contents of every
-file that a captured path names. Functions of the project's and the user's own modules are followed to what they refer
-to; libraries count by their source file. Nothing in it depends on addresses, hash seeds or the order of dictionaries,
-so two processes agree.
+digests what it finds: the source file of every function and class, every captured value, the contents of every file
+that a captured path or string names, and names, sizes and times of the files in a folder that one names. Functions of
+the project's and the user's own modules are followed to what they refer to; libraries count by their source file.
+Nothing in it depends on addresses, hash seeds or the order of dictionaries, so two processes agree.
 """
 
 import dataclasses
@@ -23,13 +23,16 @@ from typing import Any
 
 import numpy as np
 
+from flanjax.data.source_files import SourceFiles
+
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _HASHED_WHOLE = 64 << 20  # larger data files count by size and time of change
 
 
-def fingerprint(value: Any) -> str:
-    """The hex sha256 of a value, of the code it refers to and of the files it names."""
-    return hashlib.sha256(json.dumps(_Walk().describe(value), sort_keys=True).encode()).hexdigest()
+def fingerprint(value: Any, files: SourceFiles | None = None) -> str:
+    """The hex sha256 of a value, of the code it refers to and of the files it names, which are added to `files`."""
+    walk = _Walk(SourceFiles() if files is None else files)
+    return hashlib.sha256(json.dumps(walk.describe(value), sort_keys=True).encode()).hexdigest()
 
 
 def file_identity(path: str | os.PathLike[str]) -> list[Any]:
@@ -40,10 +43,18 @@ def file_identity(path: str | os.PathLike[str]) -> list[Any]:
     return [os.path.basename(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()]
 
 
+def is_own_code(file: str | None, module: str | None) -> bool:
+    """Whether a module is flanjax's or the user's own, and no library's."""
+    if module is not None and module.split(".")[0] == "flanjax":
+        return True
+    return file is not None and os.path.isfile(file) and not os.path.abspath(file).startswith(_LIBRARIES)
+
+
 class _Walk:
     """One walk over a value; it remembers what it has described, so that cycles end."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: SourceFiles) -> None:
+        self._files = files
         self._met: dict[int, int] = {}
         self._kept_alive: list[Any] = []  # or an id could be given to a second object
 
@@ -52,7 +63,7 @@ class _Walk:
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str):
-            return self._path(value) if _is_file(value) else value
+            return self._path(value) if _is_file(value) or self._files.names_folder(value) else value
         if isinstance(value, bytes):
             return ["bytes", value.hex()]
         if isinstance(value, enum.Enum):
@@ -94,7 +105,7 @@ class _Walk:
         code = function.__code__
         captured = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         refers_to = {}
-        if _is_followed(code.co_filename, function.__module__):
+        if is_own_code(code.co_filename, function.__module__):
             names = sorted(_global_names(code) & function.__globals__.keys())
             refers_to = {name: self._describe_global(function.__globals__[name]) for name in names}
         return [
@@ -114,7 +125,7 @@ class _Walk:
     def _describe_object(self, value: Any) -> Any:
         kind = type(value)
         head = ["object", kind.__qualname__, _class_digest(kind)]
-        own = kind.__module__.split(".")[0] in ("flanjax", "seqio") or _is_followed(_class_file(kind), kind.__module__)
+        own = kind.__module__.split(".")[0] in ("flanjax", "seqio") or is_own_code(_class_file(kind), kind.__module__)
         if own and hasattr(value, "__dict__"):
             return [*head, self.describe(vars(value))]
         return head
@@ -122,10 +133,10 @@ class _Walk:
     def _path(self, value: str | os.PathLike[str]) -> Any:
         path = Path(value)
         if path.is_file():
+            self._files.add(path)
             return ["file", *file_identity(path)]
         if path.is_dir():
-            files = sorted(child for child in path.iterdir() if child.is_file())
-            return ["folder", path.name, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
+            return ["folder", path.name, self._files.folder_digest(path)]
         return ["path", str(value)]
 
 
@@ -138,12 +149,6 @@ def _is_filled(cell: types.CellType) -> bool:
         return cell.cell_contents is not cell
     except ValueError:
         return False
-
-
-def _is_followed(file: str | None, module: str | None) -> bool:
-    if module is not None and module.split(".")[0] == "flanjax":
-        return True
-    return file is not None and os.path.isfile(file) and not os.path.abspath(file).startswith(_LIBRARIES)
 
 
 def _global_names(code: types.CodeType) -> set[str]:

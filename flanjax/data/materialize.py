@@ -34,6 +34,8 @@ from flanjax.data.cache import (
     vocabulary_folder,
 )
 from flanjax.data.cache_writer import up_to_date, write_mixture, write_split
+from flanjax.data.provenance import Request, code_identities, record
+from flanjax.data.source_files import SourceFiles
 from flanjax.data.sources import BadRows, bad_row_policy, check_policy
 from flanjax.data.vocabularies import Vocabulary, VocabularyError, VocabularySource, train_vocabulary
 from flanjax.errors import FlanjaxError
@@ -61,6 +63,7 @@ class SplitReport:
 
     task: str
     split: str
+    fingerprint: str
     examples: int
     tokens: dict[str, int]
     written: bool
@@ -114,14 +117,17 @@ def materialize(
     _load_tensorflow()
     from flanjax.data.registry import find_mixture, register_modules
 
+    # Stamped before anything is read: what changes meanwhile is noticed the next time.
+    request = Request(tasks=tasks, vocabulary=vocabulary, seed=seed, splits=splits)
+    code, files = code_identities(tasks), SourceFiles(tasks, ignored=[cache_dir])
     register_modules(tasks)
     found = find_mixture(mixture)
     wanted = [(task, split) for task in found.tasks for split in splits if split in task.splits]
     if not wanted:
         raise MaterializeError(f"no task of {mixture!r} has a split {' or '.join(splits)}: {_splits_there(found)}")
     cache = Path(cache_dir)
-    resolved = _resolve_vocabulary(cache, found, vocabulary, seed=seed, on_bad_row=on_bad_row)
-    writer = _Writer(cache, resolved, seed=seed, on_bad_row=on_bad_row, progress=progress)
+    resolved = _resolve_vocabulary(cache, found, vocabulary, seed=seed, on_bad_row=on_bad_row, files=files)
+    writer = _Writer(cache, resolved, seed=seed, on_bad_row=on_bad_row, files=files, progress=progress)
     reports, failures = [], []
     for task, split in wanted:
         try:
@@ -135,7 +141,8 @@ def materialize(
             f"{len(failures)} of {len(wanted)} task splits failed, the others are in {cache}; "
             "the next call does only what is missing.\n" + "\n".join(failures)
         )
-    notes = _write_mixture(cache, found, resolved, reports, seed=seed)
+    made_from = record(request, code, files.roots())
+    notes = _write_mixture(cache, found, resolved, reports, seed=seed, made_from=made_from)
     notes += _absent_splits(found, splits)
     seconds = time.monotonic() - started
     return MaterializeReport(
@@ -144,10 +151,17 @@ def materialize(
 
 
 class _Writer:
-    """Writes splits under one vocabulary, seed and policy."""
+    """Writes splits under one vocabulary, seed and policy; `files` learns what they are made from."""
 
     def __init__(
-        self, cache: Path, vocabulary: Vocabulary, *, seed: int, on_bad_row: str, progress: Progress | None
+        self,
+        cache: Path,
+        vocabulary: Vocabulary,
+        *,
+        seed: int,
+        on_bad_row: str,
+        files: SourceFiles,
+        progress: Progress | None,
     ) -> None:
         import seqio
 
@@ -155,6 +169,7 @@ class _Writer:
         self.vocabulary = vocabulary
         self.seed = seed
         self.on_bad_row = on_bad_row
+        self.files = files
         self.progress = progress or (lambda *_: None)
         self._seqio_vocabulary = seqio.SentencePieceVocabulary(str(vocabulary.path), vocabulary.extra_ids)
 
@@ -164,7 +179,9 @@ class _Writer:
 
         started = time.monotonic()
         identity = self.vocabulary.identity
-        fingerprint = task_fingerprint(task, split, seed=self.seed, vocabulary_id=identity, version=FORMAT)
+        fingerprint = task_fingerprint(
+            task, split, seed=self.seed, vocabulary_id=identity, version=FORMAT, files=self.files
+        )
         manifest = self._cached(task.name, split, fingerprint)
         written = manifest is None
         if manifest is None:
@@ -174,6 +191,7 @@ class _Writer:
         return SplitReport(
             task=task.name,
             split=split,
+            fingerprint=fingerprint,
             examples=manifest.examples,
             tokens={name: manifest.features[name].tokens for name in FEATURES},
             written=written,
@@ -253,18 +271,19 @@ def _native_stderr_closed() -> Iterator[None]:
 
 
 def _resolve_vocabulary(
-    cache: Path, found: "Found", source: VocabularySource, *, seed: int, on_bad_row: str
+    cache: Path, found: "Found", source: VocabularySource, *, seed: int, on_bad_row: str, files: SourceFiles
 ) -> Vocabulary:
     """The run's vocabulary, stored in the cache."""
     if source.train_size is not None:
         with bad_row_policy(on_bad_row) as bad_rows:
-            return _trained_vocabulary(cache, found, source, seed=seed, bad_rows=bad_rows)
+            return _trained_vocabulary(cache, found, source, seed=seed, bad_rows=bad_rows, files=files)
     if source.path is not None:
         vocabulary = Vocabulary.from_file(source.path, source.extra_ids)
     else:
         from flanjax.data.seqio_stream import own_vocabulary
 
         vocabulary = own_vocabulary(found.tasks)
+        files.add(vocabulary.path)
     return _stored(cache, vocabulary)
 
 
@@ -278,7 +297,7 @@ def _stored(cache: Path, vocabulary: Vocabulary) -> Vocabulary:
 
 
 def _trained_vocabulary(
-    cache: Path, found: "Found", source: VocabularySource, *, seed: int, bad_rows: BadRows
+    cache: Path, found: "Found", source: VocabularySource, *, seed: int, bad_rows: BadRows, files: SourceFiles
 ) -> Vocabulary:
     """A vocabulary of the mixture's training text; `vocabularies/trained` remembers which one a text has given.
 
@@ -295,7 +314,9 @@ def _trained_vocabulary(
             f"that is trained, for instance a spiece.model under {cache / 'vocabularies'}"
         )
     limit = max(VOCABULARY_EXAMPLES // len(tasks), 1)
-    prints = [task_fingerprint(task, "train", seed=seed, vocabulary_id="", version=FORMAT) for task in tasks]
+    prints = [
+        task_fingerprint(task, "train", seed=seed, vocabulary_id="", version=FORMAT, files=files) for task in tasks
+    ]
     key = hashlib.sha256(json.dumps([source.train_size, source.extra_ids, limit, prints]).encode()).hexdigest()[:16]
     remembered = cache / "vocabularies" / "trained" / f"{key}.json"
     try:
@@ -318,15 +339,25 @@ def _trained_vocabulary(
 
 
 def _write_mixture(
-    cache: Path, found: "Found", vocabulary: Vocabulary, reports: list[SplitReport], *, seed: int
+    cache: Path,
+    found: "Found",
+    vocabulary: Vocabulary,
+    reports: list[SplitReport],
+    *,
+    seed: int,
+    made_from: Mapping[str, Any],
 ) -> list[str]:
     """Writes the mixture's file; returns a note if seqio has no rate for some tasks."""
     rates = found.rates({(report.task, report.split): report.examples for report in reports})
+    prints: dict[str, dict[str, str]] = {task.name: {} for task in found.tasks}
+    for report in reports:
+        prints[report.task][report.split] = report.fingerprint
     entries = [
-        {"task": task.name, "rate": rate, "splits": [report.split for report in reports if report.task == task.name]}
+        {"task": task.name, "rate": rate, "splits": prints[task.name]}
         for task, rate in zip(found.tasks, rates, strict=True)
+        if prints[task.name]
     ]
-    write_mixture(cache, found.name, vocabulary, seed=seed, tasks=[entry for entry in entries if entry["splits"]])
+    write_mixture(cache, found.name, vocabulary, seed=seed, tasks=entries, made_from=made_from)
     without = [task.name for task, rate in zip(found.tasks, rates, strict=True) if rate is None]
     return [f"seqio gives no rate for {', '.join(without)}: give rates for training"] if without else []
 

@@ -7,6 +7,7 @@ trimmed or repeated: that is the loader's work.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from flanjax.data.cache import FEATURES, Example
 from flanjax.data.fingerprints import file_identity, fingerprint
+from flanjax.data.source_files import SourceFiles
 from flanjax.data.sources import BadRows
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
@@ -50,16 +52,25 @@ def own_vocabulary(tasks: tuple[seqio.Task, ...]) -> Vocabulary:
     return Vocabulary.from_file(file, extra_ids)
 
 
-def task_fingerprint(task: seqio.Task, split: str, *, seed: int, vocabulary_id: str, version: int) -> str:
-    """A digest of everything that decides what this split holds: code, data files, features, vocabulary and seed."""
+def task_fingerprint(
+    task: seqio.Task, split: str, *, seed: int, vocabulary_id: str, version: int, files: SourceFiles
+) -> str:
+    """A digest of everything that decides what this split holds: code, data files, features, vocabulary and seed.
+
+    The local files that it is made from are added to `files`.
+    """
     features = {name: [feature.dtype.name, feature.rank] for name, feature in task.output_features.items()}
     source: Any = vars(task.source)
     if isinstance(task.source, seqio.FileDataSource):
         # The files of this split alone: a change in another split's file leaves this one as it is.
-        files = [file_identity(file) if _is_local(file) else file for file in task.source.list_shards(split)]
-        source = [files, task.source._reader]
+        patterns = task.source._split_to_filepattern[split]
+        for pattern in [patterns] if isinstance(patterns, str | os.PathLike) else patterns:
+            if _is_local(str(pattern)):
+                files.add(pattern)
+        shards = [file_identity(file) if _is_local(file) else file for file in task.source.list_shards(split)]
+        source = [shards, task.source._reader]
     code = [type(task.source), source, task.preprocessors]
-    return fingerprint([version, task.name, split, seed, vocabulary_id, features, code])
+    return fingerprint([version, task.name, split, seed, vocabulary_id, features, code], files)
 
 
 def open_dataset(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary, *, seed: int) -> tf.data.Dataset:

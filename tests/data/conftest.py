@@ -1,6 +1,10 @@
 """A tiny vocabulary, and caches of made-up examples whose tokens tell where they come from."""
 
+import hashlib
+import importlib
 import json
+import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -60,11 +64,43 @@ def make_cache(tmp_path: Path, tiny_vocabulary: Vocabulary) -> Callable[..., Pat
                 seed=0,
                 shard_examples=shard_examples,
             )
-        entries = [{"task": task, "rate": (rates or {}).get(task), "splits": [split]} for task in tasks]
+        entries = [{"task": task, "rate": (rates or {}).get(task), "splits": {split: "made up"}} for task in tasks]
         write_mixture(tmp_path / folder, "mix", tiny_vocabulary, seed=0, tasks=entries)
         return tmp_path / folder
 
     return make
+
+
+@pytest.fixture
+def seqio_registries() -> Iterator[None]:
+    """Registrations of a test end with it."""
+    import seqio
+
+    registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
+    before = [dict(registry._REGISTRY) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry._REGISTRY = kept
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seqio_registries: None) -> Iterator[Callable[[str], str]]:
+    """module(code) writes an importable module and returns its name."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    written = []
+
+    def write(code: str) -> str:
+        name = f"user_tasks_{hashlib.sha256(f'{tmp_path}{code}'.encode()).hexdigest()[:12]}"
+        (folder / f"{name}.py").write_text(textwrap.dedent(code))
+        importlib.invalidate_caches()
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -316,7 +316,7 @@ def test_mixtures_that_cannot_be_opened(make_cache: Callable[..., Path], tiny_vo
 
 def test_a_task_of_another_vocabulary(make_cache: Callable[..., Path], tiny_vocabulary: Vocabulary) -> None:
     cache = make_cache({"one": [(3, 2)]})
-    entries = [{"task": "task", "rate": 1.0, "splits": ["validation"]}]
+    entries = [{"task": "task", "rate": 1.0, "splits": {"validation": "f"}}]
     write(cache)
     write_mixture(cache, "mix", tiny_vocabulary, seed=0, tasks=entries)
     with pytest.raises(CacheError, match="was tokenised with vocabulary v"):

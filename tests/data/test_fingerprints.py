@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flanjax.data.fingerprints import fingerprint
+from flanjax.data.source_files import SourceFiles
 
 
 @dataclass
@@ -64,9 +65,31 @@ def test_a_captured_file_counts_by_its_contents(tmp_path):
 
 
 def test_a_file_in_a_captured_folder_counts(tmp_path):
-    before = fingerprint(tmp_path)
-    (tmp_path / "more.txt").write_text("x")
-    assert fingerprint(tmp_path) != before
+    values = [Options(tmp_path), str(tmp_path), functools.partial(print, str(tmp_path))]
+    before = [fingerprint(value) for value in values]
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "more.txt").write_text("x")
+    assert all(fingerprint(value) != old for value, old in zip(values, before, strict=True))
+
+
+def test_a_word_is_no_folder_unless_it_is_an_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = fingerprint("train")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "rows.txt").write_text("x")
+    assert fingerprint("train") == before
+    assert fingerprint("train", SourceFiles({"module": {"data_dir": "train"}})) != before
+
+
+def test_what_was_read_is_told(tmp_path):
+    for name in ("a.txt", "folder/b.txt", "cache/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    files = SourceFiles(ignored=[tmp_path / "cache"])
+    before = fingerprint([str(tmp_path / "a.txt"), tmp_path], files)
+    (tmp_path / "cache" / "d.txt").write_text("what is ignored changes nothing")
+    assert fingerprint([str(tmp_path / "a.txt"), tmp_path], SourceFiles(ignored=[tmp_path / "cache"])) == before
+    assert {path: sorted(stamp) for path, stamp in files.roots().items()} == {str(tmp_path): ["a.txt", "folder/b.txt"]}
 
 
 def test_cycles_end():

@@ -1,12 +1,10 @@
 """Materialising gives the same bytes for the same seed, redoes only what changed, and never leaves half a cache."""
 
 import hashlib
-import importlib
 import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 
 import flanjax.data.materialize
 from flanjax.data.cache import CachedMixture, CachedTask, CacheError, mixture_file, task_folder
+from flanjax.data.cache_writer import write_split
 from flanjax.data.materialize import MaterializeError, materialize
 from flanjax.data.registry import TaskError
 from flanjax.data.sources import BadRow
@@ -87,38 +86,6 @@ LINES = """
 def spiece(tmp_path_factory):
     lines = [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 6)) for i in range(200)] + ["0 1"]
     return str(train_vocabulary(lines, 36, tmp_path_factory.mktemp("vocabulary") / "spiece.model").path)
-
-
-@pytest.fixture
-def seqio_registries():
-    """Registrations of a test end with it."""
-    import seqio
-
-    registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
-    before = [dict(registry._REGISTRY) for registry in registries]
-    yield
-    for registry, kept in zip(registries, before, strict=True):
-        registry._REGISTRY = kept
-
-
-@pytest.fixture
-def module(tmp_path, monkeypatch, seqio_registries):
-    """module(code) writes an importable module and returns its name."""
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    written = []
-
-    def write(code):
-        name = f"user_tasks_{hashlib.sha256(f'{tmp_path}{code}'.encode()).hexdigest()[:12]}"
-        (folder / f"{name}.py").write_text(textwrap.dedent(code))
-        importlib.invalidate_caches()
-        written.append(name)
-        return name
-
-    yield write
-    for name in written:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -233,6 +200,40 @@ def test_a_damaged_split_is_written_again(tmp_path, lines, spiece):
     content[len(content) // 2] ^= 0xFF
     shard.write_bytes(content)
     assert [split.task for split in run(spiece, splits=("train",)).splits if split.written] == ["good"]
+
+
+def test_a_call_that_was_stopped_leaves_no_mixture_of_two_seeds(tmp_path, lines, spiece, monkeypatch):
+    write, run = lines
+    for name in ("good", "other"):
+        write(name, _rows(5))
+    run(spiece)
+
+    def stopped(cache_dir, task, *arguments, **options):
+        if task == "other":
+            raise KeyboardInterrupt
+        return write_split(cache_dir, task, *arguments, **options)
+
+    monkeypatch.setattr(flanjax.data.materialize, "write_split", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(spiece, seed=1)
+    monkeypatch.setattr(flanjax.data.materialize, "write_split", write_split)
+    with pytest.raises(CacheError, match=r"good.train was written again since mixture 'lines' was: .* stopped before"):
+        CachedMixture.open(tmp_path / "cache", "lines", "train")
+    assert [split.task for split in run(spiece, seed=1).splits if split.written] == ["other"]
+    assert [task.manifest.seed for task in CachedMixture.open(tmp_path / "cache", "lines", "train").tasks] == [1, 1]
+
+
+def test_a_task_of_two_mixtures_is_never_changed_silently(tmp_path, lines, spiece):
+    write, run = lines
+    for name in ("good", "other"):
+        write(name, _rows(5))
+    run(spiece)
+    run(spiece, mixture="good")
+    CachedMixture.open(tmp_path / "cache", "lines", "train")  # both were made alike
+    run(spiece, mixture="good", seed=1)
+    CachedMixture.open(tmp_path / "cache", "good", "train")
+    with pytest.raises(CacheError, match=r"for another mixture .* a cache of its own.*--mixture=lines"):
+        CachedMixture.open(tmp_path / "cache", "lines", "train")
 
 
 def test_another_seed_or_vocabulary_is_written_anew(tmp_path, lines, spiece):
