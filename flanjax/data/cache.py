@@ -245,7 +245,7 @@ class CachedTask:
         """The examples at these indices, in this order; an index may occur more than once.
 
         Raises:
-            CacheError: a shard is damaged.
+            CacheError: a shard is damaged, or the split was written again since it was opened.
             IndexError: an index is not in the split.
         """
         wanted = np.asarray(indices, dtype=np.int64)
@@ -288,6 +288,18 @@ class CachedTask:
     def _shard_path(self, number: int) -> Path:
         return self.folder / self.manifest.shards[number].file
 
+    def _open_unchanged_shard(self, number: int) -> ArrayRecordReader:
+        """A shard of the split that was opened; the manifest is read after it, so that no newer one passes for it."""
+        reader = self._open_shard(number)
+        if read_manifest(self.folder) != self.manifest:
+            reader.close()
+            raise CacheError(
+                f"{self.folder} was written again while it was being read: a materialising of other options, another "
+                "seed or changed sources came in between. Start again; give the other one a cache of its own if both "
+                "are to run at once"
+            )
+        return reader
+
     def _open_shard(self, number: int) -> ArrayRecordReader:
         shard, path = self.manifest.shards[number], self._shard_path(number)
         if not path.is_file():
@@ -313,7 +325,7 @@ class _OpenShards:
         """An open reader; the caller holds the lock while it uses it."""
         key = (id(task), number)
         if key not in self._readers:
-            self._readers[key] = (task, task._open_shard(number))
+            self._readers[key] = (task, task._open_unchanged_shard(number))
             if len(self._readers) > _MAX_OPEN_SHARDS:
                 self._readers.popitem(last=False)[1][1].close()
         self._readers.move_to_end(key)

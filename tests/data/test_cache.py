@@ -137,6 +137,19 @@ def test_writing_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "tasks" / "task").iterdir()] == ["validation"]
 
 
+def test_a_split_written_again_is_not_read_as_the_one_that_was_opened(tmp_path: Path) -> None:
+    write(tmp_path)
+    older = open_task(tmp_path)
+    assert older.read([0])[0].targets[0] == 2  # of a shard that stays open
+    write(tmp_path)
+    assert older.read([6])[0].targets[0] == 8  # the same bytes again are nothing else
+    write(tmp_path, fingerprint="g")
+    assert older.read([0])[0].targets[0] == 2
+    with pytest.raises(CacheError, match=r"task.validation was written again while it was being read"):
+        older.read([12])
+    assert open_task(tmp_path).read([12])[0].targets[0] == 14
+
+
 def test_examples_that_fail_leave_the_cache_as_it_was(tmp_path: Path) -> None:
     write(tmp_path, count=20)
 
