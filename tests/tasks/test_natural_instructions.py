@@ -18,7 +18,8 @@ from flanjax.tasks.natural_instructions import (
 
 from flanjax.data.cache import CachedMixture, CachedTask
 from flanjax.data.materialize import MaterializeError, materialize
-from flanjax.data.sources import BadRow, bad_row_policy
+from flanjax.data.seqio_stream import texts
+from flanjax.data.sources import BadRow, BadRows, bad_row_policy
 from flanjax.data.vocabularies import VocabularySource, train_vocabulary
 
 MODULE = "flanjax.tasks.natural_instructions"
@@ -164,6 +165,21 @@ def test_a_query_that_is_too_long_is_cut():
     tokens = encode_source(instance, ENCODINGS["def"], Words(), 20).split()
     assert len(tokens) == 19
     assert tokens[:3] == ["Definition:", "Say", "whether"]
+
+
+def test_a_vocabulary_is_trained_on_what_fits_and_not_on_its_first_bytes(data_dir):
+    task = _task(8)
+    for instance in task["Instances"]:
+        instance["input"] = "wörd " * 30 + "end"
+    register(data_dir({"task1_x": task}), max_source=150)
+    inputs = list(texts(seqio.TaskRegistry.get("task1_x"), "train", seed=0, limit=2, bad_rows=BadRows()))[::2]
+    # 400 bytes: far more than 150, but no more than 150 tokens of four bytes.
+    assert all(text.startswith("Definition: Repeat the word.") for text in inputs)
+    assert all(text.count("Positive Example") == 2 for text in inputs)
+    assert all("wörd end.\nOutput: " in text for text in inputs)
+    register(data_dir({"task1_x": task}), max_source=40)
+    (text, _) = texts(seqio.TaskRegistry.get("task1_x"), "train", seed=0, limit=1, bad_rows=BadRows())
+    assert len(text.encode()) == 4 * 39
 
 
 def test_an_empty_input_keeps_the_official_oddity():
