@@ -12,11 +12,15 @@ Run again, it redoes only what changed.
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from flanjax import doors
 from flanjax.errors import FlanjaxError
+
+if TYPE_CHECKING:
+    from flanjax.data.materialize import MaterializeReport
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +39,10 @@ def _parser() -> argparse.ArgumentParser:
         "--option", action="append", default=[], metavar="NAME=VALUE", help="given to register() of each --tasks module"
     )
     parser.add_argument("--seed", type=int, help="of templates and few-shot sampling (default: the gin file's, or 0)")
-    parser.add_argument("--on_bad_row", choices=("error", "skip"), default="error", help="what a malformed row does")
+    parser.add_argument("--splits", help="separated by commas (default: the gin file's, or train,validation)")
+    parser.add_argument(
+        "--on_bad_row", choices=("error", "skip"), help="for a malformed row (default: the gin file's, or error)"
+    )
     return parser
 
 
@@ -47,10 +54,12 @@ def _materialize(argv: Sequence[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tokenising needs no accelerator; leave it to training
 
-    request = _from_gin(sources) if sources.files else {"tasks": {}, "seed": 0, "vocabulary": None}
+    request = _from_gin(sources) if sources.files else {"tasks": {}, "vocabulary": None}
     if flags.tasks:
         request["tasks"] = dict.fromkeys(flags.tasks, _options(flags.option))
-    for name in ("cache_dir", "seed"):
+    if flags.splits:
+        request["splits"] = tuple(flags.splits.split(","))
+    for name in ("cache_dir", "seed", "on_bad_row"):
         if getattr(flags, name) is not None:
             request[name] = getattr(flags, name)
     mixtures = flags.mixture.split(",") if flags.mixture else request["mixtures"]
@@ -60,7 +69,7 @@ def _materialize(argv: Sequence[str]) -> int:
 
     if flags.vocabulary or request["vocabulary"] is None:
         request["vocabulary"] = VocabularySource(path=flags.vocabulary)
-    _materialize_all(mixtures, {**request, "on_bad_row": flags.on_bad_row})
+    _materialize_all(mixtures, request)
     return 0
 
 
@@ -88,11 +97,21 @@ def _materialize_all(mixtures: Sequence[str], request: dict[str, Any]) -> None:
                 f"{len(written)} of {len(report.splits)} splits written, the others were there; "
                 f"{duration(report.seconds)}"
             )
-            for what in ("dropped_empty_targets", "skipped_bad_rows"):
-                if count := sum(getattr(split, what) for split in report.splits):
-                    console.notice(f"{mixture}: {count:,} {what.replace('_', ' ')}")
-            for note in report.notes:
+            for note in (*_left_out(report), *report.notes):
                 console.notice(note)
+
+
+def _left_out(report: "MaterializeReport") -> Iterator[str]:
+    """What became no example. By split, for one row of a file that serves two of them is met in both."""
+    for what in ("dropped_empty_targets", "skipped_bad_rows"):
+        counts: Counter[str] = Counter()
+        for split in report.splits:
+            counts[split.split] += getattr(split, what)
+        told = ", ".join(f"{count:,} in {split}" for split, count in counts.items() if count)
+        if told:
+            yield f"{report.mixture}: {what.replace('_', ' ')}: {told}"
+    if first := next((split.first_bad_row for split in report.splits if split.first_bad_row), None):
+        yield f"the first bad row: {first}"
 
 
 def _from_gin(sources: doors.GinSources) -> dict[str, Any]:
@@ -108,6 +127,8 @@ def _from_gin(sources: doors.GinSources) -> dict[str, Any]:
         "vocabulary": run.vocabulary,
         "tasks": run.tasks,
         "seed": run.data.seed,
+        "splits": tuple(dict.fromkeys(("train", run.evaluation.split))),
+        "on_bad_row": run.on_bad_row,
     }
 
 

@@ -73,6 +73,7 @@ class Run:
       dropout_rate: replaces the model's own; None leaves it.
       init_from: a Hugging Face T5 folder or a run directory; None starts from random parameters.
       tasks: task modules and the options of their `register`.
+      on_bad_row: what a malformed row of theirs does: "error", or "skip", which counts it.
       export_to: a Hugging Face folder written when the run is whole; None writes none.
     """
 
@@ -83,6 +84,7 @@ class Run:
     mesh: MeshConfig
     init_from: str | None
     tasks: Mapping[str, Mapping[str, Any]]
+    on_bad_row: str = "error"
     vocabulary: VocabularySource
     data: DataConfig
     loss: LossConfig

@@ -58,7 +58,8 @@ class MaterializeError(FlanjaxError):
 class SplitReport:
     """One split of one task: what the cache holds of it, and whether this call wrote it.
 
-    `tokens` counts inputs and targets, the end-of-sequence ids included; `seconds` is the time this call spent on it.
+    `tokens` counts inputs and targets, the end-of-sequence ids included; `first_bad_row` says where the first row lies
+    that this call skipped, and why; `seconds` is the time this call spent on it.
     """
 
     task: str
@@ -69,6 +70,7 @@ class SplitReport:
     written: bool
     dropped_empty_targets: int
     skipped_bad_rows: int
+    first_bad_row: str | None
     seconds: float
 
 
@@ -183,9 +185,9 @@ class _Writer:
             task, split, seed=self.seed, vocabulary_id=identity, version=FORMAT, files=self.files
         )
         manifest = self._cached(task.name, split, fingerprint)
-        written = manifest is None
+        written, first_bad_row = manifest is None, None
         if manifest is None:
-            manifest = self._write(task, split, fingerprint)
+            manifest, first_bad_row = self._write(task, split, fingerprint)
         else:
             self.progress(task.name, split, manifest.examples, manifest.examples)
         return SplitReport(
@@ -197,6 +199,7 @@ class _Writer:
             written=written,
             dropped_empty_targets=manifest.dropped_empty_targets,
             skipped_bad_rows=manifest.skipped_bad_rows,
+            first_bad_row=first_bad_row,
             seconds=time.monotonic() - started,
         )
 
@@ -208,7 +211,8 @@ class _Writer:
         refused = manifest is not None and manifest.skipped_bad_rows and self.on_bad_row == "error"
         return None if refused else manifest
 
-    def _write(self, task: "seqio.Task", split: str, fingerprint: str) -> Manifest:
+    def _write(self, task: "seqio.Task", split: str, fingerprint: str) -> tuple[Manifest, str | None]:
+        """Writes a split; returns its manifest and the first of the rows that were skipped."""
         from flanjax.data.seqio_stream import examples, open_dataset
 
         counters = {"dropped_empty_targets": 0, "skipped_bad_rows": 0}
@@ -222,7 +226,7 @@ class _Writer:
             stream = examples(
                 dataset, self.vocabulary, task=task.name, split=split, counters=counters, bad_rows=bad_rows
             )
-            return write_split(
+            manifest = write_split(
                 self.cache,
                 task.name,
                 split,
@@ -232,6 +236,7 @@ class _Writer:
                 seed=self.seed,
                 counters=counters,
             )
+            return manifest, next(iter(bad_rows.first), None)
 
     def _counted(self, stream: Iterator[Example], task: "seqio.Task", split: str) -> Iterator[Example]:
         """The same stream, with a report of progress now and then."""
