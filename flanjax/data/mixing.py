@@ -2,9 +2,10 @@
 
 The order is a pure function of a seed and a position: any position is found without walking to it. Positions come in
 blocks. A block holds each task a fixed number of times, by its rate, in an order shuffled anew for every block. A task
-goes on from block to block through its own examples, reshuffled each time it has gone through all, so that over whole
-blocks none of them comes more than once oftener than another. With rates proportional to the numbers of examples a
-block is an epoch of the whole mixture, globally shuffled.
+goes on from block to block through its own examples, pass after pass, each pass in an order of its own, so that at the
+end of every block none of them has come more than once oftener than another. Inside a block the places of a task are
+shuffled whole: passes that meet there overlap, and an example may come again before another has come. With rates
+proportional to the numbers of examples a block is an epoch of the whole mixture, globally shuffled.
 
 Grain's `MapDataset.mix` gives the same kind of order, but looks for an element's task in Python, one task after the
 other: 34,000 addresses a second with 59 tasks and 7,000 with 1,000, where arrays give millions with any number.
