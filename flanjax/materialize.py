@@ -141,7 +141,13 @@ def _options(pairs: Sequence[str]) -> Mapping[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise FlanjaxError(f"--option={pair}: write --option=NAME=VALUE")
-        options[name] = ast.literal_eval(doors.gin_literal(value))
+        try:
+            options[name] = ast.literal_eval(doors.gin_literal(value))
+        except (ValueError, SyntaxError) as error:
+            raise FlanjaxError(
+                f"--option={pair}: {value} is no Python literal; close what it opens, or put a text in quotes of its "
+                f"own: --option={name}='\"...\"'"
+            ) from error
     return options
 
 

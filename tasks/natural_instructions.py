@@ -322,7 +322,7 @@ def _instance(instance: Any, place: str) -> dict[str, Any]:
     return {
         "id": text_field({"id": place, **instance}, "id", place),
         "input": text_field(instance, "input", place),
-        "outputs": outputs,
+        "outputs": [text_field({"output": output}, "output", place) for output in outputs],
     }
 
 

@@ -6,12 +6,15 @@ called again with other options, so `add_task` and `add_mixture` let the later r
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
+import inspect
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import seqio
 
+from flanjax.data.fingerprints import is_own_code
 from flanjax.errors import FlanjaxError, nearest
 
 
@@ -55,20 +58,52 @@ def register_modules(modules: Mapping[str, Mapping[str, Any]]) -> None:
     for name, options in modules.items():
         try:
             module = importlib.import_module(name)
+        except FlanjaxError:
+            raise
         except ImportError as error:
             raise TaskError(
                 f"task module {name!r} cannot be imported: {error}; a module of your own must be importable, for "
                 "instance from the current folder or through PYTHONPATH"
             ) from error
+        except Exception as error:
+            raise TaskError(f"task module {name!r} cannot be imported: {_failure(error)}") from error
         register = getattr(module, "register", None)
         if register is None:
             if options:
                 raise TaskError(f"task module {name!r} has no register(), so it takes no options: {dict(options)}")
             continue
+        _check_options(name, register, options)
         try:
             register(**options)
-        except TypeError as error:
-            raise TaskError(f"task module {name!r} cannot be registered with {dict(options)}: {error}") from error
+        except FlanjaxError:
+            raise
+        except Exception as error:
+            raise TaskError(
+                f"task module {name!r} cannot be registered with {dict(options)}: {_failure(error)}"
+            ) from error
+
+
+def _check_options(module: str, register: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuses options that `register` does not take, or lacks, before it is called."""
+    signature = inspect.signature(register)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        unknown = [name for name in options if name not in signature.parameters]
+        hint = nearest(unknown[0], signature.parameters) if unknown else ""
+        raise TaskError(
+            f"task module {module!r} cannot be registered with {dict(options)}: {error}{hint}; its options are "
+            f"{', '.join(signature.parameters) or 'none'}"
+        ) from error
+
+
+def _failure(error: Exception) -> str:
+    """What went wrong in a task module, and where in it."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = [frame for frame in frames if is_own_code(frame.filename, None)] or frames
+    return f"{type(error).__name__}: {error} ({place[-1].filename}:{place[-1].lineno})"
 
 
 @dataclass(frozen=True, kw_only=True)

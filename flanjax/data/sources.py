@@ -14,6 +14,7 @@ import functools
 import gzip
 import itertools
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 POLICIES = ("error", "skip")
 _CHUNK = 128
+_UNREADABLE = (OSError, EOFError, zlib.error)  # a file that is not there, or a packed one that is cut or damaged
 
 
 class BadRow(FlanjaxError):
@@ -85,7 +87,7 @@ def read_text(file: Path) -> str:
     try:
         content = file.read_bytes()
         return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (*_UNREADABLE, UnicodeDecodeError) as error:
         raise BadRow(f"{file} cannot be read: {error}") from error
 
 
@@ -95,19 +97,22 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pairs of "file:line" and object for each line that is not blank; lines that hold no object are reported."""
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = _object(line.decode("utf-8").strip(), str(file), number)
-            except UnicodeDecodeError as error:
-                report_bad_row(BadRow(f"{file}:{number}: not UTF-8 ({error.reason}): {_excerpt(line)}"))
-            except BadRow as error:
-                report_bad_row(error)
-            else:
-                yield f"{file}:{number}", row
+    """Pairs of "file:line" and object for each line that is not blank; lines that hold no object are reported.
+
+    Raises:
+        BadRow: the file is missing, or cut or damaged from some line on, whatever the policy.
+    """
+    for number, line in _lines(file):
+        if not line.strip():
+            continue
+        try:
+            row = _object(line.decode("utf-8").strip(), str(file), number)
+        except UnicodeDecodeError as error:
+            report_bad_row(BadRow(f"{file}:{number}: not UTF-8 ({error.reason}): {_excerpt(line)}"))
+        except BadRow as error:
+            report_bad_row(error)
+        else:
+            yield f"{file}:{number}", row
 
 
 def text_field(row: Mapping[str, Any], name: str, place: str) -> str:
@@ -116,6 +121,12 @@ def text_field(row: Mapping[str, Any], name: str, place: str) -> str:
         raise BadRow(f"{place}: field {name!r} is missing: {_excerpt(row)}")
     if not isinstance(row[name], str):
         raise BadRow(f"{place}: field {name!r} must be a string, not {type(row[name]).__name__}: {_excerpt(row)}")
+    try:
+        row[name].encode()
+    except UnicodeEncodeError as error:
+        # JSON can say \ud800, which is half of a character.
+        half = f"\\u{ord(row[name][error.start]):04x}"
+        raise BadRow(f"{place}: field {name!r} has {half}, half of a character: {_excerpt(row)}") from error
     return row[name]
 
 
@@ -172,6 +183,16 @@ def _json_lines_dataset(
     if not files[split].is_file():
         raise BadRow(f"{files[split]}, the {split!r} split, is not there")
     return string_dataset(rows, fields)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+            for number, line in enumerate(stream, 1):
+                yield number, line
+    except _UNREADABLE as error:
+        report_bad_row(BadRow(f"{file}:{number + 1}: cannot be read: {error}"), always=True)
 
 
 def _object(text: str, file: str, line: int) -> dict[str, Any]:

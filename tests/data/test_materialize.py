@@ -390,11 +390,37 @@ def test_what_is_not_there_is_named(lines, spiece, change, error, message):
         run(spiece, **change)
 
 
-def test_a_wrong_option_is_named(lines, spiece):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"folder": "x", "nmaes": []},
+            r"unexpected keyword argument 'nmaes' \(did you mean 'names'\?\); its options are",
+        ),
+        ({}, r"missing a required argument: 'folder'; its options are folder, names"),
+        ({"folder": "x", "names": 3}, r"TypeError: 'int' object is not iterable \(.*user_tasks_\w+\.py:\d+\)"),
+    ],
+)
+def test_a_wrong_option_is_named(lines, spiece, options, words):
     _, run = lines
     (name,) = _modules(run)
-    with pytest.raises(TaskError, match=r"cannot be registered with \{'fodler': 'x'\}.*fodler"):
-        run(spiece, tasks={name: {"fodler": "x"}})
+    with pytest.raises(TaskError, match=rf"{name}' cannot be registered with .*{words}"):
+        run(spiece, tasks={name: options})
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import seqio\ndef register(:\n", r"SyntaxError: .* \(.*user_tasks_\w+\.py:2\)"),
+        ("import seqio\n\nregistre()\n", r"NameError: name 'registre' is not defined \(.*user_tasks_\w+\.py:3\)"),
+        ("import no_such_library\n", "No module named 'no_such_library'"),
+    ],
+)
+def test_a_task_module_that_fails_is_named_with_its_line(lines, module, spiece, code, words):
+    _, run = lines
+    name = module(code)
+    with pytest.raises(TaskError, match=rf"task module '{name}' cannot be imported: {words}"):
+        run(spiece, tasks={name: {}})
 
 
 def test_an_absent_split_is_noted(lines, spiece):

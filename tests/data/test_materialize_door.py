@@ -88,3 +88,9 @@ def test_the_splits_are_those_that_the_run_reads(
     assert {path.name for path in (tmp_path / "cache" / "tasks" / "rows").iterdir()} == splits
     for split in splits:
         assert len(CachedMixture.open(tmp_path / "cache", "rows", split).tasks[0]) == 2
+
+
+@pytest.mark.parametrize("option", ["names=[1,", "names={a}", "names=@x", "names"])
+def test_a_malformed_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert main(["--mixture=m", f"--cache_dir={tmp_path}", "--tasks=t", f"--option={option}"]) == 2
+    assert f"error: --option={option}: " in capsys.readouterr().err

@@ -62,6 +62,33 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "damage", [lambda packed: packed[:-12], lambda packed: packed[:40] + b"\xff" * 9 + packed[49:]]
+)
+def test_a_packed_file_that_is_cut_or_damaged_is_named(tmp_path, damage):
+    rows = [json.dumps({"q": f"{number:x}", "a": str(number**7)}) for number in range(50)]
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(damage(gzip.compress("\n".join(rows).encode())))
+    with pytest.raises(BadRow, match=r"rows\.jsonl\.gz cannot be read"):
+        read_json(file)
+    # Never skipped: nobody knows what is missing.
+    with bad_row_policy("skip") as bad_rows, pytest.raises(BadRow, match=r"rows\.jsonl\.gz:\d+: cannot be read"):
+        list(read_json_lines(file))
+    assert bad_rows.error is not None
+
+
+def test_half_a_character_is_named(tmp_path):
+    file = _write(
+        tmp_path / "rows.jsonl", [ROWS[0], '{"q": "a\\ud83d", "a": "b"}', '{"q": "a\\ud83d\\ude00", "a": "b"}']
+    )
+    source = json_lines({"train": file}, fields=("q", "a"))
+    with bad_row_policy("skip") as bad_rows:
+        rows = list(source.get_dataset("train", shuffle=False).as_numpy_iterator())
+    assert [row["q"].decode() for row in rows] == ["two and two?", "a\N{GRINNING FACE}"]
+    assert bad_rows.skipped == 1
+    assert r"rows.jsonl:2: field 'q' has \ud83d, half of a character" in bad_rows.first[0]
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [({"q": "x"}, "here: field 'a' is missing"), ({"a": 3}, "here: field 'a' must be a string, not int")],
 )

@@ -284,6 +284,7 @@ def test_random_draws_every_encoding_and_evaluates_with_one(data_dir):
     [
         ({"output": 3}, r"task1_x\.json: instance 2: field 'output' must be a string or a list of strings"),
         ({"output": []}, r"instance 2: field 'output'"),
+        ({"output": ["word", "\ud800"]}, r"instance 2: field 'output' has \\ud800, half of a character"),
         ({"input": None}, r"instance 2: field 'input' must be a string, not NoneType"),
     ],
 )
