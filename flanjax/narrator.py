@@ -13,6 +13,7 @@ import numpy as np
 
 from flanjax.console import Console, byte_size, duration
 from flanjax.evaluation.answers import Report
+from flanjax.files import read_json_lines, write_whole
 from flanjax.models.t5 import abstract_params, logical_axes
 from flanjax.run import Prepared
 from flanjax.sharding.hosts import is_first
@@ -94,7 +95,7 @@ class Narrator:
 
     def _keep(self, step: int, split: str, report: Report) -> None:
         # Lines at or past this step are of a run that was killed and went on from before.
-        lines = [line for line in self._lines() if (line["step"], line["mixture"]) < (step, split)]
+        lines = [line for line in read_json_lines(self._samples) if (line["step"], line["mixture"]) < (step, split)]
         lines += [
             {
                 "step": step,
@@ -107,14 +108,11 @@ class Narrator:
             }
             for answer, scores in zip(report.answers, report.scores, strict=True)
         ]
-        self._samples.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-    def _lines(self) -> list[dict]:
-        return [json.loads(line) for line in self._samples.read_text().splitlines()] if self._samples.exists() else []
+        write_whole(self._samples, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def answers(self) -> None:
         """Answers and scores per task of the first and the last evaluation, side by side."""
-        lines = self._lines()
+        lines = read_json_lines(self._samples)
         for mixture in self._prepared.evaluators:
             steps = sorted({line["step"] for line in lines if line["mixture"] == mixture})
             if not steps:

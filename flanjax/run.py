@@ -23,6 +23,8 @@ from flanjax.data.vocabularies import Vocabulary, VocabularySource
 from flanjax.errors import FlanjaxError
 from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import MixtureEvaluator
+from flanjax.files import write_whole
+from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run
 from flanjax.interchange.tokenizer import read_vocabulary
@@ -324,8 +326,11 @@ def _plain(value: Any) -> Any:
 
 
 def is_described(run: Run) -> bool:
-    """Whether the run's directory says already what the run is."""
-    return (Path(run.model_dir) / SETTINGS).is_file()
+    """Whether the run's directory says already, and readably, what the run is."""
+    try:
+        return is_run(Path(run.model_dir))
+    except ModelFolderError:
+        return False
 
 
 def describe(prepared: Prepared, operative_config: str, parameters: str) -> None:
@@ -336,11 +341,11 @@ def describe(prepared: Prepared, operative_config: str, parameters: str) -> None
     if not is_first():
         return
     folder = Path(prepared.run.model_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text(prepared.settings.to_json(indent=1) + "\n")
-    (folder / "config.gin").write_text(operative_config)
-    (folder / "parameters.txt").write_text(parameters)
+    write_whole(folder / "config.gin", operative_config)
+    write_whole(folder / "parameters.txt", parameters)
     prepared.vocabulary.save(folder / VOCABULARY)
+    # Last: where it is, the others are.
+    write_whole(folder / SETTINGS, prepared.settings.to_json(indent=1) + "\n")
 
 
 def layout_of(prepared: Prepared) -> StateLayout:

@@ -19,6 +19,7 @@ import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from flanjax.errors import FlanjaxError
+from flanjax.files import write_whole
 
 MODEL_FILE = "spiece.model"
 DESCRIPTION_FILE = "vocabulary.json"
@@ -121,11 +122,9 @@ class Vocabulary:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `spiece.model` and `vocabulary.json` {"sha256", "extra_ids", "size"} into a folder."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         description = {"sha256": self.sha256, "extra_ids": self.extra_ids, "size": self.size}
-        _write_bytes(target / MODEL_FILE, self.model)
-        _write_bytes(target / DESCRIPTION_FILE, (json.dumps(description) + "\n").encode())
+        write_whole(Path(folder) / MODEL_FILE, self.model)
+        write_whole(Path(folder) / DESCRIPTION_FILE, json.dumps(description) + "\n")
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without an end-of-sequence id."""
@@ -182,10 +181,8 @@ def train_vocabulary(
         )
     except RuntimeError as error:
         raise VocabularyError(_training_failure(size, str(error))) from error
-    target = Path(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write_bytes(target, model.getvalue())
-    return Vocabulary(model.getvalue(), extra_ids=extra_ids, path=target)
+    write_whole(Path(output), model.getvalue())
+    return Vocabulary(model.getvalue(), extra_ids=extra_ids, path=Path(output))
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -222,13 +219,3 @@ def _load_processor(model: bytes, extra_ids: int, path: Path) -> sentencepiece.S
             f"{path} has pad, eos, unk = {special}, T5 needs (0, 1, 2): train a vocabulary with flanjax, or take T5's"
         )
     return processor
-
-
-def _write_bytes(file: Path, content: bytes) -> None:
-    """Replaces a file in one step, so that no reader and no kill ever sees half of it."""
-    partial = file.with_name(f".{file.name}.partial")
-    with open(partial, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)

@@ -22,6 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from flanjax.errors import FlanjaxError
+from flanjax.files import write_whole
 from flanjax.models.t5 import Params
 from flanjax.training.step import TrainState
 
@@ -153,11 +154,8 @@ class Checkpoints:
     def amend(self, step: int, position: Mapping[str, Any]) -> None:
         """Replaces the position of a whole checkpoint, at once or not at all."""
         self.wait()
-        path = self.folder / str(step) / "data" / "data.json"
         if step in whole_steps(self.folder) and jax.process_index() == 0:
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(position))
-            partial.replace(path)
+            write_whole(self.folder / str(step) / "data" / "data.json", json.dumps(position))
 
     def poll(self) -> None:
         """Takes note of a save that has ended, without waiting for one that has not.

@@ -12,6 +12,7 @@ files are written with tensorboard's own record writer, which does not.
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from flanjax.errors import FlanjaxError
+from flanjax.files import read_json_lines, write_whole
 from flanjax.training.step import StepMetrics
 
 LOG = "metrics.jsonl"
@@ -88,8 +90,7 @@ class MetricsLog:
         self._events: Any = None
         self._plotted = time.monotonic()
         if write:
-            with self._explained():
-                _cut(run_dir / LOG, logged, evaluated)
+            _cut(run_dir / LOG, logged, evaluated)
 
     def __enter__(self) -> Self:
         return self
@@ -123,9 +124,8 @@ class MetricsLog:
         """Draws loss.png from the whole log, at most once a minute but for the last time."""
         if not self._write or not (last or time.monotonic() - self._plotted > _SECONDS_BETWEEN_PLOTS):
             return
-        with self._explained():
-            if lines := read_log(self._run_dir / LOG):
-                draw_losses(lines, self._run_dir / PLOT)
+        if lines := read_json_lines(self._run_dir / LOG):
+            draw_losses(lines, self._run_dir / PLOT)
         self._plotted = time.monotonic()
 
     def close(self) -> None:
@@ -155,24 +155,12 @@ class MetricsLog:
             ) from error
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
-
-
 def _cut(path: Path, logged: int, evaluated: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in read_log(path) if line["step"] <= (logged if line["split"] == "train" else evaluated)]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(partial, path)
+    lines = read_json_lines(path)
+    kept = [line for line in lines if line["step"] <= (logged if line["split"] == "train" else evaluated)]
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 class _EventFile:
@@ -227,9 +215,9 @@ def draw_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.plot(steps, losses, marker="o", markersize=4, label=split)
     if axes.lines:
         axes.legend()
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_whole(path, picture.getvalue())
 
 
 def _has_loss(line: Mapping[str, Any], split: str) -> bool:

@@ -105,6 +105,20 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert_same_run(tmp_path / "run", tiny / "whole")
 
 
+def test_files_that_a_kill_cut_short_stop_no_run_and_are_written_anew(
+    tiny: Path, arguments: list[str], tmp_path: Path, flanjax: Flanjax
+) -> None:
+    shutil.copytree(tiny / "whole", tmp_path / "run")
+    before = json.loads((tmp_path / "run" / "config.json").read_text())
+    for name in ("config.json", "samples.jsonl"):
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[:-9])
+    done = flanjax("train", *arguments)
+    assert "before (step 0) and after" in done.stdout
+    again = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert again == {**before, "model_dir": str(tmp_path / "run"), "export_to": None}
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(
     tiny: Path, arguments: list[str], tmp_path: Path, flanjax: Flanjax, start: Start
 ) -> None:

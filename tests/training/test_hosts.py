@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+from flanjax.files import read_json_lines
 from flanjax.training.checkpoints import restore_params, whole_steps
-from flanjax.training.metrics import read_log
 
 SCRIPT = Path(__file__).parent / "tiny_run.py"
 LOOP = {"train_steps": 12, "log_every": 3, "eval_every": 0, "checkpoint_every": 5}
@@ -51,7 +51,7 @@ def together(tmp_path_factory):
 
 
 def values(folder):
-    return [(line["step"], line["split"], line["values"]) for line in read_log(folder / "metrics.jsonl")]
+    return [(line["step"], line["split"], line["values"]) for line in read_json_lines(folder / "metrics.jsonl")]
 
 
 def test_two_hosts_equal_one(together, tmp_path, tiny_run):

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from flanjax.files import read_json_lines
 from flanjax.training.checkpoints import restore_params, whole_steps
-from flanjax.training.metrics import read_log
 
 SCRIPT = Path(__file__).parent / "tiny_run.py"
 LOOP = {"train_steps": 40, "log_every": 3, "eval_every": 8, "checkpoint_every": 5}
@@ -47,7 +47,7 @@ def assert_same_run(folder, reference):
     ours, theirs = (restore_params(f / "checkpoints")[0] for f in (folder, reference))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     ours, theirs = (
-        [(line["step"], line["split"], line["values"]) for line in read_log(f / "metrics.jsonl")]
+        [(line["step"], line["split"], line["values"]) for line in read_json_lines(f / "metrics.jsonl")]
         for f in (folder, reference)
     )
     assert ours == theirs

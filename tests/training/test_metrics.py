@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanjax.training.metrics import MetricsError, MetricsLog, Window, draw_losses, read_log
+from flanjax.files import read_json_lines
+from flanjax.training.metrics import MetricsError, MetricsLog, Window, draw_losses
 from flanjax.training.step import StepMetrics
 
 
@@ -21,7 +22,7 @@ def write(folder, lines, **options):
 
 
 def steps(folder):
-    return [(line["step"], line["split"]) for line in read_log(folder / "metrics.jsonl")]
+    return [(line["step"], line["split"]) for line in read_json_lines(folder / "metrics.jsonl")]
 
 
 @settings(max_examples=50, deadline=None)
@@ -30,7 +31,7 @@ def test_a_number_reads_back_as_the_same_float(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("log")
     with MetricsLog(folder) as log:
         log.add(1, "train", {"loss": value}, seconds=1.0)
-    (line,) = read_log(folder / "metrics.jsonl")
+    (line,) = read_json_lines(folder / "metrics.jsonl")
     assert line["values"]["loss"] == value
     assert math.copysign(1, line["values"]["loss"]) == math.copysign(1, value)
     assert line == {"step": 1, "split": "train", "values": {"loss": value}, "seconds": 1.0}
@@ -40,7 +41,7 @@ def test_a_loss_that_is_not_finite_is_written_as_it_is(tmp_path):
     with MetricsLog(tmp_path) as log:
         log.add(1, "train", {"loss": math.nan, "grad_norm": math.inf})
         log.plot(last=True)
-    (line,) = read_log(tmp_path / "metrics.jsonl")
+    (line,) = read_json_lines(tmp_path / "metrics.jsonl")
     assert math.isnan(line["values"]["loss"])
     assert line["values"]["grad_norm"] == math.inf
     assert (tmp_path / "loss.png").is_file()

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from flanjax.errors import FlanjaxError
+from flanjax.files import read_json_lines
 from flanjax.models.t5 import init_params
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training import trainer
 from flanjax.training.checkpoints import CheckpointError, restore_params, whole_steps
 from flanjax.training.interfaces import Silence, TrainConfig, TrainingError
-from flanjax.training.metrics import read_log
 from flanjax.training.optimizers import OptimizerConfig
 
 TIMINGS = {"seconds", "tokens_per_second"}
@@ -44,7 +44,7 @@ def terminate():
 
 
 def log_of(folder):
-    lines = read_log(folder / "metrics.jsonl")
+    lines = read_json_lines(folder / "metrics.jsonl")
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
