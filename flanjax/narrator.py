@@ -94,8 +94,12 @@ class Narrator:
         self._console.notice(message)
 
     def _keep(self, step: int, split: str, report: Report) -> None:
-        # Lines at or past this step are of a run that was killed and went on from before.
-        lines = [line for line in read_json_lines(self._samples) if (line["step"], line["mixture"]) < (step, split)]
+        # Lines past this step, or of this very evaluation, are of a run that was killed and went on from before.
+        lines = [
+            line
+            for line in read_json_lines(self._samples)
+            if line["step"] < step or (line["step"] == step and line["mixture"] != split)
+        ]
         lines += [
             {
                 "step": step,

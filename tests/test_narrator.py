@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from flanjax.console import Console
 from flanjax.evaluation.answers import Answer, Question, Report
 from flanjax.evaluation.metrics import score
@@ -57,3 +59,22 @@ def test_a_cut_line_is_passed_over(tmp_path: Path) -> None:
     narrator(tmp_path, "a").answers()
     evaluate(narrator(tmp_path, "a"), 4)
     assert kept(tmp_path) == expected([0, 4], ("a",))
+
+
+@pytest.mark.parametrize("mixtures", [("a", "b"), ("b", "a"), ("b", "c", "a")], ids="".join)
+def test_every_evaluation_keeps_the_answers_of_all_mixtures_once(tmp_path: Path, mixtures: tuple[str, ...]) -> None:
+    told = narrator(tmp_path, *mixtures)
+    for step in (0, 2, 4):
+        evaluate(told, step)
+    assert kept(tmp_path) == expected([0, 2, 4], mixtures)
+
+
+@pytest.mark.parametrize("mixtures", [("a", "b"), ("b", "a")], ids="".join)
+def test_a_run_that_goes_on_from_before_leaves_out_what_will_come_again(
+    tmp_path: Path, mixtures: tuple[str, ...]
+) -> None:
+    for step in (0, 2, 4, 6):
+        evaluate(narrator(tmp_path, *mixtures), step)
+    resumed = narrator(tmp_path, *mixtures)
+    evaluate(resumed, 4)
+    assert kept(tmp_path) == expected([0, 2, 4], mixtures)
