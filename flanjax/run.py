@@ -22,7 +22,7 @@ from flanjax.data.provenance import Request, is_current
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
 from flanjax.errors import FlanjaxError
 from flanjax.evaluation.answers import questions
-from flanjax.evaluation.evaluators import MixtureEvaluator
+from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
 from flanjax.files import write_whole
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5
@@ -42,27 +42,6 @@ from flanjax.training.trainer import train
 
 class RunError(FlanjaxError):
     """Parts of a run that do not belong together."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What is measured on held-out examples, and how much of it.
-
-    Attributes:
-      mixtures: held-out mixtures, evaluated beside the run's own.
-      split: the split that is evaluated; it keeps its texts.
-      loss_examples: examples of a mixture that the loss is taken over, spread evenly over its tasks; None for all.
-      questions: examples of a mixture that are answered, likewise; 0 answers none.
-      max_new_tokens: an answer's longest length in tokens.
-      metrics: of `flanjax.evaluation.metrics.METRICS`, shown per task.
-    """
-
-    mixtures: tuple[str, ...] = ()
-    split: str = "validation"
-    loss_examples: int | None = 2000
-    questions: int = 200
-    max_new_tokens: int = 32
-    metrics: tuple[str, ...] = ("exact_match",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

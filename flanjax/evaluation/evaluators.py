@@ -4,13 +4,16 @@ An evaluator is called by the training loop with the parameters as they lie on t
 has, once `should_stop()` says so.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
 
 from flanjax.data.vocabularies import Vocabulary
+from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import Question, Report, answer
+from flanjax.evaluation.metrics import METRICS
 from flanjax.generation.greedy import greedy
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params
@@ -19,6 +22,52 @@ from flanjax.training.losses import LossConfig
 from flanjax.training.step import make_eval_step, put_batch
 
 DECODE_ROWS = 32
+
+
+class EvaluationError(FlanjaxError):
+    """An evaluation that cannot be made as it was asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured on held-out examples, and how much of it.
+
+    Attributes:
+      mixtures: held-out mixtures, evaluated beside the run's own; a lone name is one mixture.
+      split: the split that is evaluated; it keeps its texts.
+      loss_examples: examples of a mixture that the loss is taken over, spread evenly over its tasks; None for all.
+      questions: examples of a mixture that are answered, likewise; 0 answers none.
+      max_new_tokens: an answer's longest length in tokens.
+      metrics: of `flanjax.evaluation.metrics.METRICS`, shown per task; a lone name is one metric.
+
+    Raises:
+      EvaluationError: a metric that does not exist, or a number outside its range.
+    """
+
+    mixtures: tuple[str, ...] = ()
+    split: str = "validation"
+    loss_examples: int | None = 2000
+    questions: int = 200
+    max_new_tokens: int = 32
+    metrics: tuple[str, ...] = ("exact_match",)
+
+    def __post_init__(self) -> None:
+        for name in ("mixtures", "metrics"):
+            names = getattr(self, name) or ()
+            object.__setattr__(self, name, (names,) if isinstance(names, str) else tuple(names))
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise EvaluationError(
+                    f"EvaluationConfig.metrics: there is no metric {metric!r}{nearest(metric, METRICS)}; "
+                    f"there are {', '.join(METRICS)}"
+                )
+        for name, least in {"loss_examples": 1, "questions": 0, "max_new_tokens": 1}.items():
+            value = getattr(self, name)
+            if (not isinstance(value, int) or value < least) and (name, value) != ("loss_examples", None):
+                raise EvaluationError(
+                    f"EvaluationConfig.{name} is {value!r}: it must be a whole number of at least {least}"
+                    f"{', or None for all' if name == 'loss_examples' else ''}"
+                )
 
 
 class Stopped(Exception):

@@ -13,7 +13,7 @@ include "common.gin"
 
 MIXTURE = "demo"
 TASKS = {"flanjax.tasks.demo": {"train_examples": 40, "validation_examples": 2}}
-EVAL_MIXTURES = ("demo_heldout",)
+EVAL_MIXTURES = "demo_heldout"
 BATCH_ROWS = 4
 TRAIN_STEPS = 6
 LEARNING_RATE = 1e-2

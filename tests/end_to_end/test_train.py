@@ -202,6 +202,7 @@ def test_a_changed_run_is_not_resumed(
         (["--gin.RATES={}"], ["rate"]),
         (["--gin.TRAIN_STPES=3"], ["TRAIN_STPES", "TRAIN_STEPS"]),
         (["--gin.OptimizerConfig.name=adamm"], ["adamm", "adamw"]),
+        (["--gin.EvaluationConfig.metrics=rogueL"], ["rogueL", "rougeL"]),
     ],
 )
 def test_bad_input_is_explained_and_leaves_nothing(
