@@ -20,7 +20,7 @@ from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
 from flanjax.data.provenance import Request, is_current
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
-from flanjax.errors import FlanjaxError
+from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
 from flanjax.files import write_whole
@@ -133,12 +133,14 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
         )
     settings = _settings(run, model, batches)
     agree("the configuration and the data of the run", settings.to_json(sort_keys=True))
+    evaluators = _evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice)
+    _check_best(run.train, evaluators)
     return Prepared(
         run=run,
         model=model,
         vocabulary=vocabulary,
         batches=batches,
-        evaluators=_evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice),
+        evaluators=evaluators,
         mesh=mesh,
         settings=settings,
         initial_params=start.params,
@@ -276,6 +278,20 @@ def _evaluators(
             metrics=config.metrics,
         )
     return found
+
+
+def _check_best(config: TrainConfig, evaluators: Mapping[str, MixtureEvaluator]) -> None:
+    """Refuses to keep the best checkpoints by what nobody measures."""
+    measured = [f"{name}/{value}" for name, evaluator in evaluators.items() for value in evaluator.values]
+    if config.keep_best and not measured:
+        raise RunError(
+            f"TrainConfig.keep_best is {config.keep_best}, but nothing is evaluated: set EVAL_MIXTURES"
+        )
+    if config.best_metric is not None and config.best_metric not in measured:
+        raise RunError(
+            f"TrainConfig.best_metric={config.best_metric}: no evaluation of this run gives it"
+            f"{nearest(config.best_metric, measured)}; there are {', '.join(measured) or 'none'}"
+        )
 
 
 def _share(examples: int | None, tasks: Sequence[Any]) -> int | None:

@@ -78,6 +78,7 @@ class MixtureEvaluator:
     """Loss, accuracy of single tokens, and scores of answers on one held-out mixture.
 
     Attributes:
+      values: names of what a call gives.
       report: the answers of the last call, None before it or where it was stopped.
 
     Arguments:
@@ -105,6 +106,7 @@ class MixtureEvaluator:
         max_new_tokens: int,
         metrics: Sequence[str],
     ):
+        self.values = ("loss", "token_accuracy", *(metrics if questions else ()))
         self.report: Report | None = None
         self._model = model
         self._compute = compute

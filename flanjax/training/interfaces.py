@@ -35,7 +35,7 @@ class TrainConfig:
       keep_latest: newest checkpoints to keep.
       keep_best: best checkpoints to keep beside them, by `best_metric`; a checkpoint without an evaluation of its own
         step cannot be among the best, so let `checkpoint_every` be a multiple of `eval_every`.
-      best_metric: `evaluation/value`, such as `validation/loss`.
+      best_metric: `evaluation/value`, such as `validation/loss`; None is the loss of the first evaluation.
       best_is_lowest: whether a low value of `best_metric` is good.
       stop_after_skipped: non-finite steps in a row that end the run.
 
@@ -52,7 +52,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     keep_latest: int = 2
     keep_best: int = 0
-    best_metric: str = "validation/loss"
+    best_metric: str | None = None
     best_is_lowest: bool = True
     stop_after_skipped: int = 10
 
@@ -62,6 +62,10 @@ class TrainConfig:
             value, least = getattr(self, name), lowest.get(name, 1)
             if not isinstance(value, int) or value < least:
                 raise TrainingError(f"TrainConfig.{name} is {value!r}: it must be a whole number of at least {least}")
+        if self.keep_best and not self.eval_every:
+            raise TrainingError(
+                f"TrainConfig.keep_best is {self.keep_best}, but nothing is evaluated: set TrainConfig.eval_every too"
+            )
 
 
 class BatchIterator(Protocol):

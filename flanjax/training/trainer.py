@@ -110,7 +110,7 @@ def train(
         run_dir / "checkpoints",
         keep_latest=config.keep_latest,
         keep_best=config.keep_best,
-        best_metric=config.best_metric,
+        best_metric=config.best_metric or f"{next(iter(evaluators or ()), '')}/loss",
         best_is_lowest=config.best_is_lowest,
         notice=told.notice,
     )

@@ -139,6 +139,15 @@ def test_dry_run_shows_the_parameters_and_writes_no_run(arguments: list[str], tm
     assert not (tmp_path / "run").exists()
 
 
+def test_the_best_checkpoint_is_kept_by_the_first_mixtures_loss(
+    arguments: list[str], tmp_path: Path, flanjax: Flanjax
+) -> None:
+    # The loss falls, so the highest is not the last one's.
+    options = {"keep_latest": 1, "keep_best": 1, "best_is_lowest": False, "checkpoint_every": 3}
+    flanjax("train", *arguments, *(f"--gin.TrainConfig.{name}={value}" for name, value in options.items()))
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["3", "6"]
+
+
 def test_training_from_a_cache_never_imports_tensorflow(arguments: list[str], environment: dict[str, str]) -> None:
     code = (
         "import subprocess, sys; from flanjax.train import main\n"
@@ -203,6 +212,8 @@ def test_a_changed_run_is_not_resumed(
         (["--gin.TRAIN_STPES=3"], ["TRAIN_STPES", "TRAIN_STEPS"]),
         (["--gin.OptimizerConfig.name=adamm"], ["adamm", "adamw"]),
         (["--gin.EvaluationConfig.metrics=rogueL"], ["rogueL", "rougeL"]),
+        (["--gin.TrainConfig.best_metric=validation/loss"], ["validation/loss", "demo/loss, ", "demo_heldout/loss, "]),
+        (["--gin.TrainConfig.keep_best=1", "--gin.EVAL_EVERY=0"], ["keep_best", "eval_every"]),
     ],
 )
 def test_bad_input_is_explained_and_leaves_nothing(

@@ -354,7 +354,31 @@ def test_the_best_checkpoint_is_kept_by_its_own_evaluation(tiny_run, tmp_path):
     assert whole_steps(tmp_path / "checkpoints") == [4, 8]
 
 
-@pytest.mark.parametrize("bad", [{"train_steps": 0}, {"microbatches": 0}, {"eval_every": -1}, {"log_every": 1.5}])
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({}, [2, 6]), ({"best_metric": "second/loss"}, [4, 6]), ({"best_metric": "first/score"}, [4, 6])],
+)
+def test_the_best_is_by_the_first_evaluations_loss_unless_another_is_named(tiny_run, tmp_path, options, kept):
+    def evaluator(*losses):
+        left = iter(losses)
+        return lambda params, should_stop: {"loss": (loss := next(left)), "score": -loss}
+
+    tiny_run.start(
+        tmp_path,
+        evaluators={"first": evaluator(1.0, 3.0, 2.0), "second": evaluator(2.0, 1.0, 3.0)},
+        train_steps=6,
+        eval_every=2,
+        checkpoint_every=2,
+        keep_latest=1,
+        keep_best=1,
+        **options,
+    )
+    assert whole_steps(tmp_path / "checkpoints") == kept
+
+
+@pytest.mark.parametrize(
+    "bad", [{"train_steps": 0}, {"microbatches": 0}, {"eval_every": -1}, {"log_every": 1.5}, {"keep_best": 1}]
+)
 def test_settings_that_cannot_be_are_named(bad):
     with pytest.raises(FlanjaxError, match=next(iter(bad))):
         TrainConfig(**{"train_steps": 1, **bad})
