@@ -19,7 +19,7 @@ from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
 from flanjax.data.provenance import Request, is_current
-from flanjax.data.vocabularies import Vocabulary, VocabularySource
+from flanjax.data.vocabularies import MODEL_FILE, Vocabulary, VocabularySource
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
@@ -27,7 +27,7 @@ from flanjax.files import write_whole
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run
-from flanjax.interchange.tokenizer import read_vocabulary
+from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, init_params, logical_axes
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
@@ -125,7 +125,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     batches = PackedBatches(run.data, rows=rows)
     vocabulary = batches.mixture.vocabulary
     model = start.model
-    start.check_vocabulary(vocabulary)
+    start.check_vocabulary(vocabulary, notice)
     if vocabulary.size > model.vocab_size:
         raise RunError(
             f"the vocabulary of {run.data.mixture!r} has {vocabulary.size} ids, the model only {model.vocab_size}: "
@@ -205,22 +205,34 @@ class _StartingPoint:
                 "Include the file of gin_configs/models/ that fits it"
             )
 
-    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Refuses a vocabulary that is not the one INIT_FROM was trained with, where it brings one."""
+    def check_vocabulary(self, vocabulary: Vocabulary, notice: Callable[[str], None]) -> None:
+        """Refuses a vocabulary that is not the one INIT_FROM was trained with; gives notice where it brings none.
+
+        The pieces decide; sentinels on top of them do not change what a token means.
+        """
         if self._folder is None:
             return
+        own = None
         if is_run(self._folder):
             own = Vocabulary.load(self._folder / VOCABULARY)
-        elif (self._folder / "spiece.model").is_file():
+        elif (self._folder / MODEL_FILE).is_file():
             own = read_vocabulary(self._folder)
+        if own is not None:
+            same, name, remedy = own.sha256 == vocabulary.sha256, f"{own.identity} ({own.size} ids)", f"={own.path}"
+        elif (self._folder / TOKENIZER).is_file():
+            same, name = has_pieces_of(self._folder, vocabulary), f"that of its {TOKENIZER}"
+            remedy = f" to the {MODEL_FILE} of the model it comes from"
         else:
+            notice(
+                f"INIT_FROM={self._folder} has neither {MODEL_FILE} nor {TOKENIZER}: whether it was trained with the "
+                f"tasks' vocabulary {vocabulary.identity} ({vocabulary.size} ids) cannot be checked"
+            )
             return
-        # The pieces decide; sentinels on top of them do not change what a token means.
-        if own.sha256 != vocabulary.sha256:
+        if not same:
             raise RunError(
                 f"the tasks were tokenised with vocabulary {vocabulary.identity} ({vocabulary.size} ids), "
-                f"INIT_FROM={self._folder} was trained with {own.identity} ({own.size} ids): its parameters mean "
-                f"nothing to these tokens. Set VOCABULARY={self._folder}"
+                f"INIT_FROM={self._folder} was trained with {name}: its parameters mean nothing to these tokens. "
+                f"Set VOCABULARY{remedy}"
             )
 
 
@@ -250,12 +262,18 @@ def _evaluators(
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):
         try:
-            tasks = CachedMixture.open(run.data.cache_dir, mixture, config.split).tasks
+            opened = CachedMixture.open(run.data.cache_dir, mixture, config.split)
         except NoSuchSplitError:
             if mixture in config.mixtures:
                 raise
             notice(f"{mixture} has no split {config.split!r}: it is not evaluated")
             continue
+        if opened.vocabulary.identity != vocabulary.identity:
+            raise RunError(
+                f"{mixture} was tokenised with vocabulary {opened.vocabulary.identity}, {run.data.mixture} with "
+                f"{vocabulary.identity}: a run has one. Set VOCABULARY={vocabulary.path} to materialise both with it"
+            )
+        tasks = opened.tasks
 
         def batches(tasks: Any = tasks) -> Any:
             return eval_batches(
@@ -284,9 +302,7 @@ def _check_best(config: TrainConfig, evaluators: Mapping[str, MixtureEvaluator])
     """Refuses to keep the best checkpoints by what nobody measures."""
     measured = [f"{name}/{value}" for name, evaluator in evaluators.items() for value in evaluator.values]
     if config.keep_best and not measured:
-        raise RunError(
-            f"TrainConfig.keep_best is {config.keep_best}, but nothing is evaluated: set EVAL_MIXTURES"
-        )
+        raise RunError(f"TrainConfig.keep_best is {config.keep_best}, but nothing is evaluated: set EVAL_MIXTURES")
     if config.best_metric is not None and config.best_metric not in measured:
         raise RunError(
             f"TrainConfig.best_metric={config.best_metric}: no evaluation of this run gives it"

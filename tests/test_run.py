@@ -1,10 +1,114 @@
 """The parts of a run are found to belong together, or the run is refused before anything is computed."""
 
+import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-from flanjax.run import is_described
+import jax
+import numpy as np
+import pytest
+
+from flanjax.data.cache import Example
+from flanjax.data.cache_writer import write_mixture, write_split
+from flanjax.data.loader import DataConfig
+from flanjax.data.vocabularies import Vocabulary, VocabularySource, train_vocabulary
+from flanjax.evaluation.evaluators import EvaluationConfig
+from flanjax.interchange.hf_t5 import write_hf_t5
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.t5 import init_params
+from flanjax.run import Prepared, Run, RunError, is_described, prepare
+from flanjax.sharding.mesh import MeshConfig
+from flanjax.training.interfaces import TrainConfig
+from flanjax.training.losses import LossConfig
+from flanjax.training.optimizers import OptimizerConfig
+
+MODEL = T5Config(
+    vocab_size=64, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1
+)
+ROW = {"inputs": 16, "targets": 8}
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
+
+
+@pytest.fixture(scope="session")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Vocabulary, Vocabulary]:
+    """Two of one size and different pieces."""
+    folder = tmp_path_factory.mktemp("vocabularies")
+    texts = [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 9)) + f" {i}" for i in range(300)]
+    ours, other = (
+        train_vocabulary(map(case, texts), 48, folder / f"{case.__name__}.model", extra_ids=4)
+        for case in (str.lower, str.upper)
+    )
+    return ours, other
+
+
+@pytest.fixture
+def vocabulary(vocabularies: tuple[Vocabulary, Vocabulary]) -> Vocabulary:
+    return vocabularies[0]
+
+
+@pytest.fixture
+def other_vocabulary(vocabularies: tuple[Vocabulary, Vocabulary]) -> Vocabulary:
+    return vocabularies[1]
+
+
+@pytest.fixture
+def add(tmp_path: Path, vocabulary: Vocabulary) -> Callable[..., None]:
+    """add("mix", train=[(inputs, targets), ...]) writes a mixture of one task with examples of these lengths."""
+
+    def write(mixture: str, *, made_with: Vocabulary = vocabulary, **splits: Sequence[tuple[int, int]]) -> None:
+        for split, lengths in splits.items():
+            text = None if split == "train" else {"inputs": "alpha", "targets": "beta"}
+            examples = (
+                Example(**{name: np.array([3] * (n - 1) + [1]) for name, n in zip(ROW, pair, strict=True)}, text=text)
+                for pair in lengths
+            )
+            write_split(
+                tmp_path / "cache",
+                f"{mixture}_task",
+                split,
+                examples,
+                vocabulary_id=made_with.identity,
+                fingerprint="made up",
+                seed=0,
+            )
+        tasks = [{"task": f"{mixture}_task", "rate": None, "splits": list(splits)}]
+        write_mixture(tmp_path / "cache", mixture, made_with, seed=0, tasks=tasks)
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path: Path, add: Callable[..., None]) -> Run:
+    """A run on the mixture "mix", which has held-out examples."""
+    add("mix", train=[(5, 3)] * 40, validation=[(5, 3)] * 4)
+    return Run(
+        model_dir=str(tmp_path / "run"),
+        model=MODEL,
+        compute=Compute(),
+        mesh=MeshConfig(),
+        init_from=None,
+        tasks={},
+        vocabulary=VocabularySource(),
+        data=DataConfig(mixture="mix", cache_dir=str(tmp_path / "cache"), feature_lengths=ROW, batch_rows=8),
+        loss=LossConfig(),
+        optimizer=OptimizerConfig(learning_rate=0.1),
+        train=TrainConfig(train_steps=2),
+        evaluation=EvaluationConfig(questions=4),
+        export_to=None,
+    )
+
+
+def prepared(run: Run, **changes: Any) -> tuple[Prepared, list[str]]:
+    """The prepared run and the notices."""
+    notices: list[str] = []
+
+    def materialize(mixtures: Sequence[str]) -> None:
+        raise AssertionError(f"{mixtures} are in the cache")
+
+    return prepare(dataclasses.replace(run, **changes), materialize, notices.append), notices
 
 
 def test_a_description_that_was_cut_short_is_none(tmp_path: Path) -> None:
@@ -16,3 +120,35 @@ def test_a_description_that_was_cut_short_is_none(tmp_path: Path) -> None:
     for cut in range(len(whole)):
         path.write_text(whole[:cut])
         assert not is_described(run)
+
+
+def test_a_held_out_mixture_of_another_vocabulary_is_refused(
+    run: Run, add: Callable[..., None], vocabulary: Vocabulary, other_vocabulary: Vocabulary
+) -> None:
+    add("held_out", validation=[(5, 3)])
+    evaluation = EvaluationConfig(mixtures="held_out", questions=0)
+    assert list(prepared(run, evaluation=evaluation)[0].evaluators) == ["mix", "held_out"]
+    add("held_out", validation=[(5, 3)], made_with=other_vocabulary)
+    with pytest.raises(RunError, match=f"held_out.*{other_vocabulary.identity}, mix.*{vocabulary.identity}"):
+        prepared(run, evaluation=evaluation)
+
+
+@pytest.mark.parametrize("kept", ["spiece.model", "tokenizer.json"])
+def test_a_model_of_another_vocabulary_is_refused_by_whatever_it_brings_of_it(
+    run: Run, tmp_path: Path, vocabulary: Vocabulary, other_vocabulary: Vocabulary, kept: str
+) -> None:
+    for name, own in (("same", vocabulary), ("other", other_vocabulary)):
+        write_hf_t5(tmp_path / name, MODEL, jax.device_get(init_params(MODEL, 0)), own)
+        for file in {"spiece.model", "tokenizer.json"} - {kept}:
+            (tmp_path / name / file).unlink()
+    assert prepared(run, init_from=str(tmp_path / "same"))[1] == []
+    with pytest.raises(
+        RunError, match=rf"{vocabulary.identity}.*other was trained with.*Set VOCABULARY.*spiece\.model"
+    ):
+        prepared(run, init_from=str(tmp_path / "other"))
+
+
+def test_a_model_that_brings_no_vocabulary_is_taken_with_a_notice(run: Run, tmp_path: Path) -> None:
+    write_hf_t5(tmp_path / "model", MODEL, jax.device_get(init_params(MODEL, 0)), None)
+    (notice,) = prepared(run, init_from=str(tmp_path / "model"))[1]
+    assert "neither spiece.model nor tokenizer.json" in notice

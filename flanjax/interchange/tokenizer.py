@@ -48,6 +48,21 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary.from_file(folder / MODEL_FILE, extra_ids=extra_ids)
 
 
+def has_pieces_of(folder: Path, vocabulary: Vocabulary) -> bool:
+    """Whether each id of the folder's `tokenizer.json` is the piece that it is of `vocabulary`.
+
+    Sentinels and other tokens on top of the pieces are not looked at.
+
+    Raises:
+      ModelFolderError: there is no such file, or it is no tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # the library raises no class of its own
+        raise ModelFolderError(f"{folder / TOKENIZER}: not a tokenizer that can be read: {error}") from error
+    return all(tokenizer.id_to_token(id_) == piece.piece for id_, piece in enumerate(_parse(vocabulary).pieces))
+
+
 def write_tokenizer(folder: Path, vocabulary: Vocabulary | None, source: Path | None = None) -> None:
     """Puts tokenizer files into `folder`: those of `source` byte for byte, else built from `vocabulary`, else none."""
     if source is not None and (source / TOKENIZER).is_file():

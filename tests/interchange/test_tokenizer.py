@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError
-from flanjax.interchange.tokenizer import build_tokenizer, read_vocabulary, write_tokenizer
+from flanjax.interchange.tokenizer import build_tokenizer, has_pieces_of, read_vocabulary, write_tokenizer
 
 TEXTS = [
     "Hello world",
@@ -70,6 +70,21 @@ def test_published_tokenizer_agrees_with_the_one_built(test_data, t5_tokenizer):
     assert t5_tokenizer.get_vocab() == published.get_vocab()
     for text in map(str.strip, TEXTS):  # the published file alone leaves a space at the end, SentencePiece does not
         assert t5_tokenizer.encode(text).ids == published.encode(text).ids
+
+
+def test_a_tokenizer_is_known_by_its_pieces(test_data, tmp_path, t5_vocabulary, small_vocabulary):
+    assert has_pieces_of(test_data / "vocab" / "t5", t5_vocabulary)
+    assert not has_pieces_of(test_data / "vocab" / "t5", small_vocabulary)
+    write_tokenizer(tmp_path, small_vocabulary)
+    assert not has_pieces_of(tmp_path, t5_vocabulary)
+    # Sentinels are no pieces.
+    assert has_pieces_of(tmp_path, Vocabulary(small_vocabulary.model, extra_ids=3, path=small_vocabulary.path))
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path, small_vocabulary):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelFolderError, match=r"tokenizer\.json: not a tokenizer"):
+        has_pieces_of(tmp_path, small_vocabulary)
 
 
 def test_source_files_are_copied_byte_for_byte(test_data, tmp_path, small_vocabulary):
