@@ -27,7 +27,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
       FileError: the disk is full or refuses; the file is as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:

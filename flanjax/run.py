@@ -19,6 +19,7 @@ from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
 from flanjax.data.provenance import Request, is_current
+from flanjax.data.report import overlong_line, survey
 from flanjax.data.vocabularies import MODEL_FILE, Vocabulary, VocabularySource
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import questions
@@ -274,6 +275,9 @@ def _evaluators(
                 f"{vocabulary.identity}: a run has one. Set VOCABULARY={vocabulary.path} to materialise both with it"
             )
         tasks = opened.tasks
+        surveyed = survey(tasks, [float(len(task) > 0) for task in tasks], row_lengths, run.data.overlong)
+        if line := overlong_line(surveyed, run.data.overlong):
+            notice(f"{mixture}, split {config.split!r}: {line}")
 
         def batches(tasks: Any = tasks) -> Any:
             return eval_batches(
@@ -281,6 +285,9 @@ def _evaluators(
                 row_lengths,
                 run.data.batch_rows,
                 rows=rows,
+                window=run.data.window,
+                overlong=run.data.overlong,
+                pack=run.data.pack,
                 max_examples_per_task=_share(config.loss_examples, tasks),
             )
 
@@ -290,7 +297,7 @@ def _evaluators(
             loss=run.loss,
             mesh=mesh,
             batches=batches,
-            questions=questions(tasks, _share(config.questions, tasks) or 0, row_lengths[0]),
+            questions=questions(tasks, _share(config.questions, tasks) or 0, row_lengths, run.data.overlong),
             vocabulary=vocabulary,
             max_new_tokens=config.max_new_tokens,
             metrics=config.metrics,
@@ -389,7 +396,7 @@ def _optimizer(prepared: Prepared) -> optax.GradientTransformation:
 def train_run(prepared: Prepared, observer: Observer) -> TrainResult:
     """Trains, or resumes, to the run's last step; see `flanjax.training.trainer.train`."""
     run = prepared.run
-    return train(
+    result = train(
         model=prepared.model,
         compute=run.compute,
         loss=run.loss,
@@ -403,3 +410,9 @@ def train_run(prepared: Prepared, observer: Observer) -> TrainResult:
         run_config=prepared.settings.to_dict(),
         observer=observer,
     )
+    left = prepared.batches.dropped_rows
+    if left and result.stopped_by is None and result.step < run.train.train_steps:
+        observer.notice(
+            f"{left} rows at the end of the data filled no batch of {run.data.batch_rows} and were left out"
+        )
+    return result

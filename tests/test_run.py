@@ -14,12 +14,13 @@ import pytest
 from flanjax.data.cache import Example
 from flanjax.data.cache_writer import write_mixture, write_split
 from flanjax.data.loader import DataConfig
+from flanjax.data.packing import PackingError
 from flanjax.data.vocabularies import Vocabulary, VocabularySource, train_vocabulary
 from flanjax.evaluation.evaluators import EvaluationConfig
 from flanjax.interchange.hf_t5 import write_hf_t5
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
-from flanjax.run import Prepared, Run, RunError, is_described, prepare
+from flanjax.run import Prepared, Run, RunError, is_described, prepare, train_run
 from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import TrainConfig
 from flanjax.training.losses import LossConfig
@@ -146,6 +147,37 @@ def test_a_model_of_another_vocabulary_is_refused_by_whatever_it_brings_of_it(
         RunError, match=rf"{vocabulary.identity}.*other was trained with.*Set VOCABULARY.*spiece\.model"
     ):
         prepared(run, init_from=str(tmp_path / "other"))
+
+
+def test_over_long_held_out_examples_are_told_and_treated_as_those_of_training(
+    run: Run, add: Callable[..., None]
+) -> None:
+    add("held_out", validation=[(5, 3), (30, 3), (5, 3), (5, 9)])
+    evaluation = EvaluationConfig(mixtures="held_out", questions=4)
+    tokens = {}
+    for policy, done in (("truncate", "truncated"), ("drop", "dropped")):
+        data = dataclasses.replace(run.data, overlong=policy)
+        found, (notice,) = prepared(run, evaluation=evaluation, data=data)
+        assert notice == (
+            f"held_out, split 'validation': 2 examples (50.00%) are longer than a row and are {done}: "
+            "1 by inputs, 1 by targets"
+        )
+        evaluator = found.evaluators["held_out"]
+        targets = sum(batch["decoder_loss_weights"].sum() for batch in evaluator._batches())
+        tokens[policy] = targets, [len(question.inputs) for question in evaluator._questions]
+    assert tokens == {"truncate": (3 + 3 + 3 + 8, [5, 16, 5, 5]), "drop": (3 + 3, [5, 5])}
+    with pytest.raises(PackingError, match="example 1 of task 'held_out_task' has 30 input"):
+        prepared(run, evaluation=evaluation, data=dataclasses.replace(run.data, overlong="error"))
+
+
+def test_rows_that_fill_no_batch_are_told_when_the_data_ends(run: Run, add: Callable[..., None]) -> None:
+    add("mix", train=[(5, 3)] * 11)
+    data = dataclasses.replace(run.data, epochs=1, pack=False)
+    notices: list[str] = []
+    told = SimpleNamespace(notice=notices.append, progress=lambda progress: None, logged=lambda *line: None)
+    ready, _ = prepared(run, data=data)
+    assert train_run(ready, told).step == 1
+    assert notices[-1] == "3 rows at the end of the data filled no batch of 8 and were left out"
 
 
 def test_a_model_that_brings_no_vocabulary_is_taken_with_a_notice(run: Run, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import grain
 from flanjax.data.cache import FEATURES, CachedMixture, CachedTask, Example
 from flanjax.data.lengths import choose_feature_lengths, packing_figures
 from flanjax.data.mixing import MixtureOrder, Rates, resolve_rates
-from flanjax.data.packing import Batch, Overlong, check_overlong, check_row_lengths, pack_rows
+from flanjax.data.packing import Batch, Overlong, check_overlong, check_row_lengths, is_overlong, pack_rows
 from flanjax.data.report import LoaderReport, survey
 from flanjax.data.rows import ExampleStore, InOrder, RowStream
 from flanjax.errors import FlanjaxError
@@ -218,13 +218,17 @@ def _row_lengths(
 def _report(
     config: DataConfig, mixture: CachedMixture, order: MixtureOrder, store: ExampleStore, row_lengths: tuple[int, int]
 ) -> LoaderReport:
-    sample = store.lengths(order.addresses(0, _SAMPLE))
+    lengths = store.lengths(order.addresses(0, _SAMPLE))
+    kept = lengths[~is_overlong(lengths, row_lengths)] if config.overlong == "drop" else lengths
+    packing = packing_figures(kept, row_lengths, window=config.window, pack=config.pack)
     return LoaderReport(
         mixture=mixture.name,
         row_lengths=row_lengths,
         chosen=config.feature_lengths == "auto",
         overlong=config.overlong,
-        packing=packing_figures(sample, row_lengths, window=config.window, pack=config.pack),
+        packing=packing,
+        batch_rows=config.batch_rows,
+        rows=None if order.length is None else packing.rows * order.length // len(lengths),
         tasks=survey(mixture.tasks, order.shares, row_lengths, config.overlong),
     )
 

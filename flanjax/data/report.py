@@ -30,8 +30,9 @@ class TaskSurvey:
 class LoaderReport:
     """Row lengths, padding, over-long examples and shares of a mixture.
 
-    `packing` comes from the first windows of the run; the rest from the whole length index. Shares are of what is
-    trained on: tokens are counted on both sides, after truncation or dropping.
+    `packing` comes from the first windows of the run, as does `rows`, the rows until the data ends (None where it does
+    not); the rest comes from the whole length index. Shares are of what is trained on: tokens are counted on both
+    sides, after truncation or dropping.
     """
 
     mixture: str
@@ -39,6 +40,8 @@ class LoaderReport:
     chosen: bool
     overlong: Overlong
     packing: PackingFigures
+    batch_rows: int
+    rows: int | None
     tasks: tuple[TaskSurvey, ...]
 
     def lines(self) -> list[str]:
@@ -51,8 +54,13 @@ class LoaderReport:
             f"rows of {encoder} input and {decoder} target tokens ({origin}), "
             f"{self.packing.examples / max(self.packing.rows, 1):.1f} examples in a row; padding "
             f"{self.packing.encoder_padding:.1%} of inputs, {self.packing.decoder_padding:.1%} of targets",
-            self._overlong_line(examples),
+            overlong_line(self.tasks, self.overlong) or "no example is longer than a row",
         ]
+        if self.rows is not None:
+            lines.append(
+                f"the data ends after about {self.rows // self.batch_rows:,} batches of {self.batch_rows} rows; what "
+                "fills no batch at its end is left out"
+            )
         listed = sorted(self.tasks, key=lambda task: -task.example_share)
         width = max(len(task.name) for task in listed[:_LISTED_TASKS])
         for task in listed[:_LISTED_TASKS]:
@@ -66,16 +74,18 @@ class LoaderReport:
             lines.append(f"  and {len(listed) - _LISTED_TASKS} tasks more, {rest:.1%} of the mixture")
         return lines
 
-    def _overlong_line(self, examples: int) -> str:
-        overlong = sum(task.overlong for task in self.tasks)
-        if not overlong:
-            return "no example is longer than a row"
-        sides = [sum(getattr(task, f"overlong_{name}") for task in self.tasks) for name in FEATURES]
-        done = {"truncate": "truncated", "drop": "dropped"}.get(self.overlong, self.overlong)
-        return (
-            f"{overlong:,} examples ({overlong / examples:.2%}) are longer than a row and are {done}: "
-            f"{sides[0]:,} by inputs, {sides[1]:,} by targets"
-        )
+
+def overlong_line(tasks: Sequence[TaskSurvey], policy: Overlong) -> str:
+    """How many examples are longer than a row and what becomes of them; empty where there are none."""
+    overlong = sum(task.overlong for task in tasks)
+    if not overlong:
+        return ""
+    sides = [sum(getattr(task, f"overlong_{name}") for task in tasks) for name in FEATURES]
+    done = {"truncate": "truncated", "drop": "dropped"}.get(policy, policy)
+    return (
+        f"{overlong:,} examples ({overlong / sum(task.examples for task in tasks):.2%}) are longer than a row and are "
+        f"{done}: {sides[0]:,} by inputs, {sides[1]:,} by targets"
+    )
 
 
 def survey(
@@ -123,7 +133,7 @@ def _count(task: CachedTask, row_lengths: tuple[int, int], policy: Overlong) -> 
     if policy == "drop" and overlong == len(task):
         raise PackingError(
             f"all {overlong} examples of task {task.name!r} are longer than rows of {row_lengths} and would be "
-            f"dropped: take longer rows, or leave the task out with rate 0"
+            f"dropped: take longer rows or overlong='truncate', or leave the task out"
         )
     return (inputs, targets, overlong), tokens
 

@@ -7,7 +7,10 @@ evaluations of one run, before and after training, are over the same ones.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from flanjax.data.cache import CachedTask
+from flanjax.data.packing import Overlong, is_overlong, truncate
 from flanjax.errors import FlanjaxError
 from flanjax.evaluation.metrics import Scores, score_by_task, score_each
 
@@ -40,22 +43,25 @@ class Report:
     by_task: Mapping[str, Scores]
 
 
-def questions(tasks: Sequence[CachedTask], per_task: int, max_input_length: int) -> list[Question]:
-    """The first `per_task` examples of each task; inputs longer than `max_input_length` tokens are cut, keeping EOS.
+def questions(
+    tasks: Sequence[CachedTask], per_task: int, row_lengths: tuple[int, int], overlong: Overlong = "truncate"
+) -> list[Question]:
+    """The first `per_task` examples of each task; those longer than a row are cut, keeping EOS, or left out by "drop".
 
     Raises:
       FlanjaxError: a split without texts, such as "train".
     """
     found = []
     for task in tasks:
-        for example in task.read(range(min(per_task, len(task)))):
+        first = np.arange(min(per_task, len(task)))
+        if overlong == "drop":
+            first = first[~is_overlong(task.lengths[: len(first)], row_lengths)]
+        for example in task.read(first):
             if example.text is None:
                 raise FlanjaxError(
                     f"{task.folder} keeps no texts, so answers cannot be scored against it: evaluate another split"
                 )
-            tokens = example.inputs.tolist()
-            if len(tokens) > max_input_length:
-                tokens = [*tokens[: max_input_length - 1], tokens[-1]]
+            tokens = truncate(example, row_lengths).inputs.tolist()
             references = tuple(example.text.get("references") or [example.text["targets"]])
             found.append(
                 Question(task=task.name, inputs=tuple(tokens), prompt=example.text["inputs"], references=references)

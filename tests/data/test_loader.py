@@ -97,6 +97,16 @@ def test_rows_that_fill_no_batch_are_counted(config: Callable[..., DataConfig]) 
     assert (taken, batches.dropped_rows) == divmod(rows, 7)
 
 
+@pytest.mark.parametrize("overlong", ["truncate", "drop"])
+def test_the_end_of_the_data_is_told_beforehand(config: Callable[..., DataConfig], overlong: str) -> None:
+    batches = PackedBatches(config(epochs=1, batch_rows=3, window=100, feature_lengths=SMALL, overlong=overlong))
+    taken = len(list(batches))
+    assert taken > 1
+    (line,) = [line for line in batches.report.lines() if "ends" in line]
+    assert line.startswith(f"the data ends after about {taken} batches of 3 rows")
+    assert not any("ends" in line for line in PackedBatches(config()).report.lines())
+
+
 def test_the_seed_decides_the_order(config: Callable[..., DataConfig]) -> None:
     one, again, other = (take(PackedBatches(config(seed=seed)), 5) for seed in (1, 1, 2))
     assert_equal(one, again)
@@ -250,8 +260,12 @@ def test_row_lengths_are_chosen_from_the_index(make_cache: Callable[..., Path]) 
     assert batches.report.tasks[1].token_share == pytest.approx(112 / 171, abs=0.01)
 
 
-def test_padding_reported_is_padding_met(config: Callable[..., DataConfig]) -> None:
-    batches = PackedBatches(config(epochs=1, batch_rows=1, window=100))
+@pytest.mark.parametrize("lengths", [ROWS, SMALL], ids=["all fit", "some are over-long"])
+@pytest.mark.parametrize("overlong", ["truncate", "drop"])
+def test_padding_reported_is_padding_met(
+    config: Callable[..., DataConfig], lengths: dict[str, int], overlong: str
+) -> None:
+    batches = PackedBatches(config(epochs=1, batch_rows=1, window=100, feature_lengths=lengths, overlong=overlong))
     report = batches.report
     taken = list(batches)
     assert report.packing.rows == len(taken)
