@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from flanjax import doors
 from flanjax.data.cache import Example
 from flanjax.data.cache_writer import write_mixture, write_split
 from flanjax.data.loader import DataConfig
@@ -20,14 +21,21 @@ from flanjax.evaluation.evaluators import EvaluationConfig
 from flanjax.interchange.hf_t5 import write_hf_t5
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
-from flanjax.run import Prepared, Run, RunError, is_described, prepare, train_run
+from flanjax.run import CONFIGURABLES, Prepared, Run, RunError, is_described, prepare, train_run
 from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import TrainConfig
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
 
 MODEL = T5Config(
-    vocab_size=64, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1
+    vocab_size=64,
+    embed_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    dropout_rate=0.2,
 )
 ROW = {"inputs": 16, "targets": 8}
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
@@ -147,6 +155,27 @@ def test_a_model_of_another_vocabulary_is_refused_by_whatever_it_brings_of_it(
         RunError, match=rf"{vocabulary.identity}.*other was trained with.*Set VOCABULARY.*spiece\.model"
     ):
         prepared(run, init_from=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(("file", "named"), [("finetune.gin", False), ("common.gin", True)])
+def test_the_dropout_macro_replaces_the_models_own(run: Run, tmp_path: Path, file: str, named: bool) -> None:
+    write_hf_t5(tmp_path / "model", MODEL, jax.device_get(init_params(MODEL, 0)), None)
+    values = {
+        "MODEL_DIR": run.model_dir,
+        "MIXTURE": run.data.mixture,
+        "CACHE_DIR": run.data.cache_dir,
+        "INIT_FROM": str(tmp_path / "model"),
+        "FEATURE_LENGTHS": ROW,
+        "TRAIN_STEPS": 1,
+        "LEARNING_RATE": 0.1,
+        **({f"T5Config.{name}": value for name, value in dataclasses.asdict(MODEL).items()} if named else {}),
+    }
+    for dropout, expected in ((None, 0.2), (0.3, 0.3), (0, 0)):
+        overrides = tuple((name, repr(value)) for name, value in {**values, "DROPOUT": dropout}.items())
+        doors.configure(doors.GinSources(files=(file,), overrides=overrides), CONFIGURABLES)
+        built = doors.build(Run)
+        assert isinstance(built, Run)
+        assert prepared(built)[0].model == dataclasses.replace(MODEL, dropout_rate=expected)
 
 
 def test_over_long_held_out_examples_are_told_and_treated_as_those_of_training(
