@@ -225,14 +225,23 @@ class Checkpoints:
     def _writer(self) -> Any:
         if self._orbax is None:
             if jax.process_index() == 0:
-                # Orbax would count such a folder among the newest, and refuse to write its step.
-                for name in _half_written(self.folder):
-                    if name.isdecimal():
-                        (self.folder / name).rename(self.folder / f"{name}{_ASIDE}")
+                self._put_aside()
             self._orbax = ocp.training.Checkpointer(
                 self.folder, context=_context(), preservation_policy=self._keep, cleanup_tmp_directories=True
             )
         return self._orbax
+
+    def _put_aside(self) -> None:
+        """Renames unfinished steps: Orbax would count them among the newest, and refuse to write them.
+
+        What was put aside before is removed then, so that these folders do not add up.
+        """
+        unfinished = [name for name in _half_written(self.folder) if name.isdecimal()]
+        if unfinished:
+            for older in self.folder.glob(f"*{_ASIDE}"):
+                shutil.rmtree(older)
+        for name in unfinished:
+            (self.folder / name).rename(self.folder / f"{name}{_ASIDE}")
 
     def _cannot_write(self, error: BaseException) -> CheckpointError:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)

@@ -128,6 +128,21 @@ def test_what_is_not_whole_is_passed_over_with_a_notice_and_can_be_written_again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "2.incomplete"]
 
 
+def test_unfinished_folders_do_not_add_up(tmp_path):
+    def damage(step):
+        (tmp_path / str(step) / "params" / "manifest.ocdbt").unlink()
+
+    save(tmp_path, 1)
+    for _ in range(2):  # the same step comes to nothing twice
+        save(tmp_path, 2)
+        damage(2)
+    save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.incomplete", "3"]
+    damage(3)
+    save(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3.incomplete", "4"]
+
+
 def test_a_checkpoint_of_another_shape_names_the_path_and_both_shapes(tmp_path):
     save(tmp_path, 1)
     wanted = layout(state(1))
