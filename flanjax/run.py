@@ -26,8 +26,9 @@ from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
 from flanjax.files import write_whole
 from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.hf_config import read_hf_config
 from flanjax.interchange.hf_t5 import read_hf_t5
-from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run
+from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, init_params, logical_axes
@@ -118,6 +119,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
       FlanjaxError: a part is missing or does not fit the others; the message says which and what to do.
     """
     start = _StartingPoint(run)
+    start.check_model()
     mesh = make_mesh(run.mesh)
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     if is_first():
@@ -192,6 +194,17 @@ class _StartingPoint:
             else:
                 self._read = read_hf_t5(self._folder)
         return self._read
+
+    def check_model(self) -> None:
+        """Refuses a model that is not INIT_FROM's, by its config.json alone; `params` looks at the tensors too."""
+        if self._folder is None or self._run.model is None:
+            return
+        if is_run(self._folder):
+            found, _ = read_settings(self._folder)
+        else:
+            # Whether the head is tied the tensors alone say.
+            found = dataclasses.replace(read_hf_config(self._folder).model, tied_head=self._run.model.tied_head)
+        self._check_shape(found)
 
     def _check_shape(self, found: T5Config) -> None:
         wanted = dataclasses.asdict(dataclasses.replace(self.model, dropout_rate=found.dropout_rate))

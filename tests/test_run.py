@@ -21,7 +21,7 @@ from flanjax.evaluation.evaluators import EvaluationConfig
 from flanjax.interchange.hf_t5 import write_hf_t5
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
-from flanjax.run import CONFIGURABLES, Prepared, Run, RunError, is_described, prepare, train_run
+from flanjax.run import CONFIGURABLES, Prepared, Run, RunError, describe, is_described, prepare, train_run
 from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import TrainConfig
 from flanjax.training.losses import LossConfig
@@ -155,6 +155,17 @@ def test_a_model_of_another_vocabulary_is_refused_by_whatever_it_brings_of_it(
         RunError, match=rf"{vocabulary.identity}.*other was trained with.*Set VOCABULARY.*spiece\.model"
     ):
         prepared(run, init_from=str(tmp_path / "other"))
+
+
+def test_another_model_than_init_froms_is_refused_before_anything_is_read(run: Run, tmp_path: Path) -> None:
+    write_hf_t5(tmp_path / "folder", MODEL, jax.device_get(init_params(MODEL, 0)), None)
+    trained, _ = prepared(dataclasses.replace(run, model_dir=str(tmp_path / "trained")))
+    describe(trained, "", "")
+    for source in ("folder", "trained"):
+        with_dropout = dataclasses.replace(MODEL, dropout_rate=0.4)
+        assert prepared(run, init_from=str(tmp_path / source), model=with_dropout)[0].model == with_dropout
+        with pytest.raises(RunError, match=f"INIT_FROM=.*{source} holds another model: mlp_dim is 32 there, 48 in the"):
+            prepared(run, init_from=str(tmp_path / source), model=dataclasses.replace(MODEL, mlp_dim=48))
 
 
 @pytest.mark.parametrize(("file", "named"), [("finetune.gin", False), ("common.gin", True)])

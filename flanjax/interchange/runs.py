@@ -50,6 +50,21 @@ def is_run(folder: Path) -> bool:
     return (folder / SETTINGS).is_file() and isinstance(read_json(folder / SETTINGS).get("model"), dict)
 
 
+def read_settings(folder: Path) -> tuple[T5Config, dict[str, Any]]:
+    """The model of a run directory, and the whole resolved configuration that it is a part of.
+
+    Raises:
+      ModelFolderError: it is no run directory, or its settings are damaged.
+    """
+    if not is_run(folder):
+        raise ModelFolderError(f"{folder}: this is no run directory: it needs {SETTINGS} with a `model` in it")
+    settings = read_json(folder / SETTINGS)
+    try:
+        return T5Config(**settings["model"]), settings
+    except (TypeError, ModelConfigError) as error:
+        raise ModelFolderError(f"{folder / SETTINGS}: model: {error}") from error
+
+
 def read_run(folder: str | Path, *, step: int | None = None) -> TrainedRun:
     """Opens a run directory at `step`, or at its latest whole checkpoint.
 
@@ -58,13 +73,7 @@ def read_run(folder: str | Path, *, step: int | None = None) -> TrainedRun:
         no checkpoint of that step.
     """
     folder = Path(folder)
-    if not is_run(folder):
-        raise ModelFolderError(f"{folder}: this is no run directory: it needs {SETTINGS} with a `model` in it")
-    settings = read_json(folder / SETTINGS)
-    try:
-        model = T5Config(**settings["model"])
-    except (TypeError, ModelConfigError) as error:
-        raise ModelFolderError(f"{folder / SETTINGS}: model: {error}") from error
+    model, settings = read_settings(folder)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     # Here, for Orbax takes seconds to import and a Hugging Face folder does without it.
     from flanjax.training.checkpoints import restore_params
