@@ -5,8 +5,8 @@ library, and makes one call. gin is imported by the doors alone; nothing here im
 
     python -m flanjax.train --gin_file=demo.gin --gin.TRAIN_STEPS=100 --gin.MODEL_DIR=/data/run1
 
-A gin file is looked for as a path, then by bare name in `gin_configs/` (runs, models, tuning, topologies). A value
-after `--gin.NAME=` that is not a Python literal is taken as a string, so that paths need no quotes inside quotes.
+A gin file is looked for as a path, then by bare name in `gin_configs/` (runs, models). A value after
+`--gin.NAME=` that is not a Python literal is taken as a string, so that paths need no quotes inside quotes.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def config_folders() -> list[Path]:
     from importlib.resources import files
 
     root = Path(str(files("flanjax.gin_configs")))
-    return [root / name for name in ("runs", "models", "tuning", "topologies")] + [root]
+    return [root / name for name in ("runs", "models")] + [root]
 
 
 def find_gin_file(name: str) -> Path:

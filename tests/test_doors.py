@@ -69,6 +69,10 @@ def test_overrides_keep_literals(gin_file: Path, text: str, value: float) -> Non
     assert build(f"--gin_file={gin_file}", f"--gin.Widget.embed_dim={text}").widget.embed_dim == value
 
 
+def test_the_folders_that_are_searched_exist() -> None:
+    assert all(folder.is_dir() for folder in doors.config_folders())
+
+
 def test_later_files_override_earlier_ones(gin_file: Path, tmp_path: Path) -> None:
     later = tmp_path / "later.gin"
     later.write_text("Widget.layers = 9\n")

@@ -1,5 +1,6 @@
 """What README and docs show is what works: the README's own-data example is run word for word, every command parses."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -66,6 +67,32 @@ def test_every_run_file_builds(name: str) -> None:
     overrides = tuple((macro, repr(values[macro])) for macro in sorted(missing))
     doors.configure(doors.GinSources(files=(name,), overrides=overrides), CONFIGURABLES)
     assert isinstance(doors.build(Run), Run)
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_a_run_file_tells_of_macros_that_exist(name: str) -> None:
+    path = doors.find_gin_file(name)
+    macros = doors.Macros()
+    macros.read(path)
+    head = path.read_text().split("\n\n", 1)[0]
+    told = {macro for line in head.splitlines() if ":" in line for macro in re.findall(r"\b[A-Z_]{4,}\b", line)}
+    assert told <= macros.used
+
+
+def test_the_macro_table_is_that_of_common_gin() -> None:
+    macros = doors.Macros()
+    macros.read(doors.find_gin_file("common.gin"))
+    rows = re.findall(r"^\| (`[A-Z_`, ]+) \|", (ROOT / "docs" / "training.md").read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"[A-Z_]+", " ".join(rows))) == macros.used
+
+
+def test_the_task_table_names_the_options_that_there_are() -> None:
+    table = (ROOT / "docs" / "data.md").read_text()
+    for module, options in re.findall(r"^\| `flanjax\.tasks\.(\w+)` \|[^|]*\|([^|]*)\|", table, flags=re.MULTILINE):
+        tree = ast.parse((ROOT / "tasks" / f"{module}.py").read_text())
+        (register,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "register")
+        names = {argument.arg for argument in register.args.args + register.args.kwonlyargs}
+        assert set(re.findall(r"`(\w+)`", options)) == names, module
 
 
 def test_the_readme_tunes_a_readers_own_data(tiny: Path, tmp_path: Path, environment: dict[str, str]) -> None:
