@@ -83,7 +83,7 @@ def add(tmp_path: Path, vocabulary: Vocabulary) -> Callable[..., None]:
                 fingerprint="made up",
                 seed=0,
             )
-        tasks = [{"task": f"{mixture}_task", "rate": None, "splits": list(splits)}]
+        tasks = [{"task": f"{mixture}_task", "rate": None, "splits": dict.fromkeys(splits, "made up")}]
         write_mixture(tmp_path / "cache", mixture, made_with, seed=0, tasks=tasks)
 
     return write
@@ -131,15 +131,17 @@ def test_a_description_that_was_cut_short_is_none(tmp_path: Path) -> None:
         assert not is_described(run)
 
 
-def test_a_held_out_mixture_of_another_vocabulary_is_refused(
+def test_a_held_out_mixture_of_another_vocabulary_is_written_again_or_refused(
     run: Run, add: Callable[..., None], vocabulary: Vocabulary, other_vocabulary: Vocabulary
 ) -> None:
     add("held_out", validation=[(5, 3)])
     evaluation = EvaluationConfig(mixtures="held_out", questions=0)
     assert list(prepared(run, evaluation=evaluation)[0].evaluators) == ["mix", "held_out"]
     add("held_out", validation=[(5, 3)], made_with=other_vocabulary)
+    asked: list[Sequence[str]] = []
     with pytest.raises(RunError, match=f"held_out.*{other_vocabulary.identity}, mix.*{vocabulary.identity}"):
-        prepared(run, evaluation=evaluation)
+        prepare(dataclasses.replace(run, evaluation=evaluation), asked.append, lambda notice: None)
+    assert asked == [["mix", "held_out"]]
 
 
 @pytest.mark.parametrize("kept", ["spiece.model", "tokenizer.json"])
