@@ -34,6 +34,7 @@ from flanjax.data.cache import (
     vocabulary_folder,
 )
 from flanjax.data.cache_writer import up_to_date, write_mixture, write_split
+from flanjax.data.fingerprints import fingerprint
 from flanjax.data.provenance import Request, code_identities, record
 from flanjax.data.source_files import SourceFiles
 from flanjax.data.sources import BadRows, bad_row_policy, check_policy
@@ -322,7 +323,8 @@ def _trained_vocabulary(
     prints = [
         task_fingerprint(task, "train", seed=seed, vocabulary_id="", version=FORMAT, files=files) for task in tasks
     ]
-    key = hashlib.sha256(json.dumps([source.train_size, source.extra_ids, limit, prints]).encode()).hexdigest()[:16]
+    asked = [source.train_size, source.extra_ids, limit, prints, fingerprint(texts)]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     remembered = cache / "vocabularies" / "trained" / f"{key}.json"
     try:
         identity = json.loads(remembered.read_text())["vocabulary"]
