@@ -126,7 +126,7 @@ def _from_gin(sources: doors.GinSources) -> dict[str, Any]:
         "cache_dir": run.data.cache_dir,
         "vocabulary": run.vocabulary,
         "tasks": run.tasks,
-        "seed": run.data.seed,
+        "seed": run.task_seed,
         "splits": tuple(dict.fromkeys(("train", run.evaluation.split))),
         "on_bad_row": run.on_bad_row,
     }

@@ -56,6 +56,8 @@ class Run:
       dropout_rate: replaces the model's own; None leaves it.
       init_from: a Hugging Face T5 folder or a run directory; None starts from random parameters.
       tasks: task modules and the options of their `register`.
+      task_seed: of all that tasks draw; the order of rows has a seed of its own, so that runs that differ in it share a
+        cache.
       on_bad_row: what a malformed row of theirs does: "error", or "skip", which counts it.
       export_to: a Hugging Face folder written when the run is whole; None writes none.
     """
@@ -67,6 +69,7 @@ class Run:
     mesh: MeshConfig
     init_from: str | None
     tasks: Mapping[str, Mapping[str, Any]]
+    task_seed: int = 0
     on_bad_row: str = "error"
     vocabulary: VocabularySource
     data: DataConfig
@@ -253,7 +256,7 @@ class _StartingPoint:
 def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> None:
     """Has the mixtures written that are missing, damaged, or made from something else than the run asks for."""
     config = run.evaluation
-    request = Request(tasks=run.tasks, vocabulary=run.vocabulary, seed=run.data.seed, splits=("train", config.split))
+    request = Request(tasks=run.tasks, vocabulary=run.vocabulary, seed=run.task_seed, splits=("train", config.split))
     needed = {run.data.mixture: ["train"]}
     for mixture in config.mixtures:
         needed.setdefault(mixture, []).append(config.split)
