@@ -275,21 +275,26 @@ def restore_params(folder: Path, step: int | None = None) -> tuple[Params, int]:
     step = steps[-1] if step is None else step
     path = folder / str(step)
     try:
-        # Each process reads for itself, or only one of them does: none waits for the others.
-        with _context(ocp.options.MultiprocessingOptions(primary_host=None, active_processes={jax.process_index()})):
+        with _context(alone=True):
             as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _found(path)["params"])
             return ocp.load_checkpointables(path, {"params": as_numpy})["params"], step
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _cannot_read(path, error) from error
 
 
-def _context(processes: ocp.options.MultiprocessingOptions | None = None) -> ocp.Context:
-    """Orbax's settings: two of the four parts are JSON, whatever they look like; all processes unless given."""
+def _context(*, alone: bool = False) -> ocp.Context:
+    """Orbax's settings: two of the four parts are JSON, whatever they look like.
+
+    `alone`, a process reads for itself, without waiting for others that may not be reading.
+    """
     registry = ocp.handlers.local_registry()
     for name in ("data", "config"):
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
-    context = ocp.Context(multiprocessing_options=processes)
+    context = ocp.Context()
     context.checkpointables.registry = registry
+    if alone and jax.process_count() > 1:
+        context.multiprocessing.primary_host = None
+        context.multiprocessing.active_processes = {jax.process_index()}
     return context
 
 
