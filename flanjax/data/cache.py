@@ -44,6 +44,10 @@ class CacheError(FlanjaxError):
     """A cache that is missing, half-written, damaged, or cannot be written."""
 
 
+class NotCachedError(CacheError):
+    """A mixture that was never written to this cache."""
+
+
 class NoSuchSplitError(CacheError):
     """A mixture that is in the cache, but none of whose tasks has the split."""
 
@@ -394,7 +398,7 @@ class CachedMixture:
             identity, made_from = content["vocabulary"], content["made_from"]
         except FileNotFoundError as error:
             known = [path.stem for path in file.parent.glob("*.json")]
-            raise CacheError(
+            raise NotCachedError(
                 f"mixture {mixture!r} is not in the cache: no {file}{nearest(mixture, known)}; {remedy}"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flanjax.data.cache import CachedMixture, CacheError, NoSuchSplitError
+from flanjax.data.cache import CachedMixture, CacheError, NoSuchSplitError, NotCachedError
 from flanjax.data.fingerprints import is_own_code
 from flanjax.data.source_files import Stamp, changes, existing_paths, stamp_of
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
@@ -124,6 +124,10 @@ def is_current(
     for mixture, splits in needed.items():
         try:
             opened = _open_splits(cache_dir, mixture, splits, request.splits)
+        except NotCachedError:
+            notice(f"{mixture} is not in {cache_dir} yet and is materialised first")
+            current = False
+            continue
         except CacheError as error:
             notice(f"{mixture} has to be materialised: {error}")
             current = False
