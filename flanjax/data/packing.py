@@ -117,8 +117,8 @@ class _Side:
     def __init__(self, sequences: list[np.ndarray], row_of: np.ndarray, rows: int, length: int):
         sizes = np.fromiter((len(tokens) for tokens in sequences), dtype=np.int64, count=len(sequences))
         row_sizes = np.bincount(row_of, weights=sizes, minlength=rows).astype(np.int64)
-        if len(row_sizes) and row_sizes.max() > length:
-            row = int(row_sizes.argmax())
+        if len(row_sizes) and np.max(row_sizes) > length:
+            row = int(np.argmax(row_sizes))
             raise PackingError(f"row {row} holds {row_sizes[row]} tokens, its length is {length}")
         starts = np.cumsum(sizes) - sizes
         first_of_row = np.searchsorted(row_of, np.arange(rows))

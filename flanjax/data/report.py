@@ -125,7 +125,7 @@ def _count(task: CachedTask, row_lengths: tuple[int, int], policy: Overlong) -> 
         over = lengths > limits
         either = over.any(axis=1)
         if policy == "error" and either.any():
-            _refuse(task, start + int(either.argmax()), row_lengths)
+            _refuse(task, start + int(np.argmax(either)), row_lengths)
         counts += [*over.sum(axis=0), either.sum()]
         kept = lengths[~either] if policy == "drop" else np.minimum(lengths, limits)
         tokens += int(kept.sum(dtype=np.int64))
