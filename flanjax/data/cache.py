@@ -253,8 +253,9 @@ class CachedTask:
             IndexError: an index is not in the split.
         """
         wanted = np.asarray(indices, dtype=np.int64)
-        if len(wanted) and not (np.min(wanted) >= 0 and np.max(wanted) < len(self)):
-            raise IndexError(f"task {self.name!r} has {len(self)} examples, asked for {np.min(wanted)}..{np.max(wanted)}")
+        lowest, highest = (np.min(wanted), np.max(wanted)) if len(wanted) else (0, -1)
+        if lowest < 0 or highest >= len(self):
+            raise IndexError(f"task {self.name!r} has {len(self)} examples, asked for {lowest}..{highest}")
         found: dict[int, Example] = {}
         # Ascending order reads each file front to back, which is a good deal faster than hopping about in it.
         order = np.argsort(wanted, kind="stable")
