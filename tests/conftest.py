@@ -1,5 +1,6 @@
 """Shared by all tests: eight virtual CPU devices, a compile cache, and the folder of real data."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -21,6 +22,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.get
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A torch with CUDA brings Triton along, which ends the process if it is loaded after TensorFlow.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 import pytest  # noqa: E402
 
