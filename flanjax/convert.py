@@ -27,9 +27,10 @@ def convert(input: str | Path, output: str | Path, *, format: str = "hf", dtype:
     Raises:
       FlanjaxError: `input` is neither kind of folder or is damaged, `output` is not new, or the disk is full.
     """
+    from flanjax.export import export
     from flanjax.interchange.folders import ModelFolderError, require_new
     from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
-    from flanjax.interchange.runs import is_run, read_run
+    from flanjax.interchange.runs import is_run
     from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
     from flanjax.loading import require_model_folder
 
@@ -39,8 +40,7 @@ def convert(input: str | Path, output: str | Path, *, format: str = "hf", dtype:
     require_new(Path(output))
     require_model_folder(source)
     if is_run(source):
-        trained = read_run(source)
-        write_hf_t5(output, trained.model, trained.params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
+        export(source, output, dtype=dtype)
         return
     model, params = read_hf_t5(source)
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.

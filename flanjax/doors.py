@@ -5,7 +5,7 @@ library, and makes one call. gin is imported by the doors alone; nothing here im
 
     python -m flanjax.train --gin_file=demo.gin --gin.TRAIN_STEPS=100 --gin.MODEL_DIR=/data/run1
 
-A gin file is looked for as a path, then by bare name in `gin_configs/` (runs, models). A value after
+A gin file is looked for as a path, then by bare name in `gin_configs/` (runs, tuning, models). A value after
 `--gin.NAME=` that is not a Python literal is taken as a string, so that paths need no quotes inside quotes.
 """
 
@@ -86,7 +86,7 @@ def config_folders() -> list[Path]:
     from importlib.resources import files
 
     root = Path(str(files("flanjax.gin_configs")))
-    return [root / name for name in ("runs", "models")] + [root]
+    return [root / name for name in ("runs", "tuning", "models")] + [root]
 
 
 def find_gin_file(name: str) -> Path:

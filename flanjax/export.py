@@ -4,6 +4,7 @@ transformers opens the folder: configuration, safetensors, tokenizer files, and 
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,22 +12,44 @@ from pathlib import Path
 from flanjax import doors
 
 
-def export(run: str | Path, output: str | Path, *, step: int | None = None, dtype: str | None = None) -> int:
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was exported: the checkpoint's step, and where adapters were merged the largest difference of a logit."""
+
+    step: int
+    logit_difference: float | None
+
+
+def export(
+    run: str | Path, output: str | Path, *, step: int | None = None, dtype: str | None = None, merge: bool = False
+) -> Exported:
     """Writes the checkpoint of `step`, or the latest, of the run directory `run` to the new folder `output`.
 
-    Returns the step that was exported. `dtype` is float32 unless given.
+    `dtype` is float32 unless given. With `merge` the parameters that tuning methods added are put into the model's own.
 
     Raises:
-      FlanjaxError: `run` is no run directory or has no such checkpoint, `output` is not new, or the disk is full.
+      FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged,
+        `output` is not new, or the disk is full.
     """
     from flanjax.interchange.folders import require_new
     from flanjax.interchange.hf_t5 import write_hf_t5
     from flanjax.interchange.runs import read_run
+    from flanjax.tuning.method import TuningError
+    from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of
 
     require_new(Path(output))
     trained = read_run(run, step=step)
-    write_hf_t5(output, trained.model, trained.params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
-    return trained.step
+    if added_paths(trained.model) and not merge:
+        raise TuningError(
+            f"{run} was tuned by methods that add parameters ({', '.join(m.name for m in methods_of(trained.model))}), "
+            "and a plain Hugging Face model has no place for them: give --merge to put them into its own"
+        )
+    model, params = merged(trained.model, trained.params)
+    difference = None
+    if added_paths(trained.model):
+        difference = logit_difference((trained.model, trained.params), (model, params))
+    write_hf_t5(output, model, params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
+    return Exported(trained.step, difference)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,13 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--step", type=int, metavar="N", help="a checkpoint's step; the latest unless given")
     parser.add_argument("--dtype", metavar="NAME", help="of the tensors: float32 (default), bfloat16 or float16")
+    parser.add_argument("--merge", action="store_true", help="put what tuning methods added into the model's own")
     flags = parser.parse_args(argv)
     return doors.run_door(lambda: _export(flags))
 
 
 def _export(flags: argparse.Namespace) -> int:
-    step = export(flags.run, flags.output, step=flags.step, dtype=flags.dtype)
-    print(f"step {step} of {flags.run} is in {flags.output}; load it with")
+    done = export(flags.run, flags.output, step=flags.step, dtype=flags.dtype, merge=flags.merge)
+    if done.logit_difference is not None:
+        print(f"merged; the largest difference of a logit is {done.logit_difference:.2g}")
+    print(f"step {done.step} of {flags.run} is in {flags.output}; load it with")
     print(f'  transformers.T5ForConditionalGeneration.from_pretrained("{flags.output}")')
     print(f'  flanjax.load("{flags.output}")')
     return 0

@@ -4,7 +4,7 @@ The training loop reports to it as its observer; what should be read later also 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from flanjax.console import Console, byte_size, duration
 from flanjax.evaluation.answers import Report
 from flanjax.files import read_json_lines, write_whole
-from flanjax.models.t5 import abstract_params, logical_axes
+from flanjax.models.t5 import logical_axes
 from flanjax.run import Prepared
 from flanjax.sharding.hosts import is_first
 from flanjax.training.interfaces import Progress
@@ -45,12 +45,12 @@ class Narrator:
         devices = prepared.mesh.devices
         axes = ", ".join(f"{name} {size}" for name, size in prepared.mesh.shape.items())
         console.line(f"{devices.size} {devices.flat[0].device_kind} device(s): {axes}")
-        parameters = jax.tree.leaves(abstract_params(prepared.model))
-        count = sum(int(np.prod(p.shape)) for p in parameters)
-        state = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(layout.state.opt_state))
+        trained, frozen = (jax.tree.leaves(part) for part in (layout.state.params, layout.state.frozen))
+        count, weights = sum(p.size for p in trained), _bytes([*trained, *frozen])
         console.line(
-            f"{count:,} parameters in {len(parameters)} arrays, {byte_size(4 * count)} of weights, "
-            f"{byte_size(4 * count)} of gradients, {byte_size(state)} of optimizer state"
+            f"{count:,} parameters are trained, in {len(trained)} arrays, {sum(p.size for p in frozen):,} are frozen: "
+            f"{byte_size(weights)} of weights, {byte_size(_bytes(trained))} of gradients, "
+            f"{byte_size(_bytes(jax.tree.leaves(layout.state.opt_state)))} of optimizer state"
         )
         origin = prepared.run.init_from
         console.line(f"initial parameters: {origin or 'random, from the seed (INIT_FROM is None)'}")
@@ -148,6 +148,10 @@ class Narrator:
         self._console.table((f"{metric}, %", "before", "after"), rows)
 
 
+def _bytes(leaves: Sequence[Any]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def _listed(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
@@ -158,11 +162,13 @@ def _short(text: str) -> str:
 
 
 def parameter_table(prepared: Prepared, layout: StateLayout) -> str:
-    """Every parameter, one a line: path, shape, logical axes, mesh axes."""
-    shapes = jax.tree_util.tree_leaves_with_path(layout.state.params)
+    """Every parameter, one a line: path, shape, logical axes, mesh axes, and whether it moves."""
+    labels = layout.partition.labels
+    shapes = jax.tree_util.tree_leaves_with_path(layout.state.all_params)
     axes = jax.tree.leaves(logical_axes(prepared.model), is_leaf=lambda x: isinstance(x, tuple))
     lines = [
-        f"{'/'.join(str(key.key) for key in path):<60} {leaf.shape!s:<22} {names!s:<34} {leaf.sharding.spec}"
+        f"{(name := '/'.join(str(key.key) for key in path)):<60} {leaf.shape!s:<22} {names!s:<34} "
+        f"{leaf.sharding.spec!s:<36} {labels[name]}"
         for (path, leaf), names in zip(shapes, axes, strict=True)
     ]
     return "\n".join(lines) + "\n"

@@ -31,7 +31,7 @@ from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params, init_params, logical_axes
+from flanjax.models.t5 import Params, init_params
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Observer, TrainConfig, TrainResult
@@ -40,6 +40,18 @@ from flanjax.training.optimizers import OptimizerConfig, make_optimizer
 from flanjax.training.schedules import make_schedule
 from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_step, make_train_step
 from flanjax.training.trainer import train
+from flanjax.tuning.method import Method
+from flanjax.tuning.methods import METHODS, to_settings
+from flanjax.tuning.partition import (
+    added_params,
+    added_paths,
+    digest,
+    flatten,
+    merge,
+    merged,
+    trainable_axes,
+    unflatten,
+)
 
 
 class RunError(FlanjaxError):
@@ -53,6 +65,7 @@ class Run:
     Attributes:
       model_dir: the run directory.
       model: the model; None takes it from `init_from`.
+      tuning: methods that say which parameters move, and add some; none trains all of the model's own.
       dropout_rate: replaces the model's own; None leaves it.
       init_from: a Hugging Face T5 folder or a run directory; None starts from random parameters.
       tasks: task modules and the options of their `register`.
@@ -64,6 +77,7 @@ class Run:
 
     model_dir: str
     model: T5Config | None
+    tuning: tuple[Method, ...] = ()
     dropout_rate: float | None = None
     compute: Compute
     mesh: MeshConfig
@@ -93,6 +107,7 @@ CONFIGURABLES: tuple[type, ...] = (
     T5Config,
     TrainConfig,
     VocabularySource,
+    *METHODS.values(),
 )
 
 
@@ -137,7 +152,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
             f"the vocabulary of {run.data.mixture!r} has {vocabulary.size} ids, the model only {model.vocab_size}: "
             "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
         )
-    settings = _settings(run, model, batches)
+    model = dataclasses.replace(model, added=tuple(run.tuning))
+    settings = _settings(run, model, batches, base=start.base())
     agree("the configuration and the data of the run", settings.to_json(sort_keys=True))
     evaluators = _evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice)
     _check_best(run.train, evaluators)
@@ -180,20 +196,32 @@ class _StartingPoint:
 
     def params(self, shardings: Params) -> Params:
         """The first parameters, float32; random ones come into being where they are to lie."""
+        tuned, seed = dataclasses.replace(self.model, added=tuple(self._run.tuning)), self._run.train.seed
         if self._folder is None:
-            initialise = jax.jit(init_params, static_argnums=(0, 1), out_shardings=shardings)
-            return initialise(self.model, self._run.train.seed)
+            return jax.jit(init_params, static_argnums=(0, 1), out_shardings=shardings)(tuned, seed)
         found, params = self._source()
         self._check_shape(found)
         self._read = None  # they are on the devices from now on
-        return params
+        added, places = added_paths(tuned), flatten(shardings)
+        if not added:
+            return params
+        places = unflatten({path: place for path, place in places.items() if path in added})
+        return merge(params, jax.jit(added_params, static_argnums=(0, 1), out_shardings=places)(tuned, seed))
+
+    def base(self) -> str | None:
+        """What the frozen parameters of a run that has some are known by; None where everything moves."""
+        if not self._run.tuning:
+            return None
+        if self._folder is None:
+            return f"random, of seed {self._run.train.seed}"
+        return digest(self._source()[1])
 
     def _source(self) -> tuple[T5Config, Params]:
         if self._read is None:
             assert self._folder is not None
             if is_run(self._folder):
                 trained = read_run(self._folder)
-                self._read = trained.model, trained.params
+                self._read = merged(trained.model, trained.params)
             else:
                 self._read = read_hf_t5(self._folder)
         return self._read
@@ -338,10 +366,12 @@ def _share(examples: int | None, tasks: Sequence[Any]) -> int | None:
     return examples and max(examples // len(tasks), 1)
 
 
-def _settings(run: Run, model: T5Config, batches: PackedBatches) -> ml_collections.ConfigDict:
+def _settings(run: Run, model: T5Config, batches: PackedBatches, *, base: str | None) -> ml_collections.ConfigDict:
     """The resolved configuration: what was asked for, and what came of it, as JSON holds it."""
     settings = _plain(dataclasses.asdict(run))
     settings["model"] = _plain(dataclasses.asdict(model))
+    del settings["model"]["added"]
+    settings["tuning"], settings["base"] = _plain(to_settings(run.tuning)), base
     vocabulary = batches.mixture.vocabulary
     settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
     # Of the tokens themselves: a run goes on when the same ones were written again for a reason of no account.
@@ -406,7 +436,7 @@ def compile_run(prepared: Prepared, layout: StateLayout) -> MemoryUse | None:
 
 def _optimizer(prepared: Prepared) -> optax.GradientTransformation:
     run = prepared.run
-    return make_optimizer(run.optimizer, logical_axes(prepared.model), total_steps=run.train.train_steps)
+    return make_optimizer(run.optimizer, trainable_axes(prepared.model), total_steps=run.train.train_steps)
 
 
 def train_run(prepared: Prepared, observer: Observer) -> TrainResult:

@@ -111,7 +111,7 @@ def _finish(run: "Run", console: "Console") -> None:
     if Path(run.export_to).exists():
         console.notice(f"{run.export_to} is there already and was not written again; remove it to export anew")
     else:
-        export(run.model_dir, run.export_to)
+        export(run.model_dir, run.export_to, merge=True)
     console.line(f"Hugging Face folder: {run.export_to}; load it with")
     console.line(f'  transformers.T5ForConditionalGeneration.from_pretrained("{run.export_to}")')
     console.line(f'  flanjax.load("{run.export_to}").generate(["..."])')

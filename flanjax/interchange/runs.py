@@ -13,8 +13,12 @@ from typing import Any
 
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json
+from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.models.config import ModelConfigError, T5Config
-from flanjax.models.t5 import Params
+from flanjax.models.t5 import Params, init_params
+from flanjax.tuning.method import TuningError
+from flanjax.tuning.methods import from_settings
+from flanjax.tuning.partition import digest, flatten, merged, unflatten
 
 SETTINGS = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -51,7 +55,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_settings(folder: Path) -> tuple[T5Config, dict[str, Any]]:
-    """The model of a run directory, and the whole resolved configuration that it is a part of.
+    """The model of a run directory with its tuning methods, and the whole resolved configuration that it is a part of.
 
     Raises:
       ModelFolderError: it is no run directory, or its settings are damaged.
@@ -60,8 +64,9 @@ def read_settings(folder: Path) -> tuple[T5Config, dict[str, Any]]:
         raise ModelFolderError(f"{folder}: this is no run directory: it needs {SETTINGS} with a `model` in it")
     settings = read_json(folder / SETTINGS)
     try:
-        return T5Config(**settings["model"]), settings
-    except (TypeError, ModelConfigError) as error:
+        methods = from_settings(settings.get("tuning") or ())
+        return T5Config(**{**settings["model"], "added": methods}), settings
+    except (TypeError, ModelConfigError, TuningError) as error:
         raise ModelFolderError(f"{folder / SETTINGS}: model: {error}") from error
 
 
@@ -79,11 +84,42 @@ def read_run(folder: str | Path, *, step: int | None = None) -> TrainedRun:
     from flanjax.training.checkpoints import restore_params
 
     params, step = restore_params(folder / CHECKPOINTS, step)
+    if model.added:
+        # The checkpoint has what moved, the base everything else.
+        params = unflatten(flatten(_base(folder, model, settings)) | flatten(params))
     return TrainedRun(model=model, params=params, vocabulary=vocabulary, step=step, settings=settings)
+
+
+def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:
+    """The parameters that a tuned run started from.
+
+    Raises:
+      FlanjaxError: they are not there any more, or are not the ones that it was tuned on.
+    """
+    source = settings["init_from"]
+    if source is None:
+        return init_params(dataclasses.replace(model, added=()), settings["train"]["seed"])
+    if not (Path(source) / "config.json").is_file():
+        raise ModelFolderError(
+            f"{folder} has only what was tuned of {source}, and that is not there: put it back, or correct init_from "
+            f"in {folder / SETTINGS}"
+        )
+    if is_run(Path(source)):
+        base = read_run(source)
+        _, params = merged(base.model, base.params)
+    else:
+        _, params = read_hf_t5(Path(source))
+    if digest(params) != settings["base"]:
+        raise ModelFolderError(
+            f"{folder} was tuned on a base model {settings['base']}, but {source} is {digest(params)}: "
+            "what it learnt means nothing to other parameters"
+        )
+    return params
 
 
 _RECIPE = (
     ("Base model", ("init_from",)),
+    ("Tuning methods", ("tuning",)),
     ("Mixture", ("data", "mixture")),
     ("Mixing rates", ("data", "rates")),
     ("Planned steps", ("train", "train_steps")),
@@ -121,6 +157,8 @@ def _readable(key: str, value: Any) -> str:
     if key == "init_from":
         # The folder's name alone: where it lay on somebody's disk is nobody's business.
         return Path(value).name if value else "none (random parameters)"
+    if key == "tuning":
+        return "; ".join(", ".join(f"{name}={item}" for name, item in method.items()) for method in value) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return value if isinstance(value, str) else json.dumps(value)

@@ -6,6 +6,7 @@ between two runs of one checkpoint without changing what the checkpoint means.
 
 import dataclasses
 import math
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 
@@ -24,6 +25,17 @@ class ModelConfigError(FlanjaxError):
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ModelConfigError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+
+
+class Addition(Protocol):
+    """Parameters and computation that a tuning method adds to a model; frozen and hashable, as the configuration is."""
+
+    @property
+    def dropout_rate(self) -> float:
+        """Of a dropout that the addition has of its own; 0 for none."""
+
+    def attach(self, layer: Any, path: str) -> None:
+        """Puts adapters into one layer (`flanjax.models.layers.Linear.attach`), whose parameters lie under `path`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,7 @@ class T5Config:
       relpos_buckets: rows of each stack's relative-position table.
       relpos_max_distance: from this distance on every position shares the last bucket.
       layer_norm_epsilon: added to the variance in every RMSNorm.
+      added: what tuning methods add to the layers (`flanjax.tuning`); nothing in a model by itself.
 
     Raises:
       ModelConfigError: a size below 1, an unknown activation, a rate outside [0, 1).
@@ -63,10 +76,12 @@ class T5Config:
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
+    added: tuple[Addition, ...] = ()
 
     def __post_init__(self) -> None:
         # gin and JSON give lists; the configuration must stay hashable, jit uses it as a static argument.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        object.__setattr__(self, "added", tuple(self.added))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int and (not isinstance(value, int) or value < 1):
@@ -84,6 +99,11 @@ class T5Config:
                 f"T5Config.relpos_buckets is {self.relpos_buckets} and relpos_max_distance {self.relpos_max_distance}: "
                 "the buckets must be a multiple of 4 and the distance more than half of them (T5 has 32 and 128)"
             )
+
+    @property
+    def draws_dropout(self) -> bool:
+        """Whether training needs a key: some dropout, the model's or an addition's, has a rate."""
+        return any(rate > 0 for rate in (self.dropout_rate, *(addition.dropout_rate for addition in self.added)))
 
     @property
     def attention_dim(self) -> int:

@@ -25,9 +25,11 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def parameter(shape: tuple[int, ...], axes: tuple[str, ...], stddev: float | None) -> nnx.Param:
-    """The description of a float32 parameter; normal with this deviation at the start, or ones."""
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, stddev=stddev)
+def parameter(
+    shape: tuple[int, ...], axes: tuple[str, ...], stddev: float | None, *, uniform: bool = False
+) -> nnx.Param:
+    """The description of a float32 parameter; normal or uniform with this deviation at the start, or ones."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, stddev=stddev, uniform=uniform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +59,56 @@ class Dropout:
         return x * (keep / (1 - self.rate)).astype(x.dtype)
 
 
+NO_DROPOUT = Dropout(0.0, None)
+
+
+def project(x: Float[Array, "batch length in"], kernel: Float[Array, "in out"]) -> Float[Array, "batch length out"]:
+    """`x @ kernel`, in the dtype of x."""
+    # Two dimensions: XLA:CPU computes the weight gradient of a three-dimensional product at half the speed.
+    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Adapter(nnx.Module):
+    """What a tuning method puts into a projection: it may change what goes in, and what comes out."""
+
+    def before(self, x: Float[Array, "batch length in"]) -> Float[Array, "batch length in"]:
+        """What the projection is given instead of `x`."""
+        return x
+
+    def after(
+        self, x: Float[Array, "batch length in"], out: Float[Array, "batch length out"], dropout: Dropout
+    ) -> Float[Array, "batch length out"]:
+        """What is given instead of `out`, which the projection makes of `before(x)`."""
+        return out
+
+
 class Linear(nnx.Module):
-    """A projection without bias; `kernel` [in, out]."""
+    """A projection without bias; `kernel` [in, out]. Adapters are attached by name, each around those before it."""
+
+    adapters: tuple[str, ...] = ()
 
     def __init__(self, size_in: int, size_out: int, axes: tuple[str, str], stddev: float):
         self.kernel = parameter((size_in, size_out), axes, stddev)
 
-    def __call__(self, x: Float[Array, "batch length in"]) -> Float[Array, "batch length out"]:
-        """`x @ kernel`, in the dtype of x."""
-        kernel = self.kernel[...].astype(x.dtype)
-        # Two dimensions: XLA:CPU computes the weight gradient of a three-dimensional product at half the speed.
-        flat = x.reshape(-1, x.shape[-1]) @ kernel
-        return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+    def attach(self, name: str, adapter: Adapter) -> None:
+        """Adds an adapter, whose parameters lie under `name`."""
+        setattr(self, name, adapter)
+        self.adapters = (*self.adapters, name)
+
+    def __call__(
+        self, x: Float[Array, "batch length in"], dropout: Dropout = NO_DROPOUT
+    ) -> Float[Array, "batch length out"]:
+        """`x @ kernel` with its adapters, in the dtype of x; the dropout is theirs alone."""
+        return self._inside(len(self.adapters), x, dropout)
+
+    def _inside(self, count: int, x: Array, dropout: Dropout) -> Array:
+        """The projection with the first so many adapters around it."""
+        if count == 0:
+            return project(x, self.kernel[...])
+        name = self.adapters[count - 1]
+        adapter: Adapter = getattr(self, name)
+        return adapter.after(x, self._inside(count - 1, adapter.before(x), dropout), dropout.at(name))
 
 
 class RMSNorm(nnx.Module):
@@ -101,8 +141,8 @@ class Mlp(nnx.Module):
         """The block's output, before the residual's dropout."""
         hidden: Array | float = 1.0
         for name, activation in zip(self._input_names(), self.activations, strict=True):
-            hidden = hidden * _ACTIVATIONS[activation](getattr(self, name)(x))
-        return self.wo(dropout.at("mlp")(jnp.asarray(hidden)))
+            hidden = hidden * _ACTIVATIONS[activation](getattr(self, name)(x, dropout.at(name)))
+        return self.wo(dropout.at("mlp")(jnp.asarray(hidden)), dropout.at("wo"))
 
 
 class MultiHeadAttention(nnx.Module):
@@ -121,23 +161,27 @@ class MultiHeadAttention(nnx.Module):
     def _split(self, x: Array) -> Float[Array, "batch length heads head_dim"]:
         return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
-    def keys_and_values(self, memory: Float[Array, "batch keys embed"]) -> tuple[Array, Array]:
+    def keys_and_values(
+        self, memory: Float[Array, "batch keys embed"], dropout: Dropout = NO_DROPOUT
+    ) -> tuple[Array, Array]:
         """What queries attend to: two arrays [batch, keys, heads, head_dim]."""
-        return self._split(self.key(memory)), self._split(self.value(memory))
+        keys, values = self.key(memory, dropout.at("key")), self.value(memory, dropout.at("value"))
+        return self._split(keys), self._split(values)
 
     def attend(
         self,
         x: Float[Array, "batch queries embed"],
         k: Float[Array, "batch keys heads head_dim"],
         v: Float[Array, "batch keys heads head_dim"],
+        dropout: Dropout = NO_DROPOUT,
         *,
         bias: Float[Array, "1 heads queries keys"] | None = None,
         mask: Bool[Array, "batch 1 queries keys"] | None = None,
     ) -> Float[Array, "batch queries embed"]:
         """Queries from `x` over given keys and values, projected back to the residual's width."""
-        q = self._split(self.query(x))
+        q = self._split(self.query(x, dropout.at("query")))
         heads = attention(q, k, v, bias=bias, mask=mask, implementation=self.implementation)
-        return self.out(heads.reshape(*heads.shape[:2], -1))
+        return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
 
     def __call__(
         self,
@@ -149,10 +193,10 @@ class MultiHeadAttention(nnx.Module):
         mask: Bool[Array, "batch 1 queries keys"] | None = None,
     ) -> Float[Array, "batch queries embed"]:
         """Attention of `x` over `memory`, with dropout on the attention weights."""
-        k, v = self.keys_and_values(memory)
+        k, v = self.keys_and_values(memory, dropout)
         # A weight mask that is the same for every query scales the values, so no [queries, keys] array is dropped.
         v = dropout.at("weights")(v, broadcast_axis=-1)
-        return self.attend(x, k, v, bias=bias, mask=mask)
+        return self.attend(x, k, v, dropout, bias=bias, mask=mask)
 
 
 class EncoderLayer(nnx.Module):
@@ -230,4 +274,4 @@ class DecoderLayer(nnx.Module):
         x = x + self.self_attention.attend(h, k, v, bias=bias, mask=mask)
         h = self.pre_cross_attention_layer_norm(x)
         x = x + self.encoder_decoder_attention.attend(h, *cross_cache, mask=cross_mask)
-        return x + self.mlp(self.pre_mlp_layer_norm(x), Dropout(0.0, None)), new
+        return x + self.mlp(self.pre_mlp_layer_norm(x), NO_DROPOUT), new

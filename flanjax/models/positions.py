@@ -7,13 +7,13 @@ rows of the packed sequence: a segment is contiguous, so inside it they equal th
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flanjax.models.config import T5Config
+from flanjax.models.layers import parameter
 
 
 @functools.cache
@@ -52,10 +52,8 @@ class RelativePositionBias(nnx.Module):
     def __init__(self, config: T5Config, *, bidirectional: bool):
         self.bidirectional = bidirectional
         self.max_distance = config.relpos_max_distance
-        self.rel_embedding = nnx.Param(
-            jax.ShapeDtypeStruct((config.num_heads, config.relpos_buckets), jnp.float32),
-            axes=("heads", "relpos_buckets"),
-            stddev=config.embed_dim**-0.5,
+        self.rel_embedding = parameter(
+            (config.num_heads, config.relpos_buckets), ("heads", "relpos_buckets"), config.embed_dim**-0.5
         )
 
     def __call__(

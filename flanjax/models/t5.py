@@ -10,8 +10,9 @@ recomputing or not, float32 or bfloat16 (`Compute`): the parameters are the same
 """
 
 import functools
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from flanjax.models.attention import segment_mask
-from flanjax.models.config import Compute, ModelConfigError, T5Config
+from flanjax.models.config import Addition, Compute, ModelConfigError, T5Config
 from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, parameter
 from flanjax.models.positions import RelativePositionBias
 from flanjax.sharding.rules import constrain
@@ -43,8 +44,10 @@ def _is_parameter(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
 
-def _stacked(layer: Layer, count: int) -> Layer:
-    """The layer's description with a leading `layers` axis on every parameter."""
+def _stacked(layer: Layer, count: int, added: Sequence[Addition], path: str) -> Layer:
+    """The layer's description with what is added to it, and a leading `layers` axis on every parameter."""
+    for addition in added:
+        addition.attach(layer, path)
 
     def stack(p: nnx.Variable) -> nnx.Variable:
         shape = jax.ShapeDtypeStruct((count, *p.get_value().shape), p.get_value().dtype)
@@ -77,7 +80,8 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: T5Config, compute: Compute):
         self.relpos_bias = RelativePositionBias(config, bidirectional=True)
-        self.layers = _stacked(EncoderLayer(config, compute.attention), config.num_encoder_layers)
+        layer = EncoderLayer(config, compute.attention)
+        self.layers = _stacked(layer, config.num_encoder_layers, config.added, "encoder/layers")
         self.encoder_norm = RMSNorm(config)
 
     def __call__(
@@ -106,7 +110,8 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: T5Config, compute: Compute):
         self.relpos_bias = RelativePositionBias(config, bidirectional=False)
-        self.layers = _stacked(DecoderLayer(config, compute.attention), config.num_decoder_layers)
+        layer = DecoderLayer(config, compute.attention)
+        self.layers = _stacked(layer, config.num_decoder_layers, config.added, "decoder/layers")
         self.decoder_norm = RMSNorm(config)
         if not config.tied_head:
             self.logits_dense = Linear(config.embed_dim, config.vocab_size, ("embed", "vocab"), config.embed_dim**-0.5)
@@ -307,7 +312,11 @@ def init_params(config: T5Config, seed: int) -> Params:
         shape = p.get_value().shape
         if p.stddev is None:
             return jnp.ones(shape, jnp.float32)
-        return p.stddev * jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), shape, jnp.float32)
+        own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        if p.uniform:
+            bound = math.sqrt(3) * p.stddev
+            return jax.random.uniform(own, shape, jnp.float32, -bound, bound)
+        return p.stddev * jax.random.normal(own, shape, jnp.float32)
 
     return _map_parameters(config, draw)
 

@@ -109,7 +109,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there is less room than one checkpoint takes.
         """
-        needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(layout))
+        needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(_arrays(layout)))
         there = next(parent for parent in (self.folder, *self.folder.parents) if parent.exists())
         free = shutil.disk_usage(there).free
         if free < needed:
@@ -324,8 +324,9 @@ def _preservation(keep_latest: int, keep_best: int, best_is_lowest: bool) -> Any
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
-    """The parts that hold arrays: parameters, and everything else a step changes."""
+    """The parts that hold arrays: the parameters that move, and everything else a step changes."""
     rest = state._asdict()
+    del rest["frozen"]
     return {"params": rest.pop("params"), "optimizer": rest}
 
 

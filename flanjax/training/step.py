@@ -26,6 +26,7 @@ from flanjax.sharding.hosts import row_shards_of_host
 from flanjax.sharding.rules import DEFAULT_RULES, Rules, batch_sharding, constrain, param_shardings, state_shardings
 from flanjax.training.interfaces import TrainingError
 from flanjax.training.losses import LossConfig, LossSums, cross_entropy
+from flanjax.tuning.partition import Partition, merge
 
 DeviceBatch = Mapping[str, Int[Array, "rows length"]]
 ENCODER_FEATURES = ("encoder_input_tokens", "encoder_segment_ids", "encoder_positions")
@@ -42,10 +43,16 @@ class TrainState(NamedTuple):
     """All that a step changes; a pytree."""
 
     step: Int[Array, ""]  # steps taken, skipped ones included
-    params: Params
+    params: Params  # those that move
     opt_state: Any  # counts updates, so a schedule does not move on a skipped step
     skipped: Int[Array, ""]  # steps without an update because loss or gradient was not finite
     skipped_in_a_row: Int[Array, ""]
+    frozen: Params = {}  # noqa: RUF012  the others, handed through: no gradient, no optimizer state, no checkpoint
+
+    @property
+    def all_params(self) -> Params:
+        """The model's parameters."""
+        return merge(self.params, self.frozen)
 
 
 class StepMetrics(NamedTuple):
@@ -73,19 +80,28 @@ class StateLayout:
       mesh: the mesh they lie on.
       state: a `TrainState` of `jax.ShapeDtypeStruct`, each with its sharding.
       notes: dimensions that the mesh does not divide and that are kept whole.
+      partition: which parameters move.
     """
 
     mesh: Mesh
     state: TrainState
     notes: tuple[str, ...]
+    partition: Partition
 
     @classmethod
     def of(
-        cls, config: T5Config, optimizer: optax.GradientTransformation, mesh: Mesh, rules: Rules = DEFAULT_RULES
+        cls,
+        config: T5Config,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+        rules: Rules = DEFAULT_RULES,
     ) -> Self:
         """The layout of a model's parameters and their optimizer state on a mesh."""
-        params = abstract_params(config)
-        shardings, notes = param_shardings(logical_axes(config), params, mesh, rules)
+        partition = Partition.of(config)
+        shapes = abstract_params(config)
+        places, notes = param_shardings(logical_axes(config), shapes, mesh, rules)
+        params, frozen = partition.split(shapes)
+        shardings, frozen_shardings = partition.split(places)
         opt_state = jax.eval_shape(optimizer.init, params)
         count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=_whole(mesh))
         state = TrainState(
@@ -94,8 +110,9 @@ class StateLayout:
             opt_state=_placed(opt_state, state_shardings(opt_state, params, shardings, mesh)),
             skipped=count,
             skipped_in_a_row=count,
+            frozen=_placed(frozen, frozen_shardings),
         )
-        return cls(mesh, state, tuple(notes))
+        return cls(mesh, state, tuple(notes), partition)
 
     @property
     def shardings(self) -> TrainState:
@@ -104,7 +121,7 @@ class StateLayout:
 
     def start(self, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
         """The state before the first step, over numpy arrays of parameters or jax arrays, placed or not."""
-        params = jax.tree.map(_place, params, self.shardings.params)
+        params, frozen = self.place(params)
 
         def first(params: Params) -> tuple[Any, ...]:
             zero = jnp.zeros((), jnp.int32)
@@ -119,7 +136,13 @@ class StateLayout:
                 self.shardings.skipped_in_a_row,
             ),
         )(params)
-        return TrainState(step, params, opt_state, skipped, in_a_row)
+        return TrainState(step, params, opt_state, skipped, in_a_row, frozen)
+
+    def place(self, params: Params) -> tuple[Params, Params]:
+        """The trainable and the frozen ones of a model's parameters, on their devices."""
+        shardings = self.shardings
+        trainable, frozen = self.partition.split(params)
+        return jax.tree.map(_place, trainable, shardings.params), jax.tree.map(_place, frozen, shardings.frozen)
 
 
 def _place(array: Any, sharding: NamedSharding) -> Array:
@@ -198,12 +221,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         check_rows(len(batch["decoder_target_tokens"]), microbatches, layout.mesh)
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout_rate else None
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if config.draws_dropout else None
 
         def gradient(batch: DeviceBatch, index: Array | int) -> tuple[Params, LossSums]:
             dropout_key = None if key is None else jax.random.fold_in(key, index)
 
-            def loss_of(params: Params) -> tuple[Array, LossSums]:
+            def loss_of(trainable: Params) -> tuple[Array, LossSums]:
+                params = merge(trainable, state.frozen)
                 sums = loss_sums(config, compute, loss, params, batch, layout.mesh, dropout_key=dropout_key)
                 return sums.loss, sums
 
@@ -281,6 +305,7 @@ def _updated(state: TrainState, optimizer: optax.GradientTransformation, grads: 
         opt_state=opt_state,
         skipped=state.skipped + failed,
         skipped_in_a_row=(state.skipped_in_a_row + failed) * failed,
+        frozen=state.frozen,
     )
 
 

@@ -22,7 +22,7 @@ import jax
 from jax.sharding import Mesh
 
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params, logical_axes
+from flanjax.models.t5 import Params
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host
 from flanjax.sharding.rules import DEFAULT_RULES, Rules
 from flanjax.training.checkpoints import Checkpoints
@@ -53,8 +53,9 @@ from flanjax.training.step import (
     make_train_step,
     put_batch,
 )
+from flanjax.tuning.partition import trainable_axes
 
-FIXED_KEYS = ("model", "vocabulary", "data", "optimizer.name")
+FIXED_KEYS = ("model", "base", "tuning", "vocabulary", "data", "optimizer.name")
 FREE_KEYS = ("data.cache_dir",)
 
 
@@ -88,7 +89,8 @@ def train(
       rules: which mesh axis each logical axis lies on.
       batches: this host's batches.
       initial_params: gives the first parameters; called with the tree of their shardings, and only where there is no
-        checkpoint. It may return numpy or jax arrays, already placed or not.
+        checkpoint, or where some parameters do not move: a checkpoint does not have those. It may return numpy or jax
+        arrays, already placed or not.
       evaluators: held-out measurements by name.
       run_dir: `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `loss.png` are written here.
       run_config: the resolved configuration, as JSON holds it; saved with every checkpoint.
@@ -100,7 +102,7 @@ def train(
       FlanjaxError: the checkpoint is of another model or data, the disk is full, too many steps were not finite.
     """
     told = observer or Silence()
-    transform = make_optimizer(optimizer, logical_axes(model), total_steps=config.train_steps)
+    transform = make_optimizer(optimizer, trainable_axes(model), total_steps=config.train_steps)
     schedule = make_schedule(optimizer, config.train_steps)
     layout = StateLayout.of(model, transform, mesh, rules)
     step = make_train_step(
@@ -119,12 +121,15 @@ def train(
         latest = checkpoints.latest()
         agree(f"the latest checkpoint in {run_dir}", f"step {latest}")
         if latest is None:
-            place, state = _Place(), layout.start(initial_params(layout.shardings.params), transform)
+            place, state = _Place(), layout.start(initial_params(layout.shardings.all_params), transform)
         else:
             saved = checkpoints.config(latest)
             check_config(saved, run_config, fixed=fixed_keys, free=free_keys, where=str(run_dir))
             restored = checkpoints.restore(latest, layout.state)
             place, state = _Place.of(latest, restored.position), restored.state
+            if layout.state.frozen:
+                _, frozen = layout.place(initial_params(layout.shardings.all_params))
+                state = state._replace(frozen=frozen)
             batches.set_state(restored.position["batches"])
             told.notice(f"going on from the checkpoint of step {latest} in {run_dir}")
         if place.step < config.train_steps:
@@ -235,7 +240,7 @@ class _Loop:
             self.log.plot(last=True)
         return TrainResult(
             step=self.place.step,
-            params=self.state.params,
+            params=self.state.all_params,
             stopped_by=self.stop.name,
             skipped=int(jax.device_get(self.state.skipped)),
             work_left_behind=left_behind,
@@ -359,7 +364,7 @@ class _Loop:
     def _measure(self, evaluator: Evaluator) -> Mapping[str, float]:
         # The mesh that is set belongs to a thread, and this runs on one of its own.
         with jax.set_mesh(self.layout.mesh):
-            return evaluator(self.state.params, self.stop)
+            return evaluator(self.state.all_params, self.stop)
 
     def _save(self) -> None:
         self._read()

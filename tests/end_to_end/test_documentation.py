@@ -69,6 +69,19 @@ def test_every_run_file_builds(name: str) -> None:
     assert isinstance(doors.build(Run), Run)
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "gin_configs" / "tuning").glob("*.gin")))
+def test_every_tuning_file_builds_after_a_run_file(name: str) -> None:
+    values = {**REQUIRED, "MIXTURE": "demo"}
+    overrides = tuple((macro, repr(values[macro])) for macro in ("MODEL_DIR", "INIT_FROM", "MIXTURE"))
+    doors.configure(doors.GinSources(files=("finetune.gin", name), overrides=overrides), CONFIGURABLES)
+    run = doors.build(Run)
+    assert isinstance(run, Run)
+    assert len(run.tuning) == 1
+    head = doors.find_gin_file(name).read_text()
+    assert f"`{name}`" in (ROOT / "docs" / "tuning.md").read_text()
+    assert f"--gin_file=finetune.gin --gin_file={name}" in head
+
+
 @pytest.mark.parametrize("name", sorted(RUNS))
 def test_a_run_file_tells_of_macros_that_exist(name: str) -> None:
     path = doors.find_gin_file(name)

@@ -1,0 +1,1 @@
+"""Tuning methods: what each adds to a model, and which parameters move."""

@@ -1,0 +1,117 @@
+"""What a tuning method is: what it adds to the layers, which parameters it moves, and how it is merged away.
+
+    model = dataclasses.replace(base, added=(LoRA(rank=8), Train(parameters=".*norm/scale")))
+
+Methods are frozen dataclasses without arrays: a run keeps them in its settings, jit takes them as part of the model.
+Paths are the parameters' own, "encoder/layers/attention/query/kernel".
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from flax import nnx
+
+from flanjax.errors import FlanjaxError, nearest
+from flanjax.models.config import T5Config
+from flanjax.models.layers import Linear
+
+Flat = dict[str, Any]
+
+
+class TuningError(FlanjaxError):
+    """A tuning method that does not fit the model, or that would train nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method that adds nothing and moves nothing; the others say what they do differently.
+
+    Attributes:
+      name: in settings and in the paths of what it adds.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def dropout_rate(self) -> float:
+        """Of a dropout of the method's own."""
+        return 0.0
+
+    def attach(self, layer: nnx.Module, path: str) -> None:
+        """Puts what the method adds into one layer of a stack."""
+
+    def trains(self, path: str) -> bool:
+        """Whether the method moves this parameter."""
+        raise NotImplementedError
+
+    def check(self, model: T5Config, paths: list[str]) -> None:
+        """Refuses a model that the method cannot tune.
+
+        Arguments:
+          model: with the method's own additions.
+          paths: of all its parameters.
+
+        Raises:
+          TuningError: it does not fit; the message says what does.
+        """
+
+    def merge(self, params: Flat) -> Flat:
+        """The parameters, by path, without the method's own, whose effect is in the others.
+
+        Raises:
+          TuningError: what the method adds cannot be put into the model's own parameters.
+        """
+        return params
+
+
+def targets(layer: nnx.Module, path: str, pattern: str) -> Iterator[Linear]:
+    """The projections of a layer whose whole path matches a regular expression."""
+    for inner, module in nnx.iter_modules(layer):
+        if isinstance(module, Linear) and re.fullmatch(pattern, "/".join((path, *map(str, inner)))):
+            yield module
+
+
+def check_pattern(method: Method, field: str) -> None:
+    """Refuses a text that is no regular expression.
+
+    Raises:
+      TuningError: it is not.
+    """
+    pattern = getattr(method, field)
+    for one in [pattern] if isinstance(pattern, str) else pattern:
+        try:
+            re.compile(one)
+        except (re.error, TypeError) as error:
+            raise TuningError(f"{type(method).__name__}.{field} = {one!r} is no regular expression: {error}") from error
+
+
+def projections(paths: Iterable[str]) -> list[str]:
+    """The projections that `targets` can find, of the paths of all parameters."""
+    return [path.removesuffix("/kernel") for path in paths if "/layers/" in path and path.endswith("/kernel")]
+
+
+def no_match(method: Method, field: str, candidates: list[str]) -> TuningError:
+    """The error of a pattern that nothing matches, with the nearest names."""
+    pattern = getattr(method, field)
+    last = str(pattern).rstrip("/").rpartition("/")[2].strip("()[].*$^")
+    names = sorted({path.rpartition("/")[2] for path in candidates})
+    return TuningError(
+        f"{type(method).__name__}.{field} = {pattern!r} matches nothing in this model{nearest(last, names)}. A pattern "
+        f"has to match a whole path, such as {candidates[0]!r} with '.*/{candidates[0].rpartition('/')[2]}'; "
+        f"the last parts of the paths are {', '.join(names)}"
+    )
+
+
+def split_adapter(params: Mapping[str, Any], name: str) -> tuple[dict[str, dict[str, Any]], Flat]:
+    """Adapters called `name`, by the path of their projection, as {part: array}; and all other parameters."""
+    adapters: dict[str, dict[str, Any]] = {}
+    others: Flat = {}
+    for path, value in params.items():
+        projection, found, part = path.rpartition(f"/{name}/")
+        if found:
+            adapters.setdefault(projection, {})[part] = value
+        else:
+            others[path] = value
+    return adapters, others

@@ -1,0 +1,131 @@
+"""Which parameters move: one label for each, from the methods of a run.
+
+    model = dataclasses.replace(base, added=(LoRA(rank=8),))
+    partition = Partition.of(model)
+    trainable, frozen = partition.split(params)          # two trees, each without the other's parameters
+    params = merge(trainable, frozen)
+
+Gradients, optimizer state and checkpoints are of the trainable tree alone. With no method everything moves.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.t5 import Params, abstract_params, build, init_params, logical_axes
+from flanjax.tuning.method import Flat, Method, TuningError
+
+TRAINABLE, FROZEN = "trainable", "frozen"
+
+
+def flatten(params: Mapping[str, Any]) -> Flat:
+    """A nested tree by path, "encoder/layers/attention/query/kernel"."""
+    return {"/".join(path): value for path, value in nnx.traversals.flatten_mapping(params).items()}
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """The nested tree of paths."""
+    return nnx.traversals.unflatten_mapping({tuple(path.split("/")): value for path, value in flat.items()})
+
+
+def merge(trainable: Params, frozen: Params) -> Params:
+    """The whole tree of two that have no parameter in common."""
+    return unflatten(flatten(trainable) | flatten(frozen))
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """A label, `trainable` or `frozen`, for the path of every parameter."""
+
+    labels: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: T5Config) -> "Partition":
+        """The labels of a model with its methods (`model.added`); a parameter moves if any of them moves it.
+
+        Raises:
+          TuningError: a method does not fit the model, or nothing would move.
+        """
+        paths = list(flatten(abstract_params(model)))
+        methods = methods_of(model)
+        for method in methods:
+            method.check(model, paths)
+        moved = {path for path in paths if not methods or any(method.trains(path) for method in methods)}
+        if not moved:
+            raise TuningError(
+                f"no parameter would be trained by {', '.join(type(method).__name__ for method in methods)}: "
+                "let one of them match something, or give none to train everything"
+            )
+        return cls({path: TRAINABLE if path in moved else FROZEN for path in paths})
+
+    def split(self, tree: Params) -> tuple[Params, Params]:
+        """The trainable and the frozen part of a tree over the parameters, of arrays, shapes, axes or shardings."""
+        flat = flatten(tree)
+        parts = ({path: flat[path] for path in flat if self.labels[path] == label} for label in (TRAINABLE, FROZEN))
+        trainable, frozen = (unflatten(part) for part in parts)
+        return trainable, frozen
+
+
+def methods_of(model: T5Config) -> tuple[Method, ...]:
+    """The tuning methods of a model, in their order."""
+    assert all(isinstance(method, Method) for method in model.added)
+    return cast(tuple[Method, ...], model.added)
+
+
+def trainable_axes(model: T5Config) -> Params:
+    """The logical axes of the parameters that move, for `make_optimizer`."""
+    return Partition.of(model).split(logical_axes(model))[0]
+
+
+def added_paths(model: T5Config) -> set[str]:
+    """Paths of the parameters that methods add to the model's own."""
+    own = abstract_params(dataclasses.replace(model, added=()))
+    return flatten(abstract_params(model)).keys() - flatten(own).keys()
+
+
+def added_params(model: T5Config, seed: int) -> Params:
+    """Fresh values of the parameters that methods add; works under jit."""
+    added, drawn = added_paths(model), flatten(init_params(model, seed))
+    return unflatten({path: drawn[path] for path in drawn if path in added})
+
+
+def digest(params: Params) -> str:
+    """What a base model is known by: 16 hex digits over names, shapes and bytes of its parameters."""
+    found = hashlib.sha256()
+    for path, value in sorted(flatten(params).items()):
+        found.update(f"{path} {value.shape} {value.dtype};".encode())
+        found.update(np.ascontiguousarray(value).data)
+    return found.hexdigest()[:16]
+
+
+def merged(model: T5Config, params: Params) -> tuple[T5Config, Params]:
+    """The model and its parameters without what methods added: the effect is in the model's own parameters.
+
+    Raises:
+      TuningError: a method adds something that a plain model has no place for.
+    """
+    flat = flatten(params)
+    for method in methods_of(model):  # in the order in which they lie around a projection
+        flat = method.merge(flat)
+    return dataclasses.replace(model, added=()), unflatten(flat)
+
+
+def logit_difference(one: tuple[T5Config, Params], other: tuple[T5Config, Params]) -> float:
+    """The largest absolute difference of a logit between two models, float32, over a few random tokens."""
+    rows = jax.random.randint(jax.random.key(0), (2, 2, 32), 2, one[0].vocab_size)
+    ones = jnp.ones_like(rows[0])
+    batch = {"encoder_input_tokens": rows[0], "encoder_segment_ids": ones}
+    batch |= {"decoder_input_tokens": rows[1], "decoder_segment_ids": ones}
+
+    def logits(model: T5Config, params: Params) -> jax.Array:
+        built = build(model, Compute(), params)
+        return built.logits(built(batch))
+
+    return float(jnp.abs(logits(*one) - logits(*other)).max())

@@ -1,0 +1,180 @@
+"""Tuned runs: what is frozen stays bit for bit, costs no gradient and no optimizer state, and is in no checkpoint."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from flanjax.files import read_json_lines
+from flanjax.models.t5 import init_params
+from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.training.losses import LossConfig
+from flanjax.training.optimizers import OptimizerConfig, make_optimizer
+from flanjax.training.schedules import make_schedule
+from flanjax.training.step import StateLayout, batch_shapes, compile_step, make_train_step, put_batch
+from flanjax.tuning.ia3 import IA3
+from flanjax.tuning.lora import ALL_LINEAR, LoRA
+from flanjax.tuning.partition import added_paths, flatten, trainable_axes
+from flanjax.tuning.select import Freeze, Train
+
+METHODS = {
+    "full": (),
+    "lora": (LoRA(rank=2, alpha=8, dropout=0.1),),
+    "all_linear": (LoRA(rank=2, targets=ALL_LINEAR),),
+    "ia3": (IA3(),),
+    "norms": (Train(),),
+    "frozen_embedding": (Freeze(parameters="token_embedder/.*"),),
+    "both": (LoRA(rank=2), Train()),
+}
+each = pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
+ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)
+ADAFACTOR = OptimizerConfig(learning_rate=0.02, min_dim_size_to_factor=4)
+
+
+class Program:
+    """A compiled step of a tuned tiny model."""
+
+    def __init__(self, tiny_run, name, *, mesh=None, microbatches=1, optimizer=ADAMW):
+        self.model = dataclasses.replace(tiny_run.TINY, added=METHODS[name], dropout_rate=0)
+        self.mesh = make_mesh(mesh or MeshConfig(), None if mesh else jax.devices()[:1])
+        self.optimizer = make_optimizer(optimizer, trainable_axes(self.model), total_steps=100)
+        self.layout = StateLayout.of(self.model, self.optimizer, self.mesh)
+        step = make_train_step(
+            self.model,
+            tiny_run.FLOAT32,
+            LossConfig(chunk_tokens=16),
+            self.optimizer,
+            make_schedule(optimizer, 100),
+            self.layout,
+            seed=0,
+            microbatches=microbatches,
+        )
+        shapes = batch_shapes(tiny_run.ROWS, tiny_run.ENCODER, tiny_run.DECODER, self.mesh)
+        self.compiled = compile_step(step, self.layout, shapes)
+
+    def run(self, batches, *, moved=False):
+        params = jax.device_get(init_params(self.model, seed=0))
+        if moved:  # away from matrices that are zero, whose gradients are rounding alone
+            rng = np.random.default_rng(0)
+            params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
+        state = self.layout.start(params, self.optimizer)
+        losses = []
+        for batch in batches:
+            state, metrics = self.compiled(state, put_batch(batch, self.mesh))
+            losses.append(float(metrics.loss / metrics.tokens))
+        return jax.device_get(state), losses
+
+
+@pytest.fixture(scope="module")
+def program(tiny_run):
+    return functools.cache(functools.partial(Program, tiny_run))
+
+
+@each
+@pytest.mark.parametrize("optimizer", [ADAMW, ADAFACTOR], ids=["adamw", "adafactor"])
+def test_the_frozen_stay_bit_for_bit_and_the_others_learn(program, tiny_run, name, optimizer):
+    state, losses = program(name, optimizer=optimizer).run([tiny_run.random_batch(0)] * 8)
+    model = program(name, optimizer=optimizer).model
+    before = flatten(jax.device_get(init_params(model, seed=0)))
+    frozen, moved = flatten(state.frozen), flatten(state.params)
+    assert frozen
+    assert frozen.keys() | moved.keys() == before.keys()
+    for path, value in frozen.items():
+        np.testing.assert_array_equal(value, before[path], err_msg=path)
+    still = [path for path, value in moved.items() if np.array_equal(value, before[path])]
+    assert not still
+    assert losses[-1] < losses[0]
+
+
+@each
+def test_the_frozen_have_no_gradient_and_no_optimizer_state(program, name):
+    tuned, full = program(name), program("full")
+    trained = sum(leaf.size for leaf in jax.tree.leaves(tuned.layout.state.params))
+    state = sum(leaf.size for leaf in jax.tree.leaves(tuned.layout.state.opt_state))
+    assert 2 * trained <= state <= 2 * trained + 8  # AdamW's two moments, and counters
+    # The state goes through in place: what comes out lies where it went in.
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tuned.layout.state))
+    assert tuned.compiled.memory.aliased == held
+
+    def flops(program):
+        return program.compiled.run.cost_analysis()["flops"]
+
+    if name != "frozen_embedding":  # whose gradient is a scatter
+        kernels = sum(leaf.size for path, leaf in flatten(full.layout.state.params).items() if path.endswith("kernel"))
+        assert flops(tuned) < flops(full) - kernels  # the products of the weight gradients at the very least
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, model=2)], ids=["data", "mixed"])
+@pytest.mark.parametrize("name", ["all_linear", "ia3"])
+def test_eight_devices_equal_one(program, tiny_run, mesh, name):
+    batches = [tiny_run.random_batch(seed) for seed in range(3)]
+    alone, expected = program(name).run(batches, moved=True)
+    sharded = program(name, mesh=mesh)
+    spread, losses = sharded.run(batches, moved=True)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), spread.all_params, alone.all_params
+    )
+    if name == "all_linear" and mesh.model > 1:
+        b = sharded.layout.state.params["encoder"]["layers"]["mlp"]["wi_0"]["lora"]["b"]
+        assert b.sharding.shard_shape(b.shape) == (2, 2, 16)  # split along the feed-forward's units, as the kernel is
+
+
+def test_microbatches_give_the_update_of_the_whole_batch(program, tiny_run):
+    batches = [tiny_run.random_batch(seed) for seed in range(2)]
+    whole, _ = program("all_linear").run(batches, moved=True)
+    cut, _ = program("all_linear", microbatches=4).run(batches, moved=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), whole.params, cut.params)
+
+
+@pytest.fixture
+def train(tiny_run):
+    """train(folder, "lora", train_steps=4) runs the loop; the result, and the model."""
+
+    def run(folder: Path, name: str, **loop):
+        model = dataclasses.replace(tiny_run.TINY, added=METHODS[name])
+        return tiny_run.start(
+            folder,
+            model=model,
+            optimizer=ADAMW,
+            initial_params=lambda shardings: jax.jit(lambda: init_params(model, 0))(),
+            **{"eval_every": 4, "log_every": 1, **loop},
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["lora", "both"])
+def test_resumed_equals_uninterrupted(train, tmp_path, name):
+    whole = train(tmp_path / "whole", name, train_steps=8)
+    train(tmp_path / "parts", name, train_steps=3)
+    resumed = train(tmp_path / "parts", name, train_steps=8)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    # The evaluation depends on every parameter, frozen ones too.
+    last, expected = (
+        read_json_lines(tmp_path / folder / "metrics.jsonl")[-1]["values"] for folder in ("parts", "whole")
+    )
+    assert last == expected
+
+
+def test_a_checkpoint_has_what_moves_alone(train, tiny_run, tmp_path):
+    for name in ("full", "lora"):
+        train(tmp_path / name, name, train_steps=3)
+
+    def size(name, part):
+        return sum(f.stat().st_size for f in (tmp_path / name / "checkpoints" / "3" / part).rglob("*") if f.is_file())
+
+    model = dataclasses.replace(tiny_run.TINY, added=METHODS["lora"])
+    trained = 4 * sum(leaf.size for leaf in flatten(init_params(model, 0)).values() if leaf.size) - 4 * sum(
+        leaf.size for leaf in flatten(init_params(tiny_run.TINY, 0)).values()
+    )
+    assert added_paths(model)
+    assert size("lora", "params") < size("full", "params")
+    from flanjax.training.checkpoints import restore_params
+
+    found, _ = restore_params(tmp_path / "lora" / "checkpoints")
+    assert flatten(found).keys() == added_paths(model)
+    assert sum(leaf.nbytes for leaf in flatten(found).values()) == trained

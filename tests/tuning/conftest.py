@@ -1,0 +1,66 @@
+"""Tiny models of both kinds, bases that are not at their initial values, and batches of packed rows."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from flanjax.models.config import T5Config
+from flanjax.models.t5 import Params, init_params
+from flanjax.tuning.method import Method
+
+GATED = T5Config(
+    vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=3
+)
+PLAIN = dataclasses.replace(GATED, mlp_activations=("relu",), tied_head=True)
+
+
+@pytest.fixture(params=["gated", "plain"])
+def base(request: pytest.FixtureRequest) -> T5Config:
+    return GATED if request.param == "gated" else PLAIN
+
+
+@pytest.fixture
+def tuned() -> Callable[..., tuple[T5Config, Params]]:
+    """tuned(base, LoRA(), moved=True): the model with these methods; `moved` gives all parameters values at random."""
+
+    def make(base: T5Config, *methods: Method, moved: bool = False, seed: int = 0) -> tuple[T5Config, Params]:
+        model = dataclasses.replace(base, added=methods)
+        params = init_params(model, seed)
+        if moved:
+            rng = np.random.default_rng(seed)
+            params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
+        return model, params
+
+    return make
+
+
+@pytest.fixture
+def batch() -> dict[str, Any]:
+    """Two rows with two examples each, of different lengths, and padding."""
+    rng = np.random.default_rng(3)
+
+    def side(spans: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        segments = np.zeros((2, length), np.int32)
+        for row, lengths in enumerate(spans):
+            start = 0
+            for number, size in enumerate(lengths, 1):
+                segments[row, start : start + size] = number
+                start += size
+        return rng.integers(2, 64, segments.shape).astype(np.int32) * (segments > 0), segments
+
+    encoder, encoder_segments = side([[5, 6], [9, 2]], 12)
+    decoder, decoder_segments = side([[3, 4], [2, 5]], 8)
+    return {
+        "encoder_input_tokens": encoder,
+        "encoder_segment_ids": encoder_segments,
+        "encoder_positions": np.zeros_like(encoder),
+        "decoder_input_tokens": decoder,
+        "decoder_target_tokens": np.roll(decoder, -1, axis=1),
+        "decoder_loss_weights": (decoder_segments > 0).astype(np.int32),
+        "decoder_segment_ids": decoder_segments,
+        "decoder_positions": np.zeros_like(decoder),
+    }

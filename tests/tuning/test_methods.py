@@ -1,0 +1,231 @@
+"""Every method: zero delta at the start, packed equals unpacked, scan equals unrolled, merged equals adapted."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.t5 import abstract_params, build, init_params
+from flanjax.tuning.ia3 import IA3
+from flanjax.tuning.lora import ALL_LINEAR, LoRA
+from flanjax.tuning.method import TuningError
+from flanjax.tuning.methods import METHODS, from_settings, to_settings
+from flanjax.tuning.partition import (
+    Partition,
+    added_params,
+    added_paths,
+    digest,
+    flatten,
+    logit_difference,
+    merge,
+    merged,
+    unflatten,
+)
+from flanjax.tuning.select import Freeze, Train
+
+GATED = T5Config(
+    vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=3
+)
+
+ADDING = {
+    "lora": (LoRA(rank=2, alpha=4),),
+    "all_linear": (LoRA(rank=3, alpha=4, targets=ALL_LINEAR, rank_stabilized=True),),
+    "ia3": (IA3(),),
+    "both": (LoRA(rank=2, targets=".*/(key|wo)"), IA3(), Train()),
+    "the_other_way": (IA3(), LoRA(rank=2, targets=".*/(key|wo)")),
+}
+SELECTING = {"norms": (Train(),), "frozen_embedding": (Freeze(parameters="token_embedder/.*"),)}
+METHOD_SETS = ADDING | SELECTING
+each_adding = pytest.mark.parametrize("methods", ADDING.values(), ids=ADDING)
+each = pytest.mark.parametrize("methods", METHOD_SETS.values(), ids=METHOD_SETS)
+
+
+def logits(model, params, batch, **compute):
+    built = build(model, Compute(**compute), params)
+    return np.asarray(built.logits(built(batch)))
+
+
+@each
+def test_the_first_model_is_exactly_the_base(base, tuned, batch, methods):
+    model, params = tuned(base, *methods)
+    _, plain = tuned(base)
+    own = {path: value for path, value in flatten(params).items() if path not in added_paths(model)}
+    assert own.keys() == flatten(plain).keys()
+    jax.tree.map(np.testing.assert_array_equal, own, flatten(plain))
+    np.testing.assert_array_equal(logits(model, params, batch), logits(base, plain, batch))
+
+
+@each_adding
+def test_what_is_added_has_an_effect_once_it_has_moved(base, tuned, batch, methods):
+    model, params = tuned(base, *methods, moved=True)
+    own = {path: value for path, value in flatten(params).items() if path not in added_paths(model)}
+    assert np.abs(logits(model, params, batch) - logits(base, unflatten(own), batch)).max() > 1e-2
+
+
+@each_adding
+def test_merged_equals_adapted(base, tuned, batch, methods):
+    model, params = tuned(base, *methods, moved=True)
+    plain, own = merged(model, params)
+    assert plain == base
+    assert not added_paths(plain)
+    np.testing.assert_allclose(logits(plain, own, batch), logits(model, params, batch), rtol=1e-4, atol=1e-4)
+    assert 0 < logit_difference((model, params), (plain, own)) < 1e-4
+
+
+@each_adding
+def test_scanned_equals_unrolled_equals_recomputed(base, tuned, batch, methods):
+    model, params = tuned(base, *methods, moved=True)
+    unrolled = logits(model, params, batch, scan_layers=False)
+    for compute in ({}, {"remat": "full"}, {"remat": "minimal", "scan_layers": False}):
+        np.testing.assert_allclose(logits(model, params, batch, **compute), unrolled, rtol=1e-5, atol=1e-5)
+
+
+@each_adding
+def test_packed_equals_unpacked(base, tuned, batch, methods):
+    model, params = tuned(base, *methods, moved=True)
+    packed = logits(model, params, batch)
+    for row in range(2):
+        for segment in (1, 2):
+            own = {
+                name: np.asarray(values[row][batch[f"{side}_segment_ids"][row] == segment])[None]
+                for side in ("encoder", "decoder")
+                for name, values in batch.items()
+                if name.startswith(side)
+            }
+            for side in ("encoder", "decoder"):
+                own[f"{side}_segment_ids"] = np.ones_like(own[f"{side}_segment_ids"])
+            inside = batch["decoder_segment_ids"][row] == segment
+            np.testing.assert_allclose(logits(model, params, own)[0], packed[row][inside], rtol=1e-4, atol=1e-4)
+
+
+@each
+def test_methods_come_back_from_the_settings_of_a_run(methods):
+    assert from_settings(to_settings(methods)) == methods
+    assert {method.name for method in methods} <= METHODS.keys()
+
+
+@each_adding
+def test_what_is_added_alone_is_drawn_as_with_the_rest(base, tuned, methods):
+    model, params = tuned(base, *methods)
+    alone = flatten(added_params(model, 0))
+    assert alone.keys() == added_paths(model)
+    for path, value in alone.items():
+        np.testing.assert_array_equal(value, flatten(params)[path])
+
+
+def test_lora_starts_as_in_peft_and_has_its_scales(base, tuned):
+    _, params = tuned(base, LoRA(rank=4))
+    adapter = params["encoder"]["layers"]["attention"]["query"]["lora"]
+    assert adapter["a"].shape == (2, 16, 4)
+    assert adapter["b"].shape == (2, 4, 8)
+    assert not adapter["b"].any()
+    assert np.abs(adapter["a"]).max() <= 1 / 4
+    assert np.abs(adapter["a"]).max() > 0.9 / 4
+    assert LoRA(rank=16, alpha=32).scale == 2
+    assert LoRA(rank=16, alpha=32, rank_stabilized=True).scale == 8
+
+
+def test_lora_is_the_published_formula(base, tuned, batch):
+    method = LoRA(rank=2, alpha=6, targets="encoder/layers/attention/query")
+    model, params = tuned(base, method, moved=True)
+    own = flatten(params)
+    a, b = (own.pop(f"encoder/layers/attention/query/lora/{part}") for part in "ab")
+    own["encoder/layers/attention/query/kernel"] += 3 * np.einsum("lir,lro->lio", a, b)
+    plain = logits(base, unflatten(own), batch)
+    np.testing.assert_allclose(logits(model, params, batch), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_lora_dropout_falls_on_the_adapter_alone(base, tuned, batch):
+    model, params = tuned(base, LoRA(rank=2, dropout=0.5), moved=True)
+    assert model.draws_dropout
+    assert not base.draws_dropout
+
+    def run(key):
+        built = build(model, Compute(), params)
+        return np.asarray(built(batch, dropout_key=key))
+
+    assert np.abs(run(jax.random.key(1)) - run(jax.random.key(2))).max() > 1e-3
+    fresh = init_params(model, 0)
+    built = build(model, Compute(), fresh)
+    np.testing.assert_array_equal(built(batch, dropout_key=jax.random.key(1)), built(batch))
+
+
+def test_a_partition_covers_every_parameter_once(base, tuned):
+    model, params = tuned(base, LoRA(rank=2), Train(parameters="decoder/decoder_norm/scale"))
+    partition = Partition.of(model)
+    assert partition.labels.keys() == flatten(params).keys()
+    trainable, frozen = partition.split(params)
+    moved = set(flatten(trainable))
+    assert moved == added_paths(model) | {"decoder/decoder_norm/scale"}
+    assert not moved & flatten(frozen).keys()
+    together = merge(trainable, frozen)
+    assert jax.tree.structure(together) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, together, params)
+
+
+def test_without_methods_everything_moves(base, tuned):
+    _, params = tuned(base)
+    trainable, frozen = Partition.of(base).split(params)
+    assert frozen == {}
+    assert flatten(trainable).keys() == flatten(params).keys()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_regular_expression_selects_what_it_matches(data):
+    paths = sorted(flatten(abstract_params(GATED)))
+    chosen = data.draw(st.lists(st.sampled_from(paths), min_size=1, unique=True))
+    pattern = "|".join(map(re.escape, chosen))
+    labels = Partition.of(dataclasses.replace(GATED, added=(Train(parameters=pattern),))).labels
+    assert {path for path, label in labels.items() if label == "trainable"} == set(chosen)
+    if set(chosen) != set(paths):
+        labels = Partition.of(dataclasses.replace(GATED, added=(Freeze(parameters=pattern),))).labels
+        assert {path for path, label in labels.items() if label == "frozen"} == set(chosen)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ((LoRA(targets=".*/quary"),), r"LoRA\.targets = '\.\*/quary' matches nothing .*did you mean 'query'"),
+        ((LoRA(targets="query"),), "has to match a whole path, such as 'decoder/layers/"),
+        ((LoRA(targets="decoder/logits_dense"),), "matches nothing"),
+        ((IA3(input_targets=".*/w"),), r"IA3\.input_targets = .* matches nothing"),
+        ((Train(parameters=".*bias"),), r"Train\.parameters = '\.\*bias' matches nothing"),
+        ((Freeze(parameters="encoder"),), r"Freeze\.parameters = 'encoder' matches nothing"),
+        ((Freeze(parameters=".*"),), "no parameter would be trained by Freeze"),
+        ((LoRA(rank=9),), "LoRA.rank = 9 is larger than a target of 16 x 8: give at most 8"),
+    ],
+)
+def test_methods_that_do_not_fit_are_refused(base, methods, message):
+    with pytest.raises(TuningError, match=message):
+        Partition.of(dataclasses.replace(base, added=methods))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoRA(rank=0), "LoRA.rank is 0"),
+        (lambda: LoRA(dropout=1.0), r"LoRA.dropout is 1\.0"),
+        (lambda: LoRA(targets="(query"), r"LoRA\.targets = '\(query' is no regular expression"),
+        (lambda: from_settings([{"name": "lorra"}]), r"'lorra' is not known \(did you mean 'lora'"),
+        (lambda: from_settings([{"name": "lora", "rnk": 3}]), "'lora': .*rnk"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(make, message):
+    with pytest.raises(TuningError, match=message):
+        make()
+
+
+def test_a_base_is_known_by_every_byte(base, tuned):
+    _, params = tuned(base)
+    known = digest(params)
+    assert known == digest(jax.tree.map(np.asarray, params))
+    changed = jax.tree.map(jnp.copy, params)
+    changed["encoder"]["encoder_norm"]["scale"] = changed["encoder"]["encoder_norm"]["scale"].at[3].add(1e-6)
+    assert digest(changed) != known
