@@ -77,7 +77,7 @@ def test_the_output_tells_the_run(tiny: Path) -> None:
     for words in (
         "mixture demo: 19 tasks",
         "padding",
-        "parameters in",
+        "parameters are trained",
         "before",
         "after",
         "exact_match",
