@@ -47,8 +47,8 @@ def test_every_axis_of_the_model_has_a_rule(mesh):
 
 
 def test_an_uncovered_parameter_is_named(mesh):
-    axes, shapes = {"lora": {"a": ("embed", "rank")}}, {"lora": {"a": jax.ShapeDtypeStruct((128, 4), jnp.float32)}}
-    with pytest.raises(ShardingError, match="parameter lora/a: no sharding rule for axis 'rank'"):
+    axes, shapes = {"lora": {"a": ("embed", "planes")}}, {"lora": {"a": jax.ShapeDtypeStruct((128, 4), jnp.float32)}}
+    with pytest.raises(ShardingError, match="parameter lora/a: no sharding rule for axis 'planes'"):
         param_shardings(axes, shapes, mesh)
 
 
