@@ -152,7 +152,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
             f"the vocabulary of {run.data.mixture!r} has {vocabulary.size} ids, the model only {model.vocab_size}: "
             "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
         )
-    model = dataclasses.replace(model, added=tuple(run.tuning))
+    model = start.tuned
     settings = _settings(run, model, batches, base=start.base())
     agree("the configuration and the data of the run", settings.to_json(sort_keys=True))
     evaluators = _evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice)
@@ -194,9 +194,14 @@ class _StartingPoint:
             model = dataclasses.replace(model, dropout_rate=self._run.dropout_rate)
         return model
 
+    @property
+    def tuned(self) -> T5Config:
+        """The model with what the run's methods add to it."""
+        return dataclasses.replace(self.model, added=tuple(self._run.tuning))
+
     def params(self, shardings: Params) -> Params:
         """The first parameters, float32; random ones come into being where they are to lie."""
-        tuned, seed = dataclasses.replace(self.model, added=tuple(self._run.tuning)), self._run.train.seed
+        tuned, seed = self.tuned, self._run.train.seed
         if self._folder is None:
             return jax.jit(init_params, static_argnums=(0, 1), out_shardings=shardings)(tuned, seed)
         found, params = self._source()

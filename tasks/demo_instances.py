@@ -143,42 +143,27 @@ def yes_no(draw: Draw) -> Instance:
 
 def who_has(draw: Draw) -> Instance:
     """Which of three people has a thing."""
-    facts, names, things = _facts(draw, "has the", FRUITS + TOOLS, 3)
-    asked = draw.below(3)
-    rationale = f"{names[asked]} has the {things[asked]}."
-    return {"facts": facts, "thing": things[asked], "answer": names[asked], "rationale": rationale}
+    return _person(draw, "has the", FRUITS + TOOLS, "thing")
 
 
 def what_has(draw: Draw) -> Instance:
     """What one of three people has."""
-    facts, names, things = _facts(draw, "has the", FRUITS + TOOLS, 3)
-    asked = draw.below(3)
-    rationale = f"{names[asked]} has the {things[asked]}."
-    return {"facts": facts, "name": names[asked], "answer": things[asked], "rationale": rationale}
+    return _thing(draw, "has the", FRUITS + TOOLS)
 
 
 def who_likes(draw: Draw) -> Instance:
     """Which of three people likes a colour."""
-    facts, names, colours = _facts(draw, "likes", COLOURS, 3)
-    asked = draw.below(3)
-    rationale = f"{names[asked]} likes {colours[asked]}."
-    return {"facts": facts, "colour": colours[asked], "answer": names[asked], "rationale": rationale}
+    return _person(draw, "likes", COLOURS, "colour")
 
 
 def where_lives(draw: Draw) -> Instance:
     """In which city one of three people lives."""
-    facts, names, cities = _facts(draw, "lives in", CITIES, 3)
-    asked = draw.below(3)
-    rationale = f"{names[asked]} lives in {cities[asked]}."
-    return {"facts": facts, "name": names[asked], "answer": cities[asked], "rationale": rationale}
+    return _thing(draw, "lives in", CITIES)
 
 
 def who_lives(draw: Draw) -> Instance:
     """Which of three people lives in a city: the question of `who_has` about the facts of `where_lives`."""
-    facts, names, cities = _facts(draw, "lives in", CITIES, 3)
-    asked = draw.below(3)
-    rationale = f"{names[asked]} lives in {cities[asked]}."
-    return {"facts": facts, "city": cities[asked], "answer": names[asked], "rationale": rationale}
+    return _person(draw, "lives in", CITIES, "city")
 
 
 def add_words(draw: Draw) -> Instance:
@@ -271,3 +256,19 @@ def _facts(draw: Draw, verb: str, things: Sequence[str], count: int) -> tuple[st
     """Some people, something that each of them has, likes or lives in, and the sentences that say so."""
     names, chosen = draw.sample(NAMES, count), draw.sample(things, count)
     return " ".join(f"{name} {verb} {thing}." for name, thing in zip(names, chosen, strict=True)), names, chosen
+
+
+def _person(draw: Draw, verb: str, things: Sequence[str], key: str) -> Instance:
+    """Facts about three people, and the question which of them it is; `key` is the field of what is known."""
+    facts, names, chosen = _facts(draw, verb, things, 3)
+    asked = draw.below(3)
+    rationale = f"{names[asked]} {verb} {chosen[asked]}."
+    return {"facts": facts, key: chosen[asked], "answer": names[asked], "rationale": rationale}
+
+
+def _thing(draw: Draw, verb: str, things: Sequence[str]) -> Instance:
+    """Facts about three people, and the question what holds for one of them."""
+    facts, names, chosen = _facts(draw, verb, things, 3)
+    asked = draw.below(3)
+    rationale = f"{names[asked]} {verb} {chosen[asked]}."
+    return {"facts": facts, "name": names[asked], "answer": chosen[asked], "rationale": rationale}

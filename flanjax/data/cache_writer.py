@@ -37,6 +37,7 @@ from flanjax.data.cache import (
     vocabulary_folder,
 )
 from flanjax.data.vocabularies import Vocabulary
+from flanjax.files import FileError, write_whole
 
 
 def write_split(
@@ -129,11 +130,7 @@ def write_mixture(
     }
     with _disk_errors(file):
         vocabulary.save(vocabulary_folder(cache_dir, vocabulary.identity))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Two processes may write it at once: each under a name of its own.
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        _write_text(partial, json.dumps(content, indent=1) + "\n")
-        os.replace(partial, file)
+        write_whole(file, json.dumps(content, indent=1) + "\n")
         _sync(file.parent)
 
 
@@ -263,5 +260,5 @@ def _disk_errors(target: Path) -> Iterator[None]:
     """A disk that is full or refuses, as a CacheError; ArrayRecord reports it as a RuntimeError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, FileError) as error:
         raise CacheError(f"cannot write {target}: {error}; free some space or give another cache folder") from error

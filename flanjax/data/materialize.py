@@ -40,6 +40,7 @@ from flanjax.data.source_files import SourceFiles
 from flanjax.data.sources import BadRows, bad_row_policy, check_policy
 from flanjax.data.vocabularies import Vocabulary, VocabularyError, VocabularySource, train_vocabulary
 from flanjax.errors import FlanjaxError
+from flanjax.files import FileError
 
 if TYPE_CHECKING:
     import seqio
@@ -297,7 +298,7 @@ def _stored(cache: Path, vocabulary: Vocabulary) -> Vocabulary:
     folder = vocabulary_folder(cache, vocabulary.identity)
     try:
         vocabulary.save(folder)
-    except OSError as error:
+    except (OSError, FileError) as error:
         raise CacheError(f"cannot write {folder}: {error}; free some space or give another cache folder") from error
     return Vocabulary.load(folder)
 

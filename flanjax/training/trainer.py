@@ -125,12 +125,7 @@ def train(
         else:
             saved = checkpoints.config(latest)
             check_config(saved, run_config, fixed=fixed_keys, free=free_keys, where=str(run_dir))
-            restored = checkpoints.restore(latest, layout.state)
-            place, state = _Place.of(latest, restored.position), restored.state
-            if layout.state.frozen:
-                _, frozen = layout.place(initial_params(layout.shardings.all_params))
-                state = state._replace(frozen=frozen)
-            batches.set_state(restored.position["batches"])
+            place, state = _resume(latest, checkpoints, layout, batches, initial_params)
             told.notice(f"going on from the checkpoint of step {latest} in {run_dir}")
         if place.step < config.train_steps:
             checkpoints.check_room(layout.state)
@@ -150,6 +145,23 @@ def train(
                 place=place,
             )
             return loop.run()
+
+
+def _resume(
+    step: int,
+    checkpoints: Checkpoints,
+    layout: StateLayout,
+    batches: BatchIterator,
+    initial_params: Callable[[Params], Params],
+) -> tuple["_Place", TrainState]:
+    """The place and the state of a checkpoint, with `batches` set to go on from there."""
+    restored = checkpoints.restore(step, layout.state)
+    batches.set_state(restored.position["batches"])
+    place, state = _Place.of(step, restored.position), restored.state
+    if layout.state.frozen:  # no checkpoint has them
+        _, frozen = layout.place(initial_params(layout.shardings.all_params))
+        state = state._replace(frozen=frozen)
+    return place, state
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ Methods are frozen dataclasses without arrays: a run keeps them in its settings,
 Paths are the parameters' own, "encoder/layers/attention/query/kernel".
 """
 
+import abc
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,8 +26,8 @@ class TuningError(FlanjaxError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """A method that adds nothing and moves nothing; the others say what they do differently.
+class Method(abc.ABC):
+    """A method that adds nothing; each says what it moves, and what it does differently.
 
     Attributes:
       name: in settings and in the paths of what it adds.
@@ -39,13 +40,14 @@ class Method:
         """Of a dropout of the method's own."""
         return 0.0
 
-    def attach(self, layer: nnx.Module, path: str) -> None:
+    def attach(self, layer: nnx.Module, path: str) -> None:  # noqa: B027  some methods add nothing
         """Puts what the method adds into one layer of a stack."""
 
+    @abc.abstractmethod
     def trains(self, path: str) -> bool:
         """Whether the method moves this parameter."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def check(self, model: T5Config, paths: list[str]) -> None:
         """Refuses a model that the method cannot tune.
 

@@ -40,5 +40,6 @@ def test_a_number_out_of_range_is_named(name: str, value: Any, least: int) -> No
 
 
 def test_the_ends_of_the_ranges_are_in_them() -> None:
-    EvaluationConfig(loss_examples=None, questions=0, max_new_tokens=1)
-    EvaluationConfig(loss_examples=1)
+    least = EvaluationConfig(loss_examples=None, questions=0, max_new_tokens=1)
+    assert (least.loss_examples, least.questions, least.max_new_tokens) == (None, 0, 1)
+    assert EvaluationConfig(loss_examples=1).loss_examples == 1

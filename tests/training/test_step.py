@@ -9,18 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from flanjax.models.t5 import build, init_params, logical_axes
-from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.models.t5 import build, init_params
+from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import TrainingError
 from flanjax.training.losses import LossConfig
-from flanjax.training.optimizers import OptimizerConfig, make_optimizer
-from flanjax.training.schedules import make_schedule
+from flanjax.training.optimizers import OptimizerConfig
 from flanjax.training.step import (
-    StateLayout,
-    batch_shapes,
-    compile_step,
     make_eval_step,
-    make_train_step,
     put_batch,
 )
 
@@ -31,39 +26,11 @@ ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.01, glo
 @pytest.fixture(scope="module")
 def program(tiny_run):
     """Makes `Program`s; the same arguments give the same one, as compiling takes seconds."""
-    return functools.cache(functools.partial(Program, tiny_run))
 
+    def make(*, optimizer=ADAFACTOR, dropout=0.0, **options):
+        return tiny_run.Program(dataclasses.replace(tiny_run.TINY, dropout_rate=dropout), optimizer, **options)
 
-class Program:
-    """A compiled step with a state to start from."""
-
-    def __init__(self, tiny_run, *, optimizer=ADAFACTOR, mesh=None, microbatches=1, dropout=0.0):
-        self.config = dataclasses.replace(tiny_run.TINY, dropout_rate=dropout)
-        self.mesh = make_mesh(mesh or MeshConfig(), None if mesh else jax.devices()[:1])
-        self.optimizer = make_optimizer(optimizer, logical_axes(self.config), total_steps=100)
-        self.layout = StateLayout.of(self.config, self.optimizer, self.mesh)
-        self.step = make_train_step(
-            self.config,
-            tiny_run.FLOAT32,
-            LossConfig(chunk_tokens=16),
-            self.optimizer,
-            make_schedule(optimizer, 100),
-            self.layout,
-            seed=0,
-            microbatches=microbatches,
-        )
-        shapes = batch_shapes(tiny_run.ROWS, tiny_run.ENCODER, tiny_run.DECODER, self.mesh)
-        self.compiled = compile_step(self.step, self.layout, shapes)
-
-    def start(self):
-        return self.layout.start(init_params(self.config, seed=0), self.optimizer)
-
-    def run(self, batches, state=None):
-        state, history = state or self.start(), []
-        for batch in batches:
-            state, metrics = self.compiled(state, put_batch(batch, self.mesh))
-            history.append(jax.device_get(metrics))
-        return jax.device_get(state), history
+    return functools.cache(make)
 
 
 def assert_close(a, b, **tolerance):
@@ -178,7 +145,7 @@ def test_the_metrics_are_sums_over_the_batch(program, tiny_run):
     batch = tiny_run.random_batch(0)
     tiny = program()
     _, (metrics,) = tiny.run([batch])
-    model = build(tiny.config, tiny_run.FLOAT32, init_params(tiny.config, seed=0))
+    model = build(tiny.model, tiny_run.FLOAT32, init_params(tiny.model, seed=0))
     logits = model.logits(model(batch))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["decoder_target_tokens"])
     expected = np.sum(losses * batch["decoder_loss_weights"])
@@ -192,7 +159,7 @@ def test_evaluation_has_no_dropout_and_equals_the_training_loss_without(program,
     batch = tiny_run.random_batch(0)
     _, (expected,) = program().run([batch])
     tiny = program(dropout=0.1, mesh=MeshConfig(data=2, fsdp=2, model=2))
-    evaluate = make_eval_step(tiny.config, tiny_run.FLOAT32, LossConfig(), tiny.mesh)
+    evaluate = make_eval_step(tiny.model, tiny_run.FLOAT32, LossConfig(), tiny.mesh)
     with jax.set_mesh(tiny.mesh):
         sums = evaluate(tiny.start().params, put_batch(batch, tiny.mesh))
     np.testing.assert_allclose(sums.loss, expected.loss, rtol=1e-5)

@@ -10,14 +10,11 @@ import pytest
 
 from flanjax.files import read_json_lines
 from flanjax.models.t5 import init_params
-from flanjax.sharding.mesh import MeshConfig, make_mesh
-from flanjax.training.losses import LossConfig
-from flanjax.training.optimizers import OptimizerConfig, make_optimizer
-from flanjax.training.schedules import make_schedule
-from flanjax.training.step import StateLayout, batch_shapes, compile_step, make_train_step, put_batch
+from flanjax.sharding.mesh import MeshConfig
+from flanjax.training.optimizers import OptimizerConfig
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
-from flanjax.tuning.partition import added_paths, flatten, trainable_axes
+from flanjax.tuning.partition import added_paths, flatten
 from flanjax.tuning.select import Freeze, Train
 
 METHODS = {
@@ -34,49 +31,27 @@ ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)
 ADAFACTOR = OptimizerConfig(learning_rate=0.02, min_dim_size_to_factor=4)
 
 
-class Program:
-    """A compiled step of a tuned tiny model."""
-
-    def __init__(self, tiny_run, name, *, mesh=None, microbatches=1, optimizer=ADAMW):
-        self.model = dataclasses.replace(tiny_run.TINY, added=METHODS[name], dropout_rate=0)
-        self.mesh = make_mesh(mesh or MeshConfig(), None if mesh else jax.devices()[:1])
-        self.optimizer = make_optimizer(optimizer, trainable_axes(self.model), total_steps=100)
-        self.layout = StateLayout.of(self.model, self.optimizer, self.mesh)
-        step = make_train_step(
-            self.model,
-            tiny_run.FLOAT32,
-            LossConfig(chunk_tokens=16),
-            self.optimizer,
-            make_schedule(optimizer, 100),
-            self.layout,
-            seed=0,
-            microbatches=microbatches,
-        )
-        shapes = batch_shapes(tiny_run.ROWS, tiny_run.ENCODER, tiny_run.DECODER, self.mesh)
-        self.compiled = compile_step(step, self.layout, shapes)
-
-    def run(self, batches, *, moved=False):
-        params = jax.device_get(init_params(self.model, seed=0))
-        if moved:  # away from matrices that are zero, whose gradients are rounding alone
-            rng = np.random.default_rng(0)
-            params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
-        state = self.layout.start(params, self.optimizer)
-        losses = []
-        for batch in batches:
-            state, metrics = self.compiled(state, put_batch(batch, self.mesh))
-            losses.append(float(metrics.loss / metrics.tokens))
-        return jax.device_get(state), losses
-
-
 @pytest.fixture(scope="module")
 def program(tiny_run):
-    return functools.cache(functools.partial(Program, tiny_run))
+
+    def make(name, *, optimizer=ADAMW, **options):
+        return tiny_run.Program(
+            dataclasses.replace(tiny_run.TINY, added=METHODS[name], dropout_rate=0), optimizer, **options
+        )
+
+    return functools.cache(make)
+
+
+def run_moved(program, batches):
+    """The last state of a run from parameters of which none is zero, and the losses."""
+    state, history = program.run(batches, program.start(moved=True))
+    return state, [metrics.loss / metrics.tokens for metrics in history]
 
 
 @each
 @pytest.mark.parametrize("optimizer", [ADAMW, ADAFACTOR], ids=["adamw", "adafactor"])
 def test_the_frozen_stay_bit_for_bit_and_the_others_learn(program, tiny_run, name, optimizer):
-    state, losses = program(name, optimizer=optimizer).run([tiny_run.random_batch(0)] * 8)
+    state, history = program(name, optimizer=optimizer).run([tiny_run.random_batch(0)] * 8)
     model = program(name, optimizer=optimizer).model
     before = flatten(jax.device_get(init_params(model, seed=0)))
     frozen, moved = flatten(state.frozen), flatten(state.params)
@@ -86,7 +61,7 @@ def test_the_frozen_stay_bit_for_bit_and_the_others_learn(program, tiny_run, nam
         np.testing.assert_array_equal(value, before[path], err_msg=path)
     still = [path for path, value in moved.items() if np.array_equal(value, before[path])]
     assert not still
-    assert losses[-1] < losses[0]
+    assert history[-1].loss < history[0].loss  # of the same tokens
 
 
 @each
@@ -111,9 +86,9 @@ def test_the_frozen_have_no_gradient_and_no_optimizer_state(program, name):
 @pytest.mark.parametrize("name", ["all_linear", "ia3"])
 def test_eight_devices_equal_one(program, tiny_run, mesh, name):
     batches = [tiny_run.random_batch(seed) for seed in range(3)]
-    alone, expected = program(name).run(batches, moved=True)
+    alone, expected = run_moved(program(name), batches)
     sharded = program(name, mesh=mesh)
-    spread, losses = sharded.run(batches, moved=True)
+    spread, losses = run_moved(sharded, batches)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), spread.all_params, alone.all_params
@@ -125,8 +100,8 @@ def test_eight_devices_equal_one(program, tiny_run, mesh, name):
 
 def test_microbatches_give_the_update_of_the_whole_batch(program, tiny_run):
     batches = [tiny_run.random_batch(seed) for seed in range(2)]
-    whole, _ = program("all_linear").run(batches, moved=True)
-    cut, _ = program("all_linear", microbatches=4).run(batches, moved=True)
+    whole, _ = run_moved(program("all_linear"), batches)
+    cut, _ = run_moved(program("all_linear", microbatches=4), batches)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), whole.params, cut.params)
 
 

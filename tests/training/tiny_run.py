@@ -19,9 +19,12 @@ from flanjax.sharding.hosts import join, row_shards_of_host
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Silence, TrainConfig
 from flanjax.training.losses import LossConfig
-from flanjax.training.optimizers import OptimizerConfig
+from flanjax.training.optimizers import OptimizerConfig, make_optimizer
+from flanjax.training.schedules import make_schedule
 from flanjax.training.signals import exit_now
+from flanjax.training.step import StateLayout, batch_shapes, compile_step, make_train_step, put_batch
 from flanjax.training.trainer import train
+from flanjax.tuning.partition import trainable_axes
 
 VOCAB, ENCODER, DECODER, ROWS = 64, 16, 8, 8
 TINY = T5Config(
@@ -111,6 +114,43 @@ def start(run_dir, *, batches=None, mesh=None, observer=None, evaluators=None, i
         observer=observer,
         **arguments,
     )
+
+
+class Program:
+    """A compiled step of a model with random parameters, and a run of it batch by batch."""
+
+    def __init__(self, model, optimizer, *, mesh=None, microbatches=1):
+        self.model = model
+        self.mesh = make_mesh(mesh or MeshConfig(), None if mesh else jax.devices()[:1])
+        self.optimizer = make_optimizer(optimizer, trainable_axes(model), total_steps=100)
+        self.layout = StateLayout.of(model, self.optimizer, self.mesh)
+        self.step = make_train_step(
+            model,
+            FLOAT32,
+            LossConfig(chunk_tokens=16),
+            self.optimizer,
+            make_schedule(optimizer, 100),
+            self.layout,
+            seed=0,
+            microbatches=microbatches,
+        )
+        self.compiled = compile_step(self.step, self.layout, batch_shapes(ROWS, ENCODER, DECODER, self.mesh))
+
+    def start(self, *, moved=False):
+        """The first state; `moved` away from matrices that are zero, whose gradients are rounding alone."""
+        params = jax.device_get(init_params(self.model, seed=0))
+        if moved:
+            rng = np.random.default_rng(0)
+            params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
+        return self.layout.start(params, self.optimizer)
+
+    def run(self, batches, state=None):
+        """The last state, and the metrics of every step, on the host."""
+        state, history = state or self.start(), []
+        for batch in batches:
+            state, metrics = self.compiled(state, put_batch(batch, self.mesh))
+            history.append(jax.device_get(metrics))
+        return jax.device_get(state), history
 
 
 class Printer(Silence):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanjax.models.config import Compute, T5Config
+from flanjax.models.config import Compute
 from flanjax.models.t5 import abstract_params, build, init_params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
@@ -29,9 +29,7 @@ from flanjax.tuning.partition import (
 )
 from flanjax.tuning.select import Freeze, Train
 
-GATED = T5Config(
-    vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=3
-)
+from .conftest import GATED
 
 ADDING = {
     "lora": (LoRA(rank=2, alpha=4),),
