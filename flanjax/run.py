@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params, init_params
+from flanjax.models.t5 import Params, abstract_params, init_params
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Observer, TrainConfig, TrainResult
@@ -42,16 +43,7 @@ from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_
 from flanjax.training.trainer import train
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import METHODS, to_settings
-from flanjax.tuning.partition import (
-    added_params,
-    added_paths,
-    digest,
-    flatten,
-    merge,
-    merged,
-    trainable_axes,
-    unflatten,
-)
+from flanjax.tuning.partition import begin, digest, flatten, merged, trainable_axes, unflatten
 
 
 class RunError(FlanjaxError):
@@ -165,7 +157,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
         evaluators=evaluators,
         mesh=mesh,
         settings=settings,
-        initial_params=start.params,
+        initial_params=functools.partial(start.params, vocabulary),
     )
 
 
@@ -199,19 +191,18 @@ class _StartingPoint:
         """The model with what the run's methods add to it."""
         return dataclasses.replace(self.model, added=tuple(self._run.tuning))
 
-    def params(self, shardings: Params) -> Params:
-        """The first parameters, float32; random ones come into being where they are to lie."""
-        tuned, seed = self.tuned, self._run.train.seed
+    def params(self, vocabulary: Vocabulary, shardings: Params) -> Params:
+        """The first parameters; random ones come into being where they are to lie."""
+        seed = self._run.train.seed
         if self._folder is None:
-            return jax.jit(init_params, static_argnums=(0, 1), out_shardings=shardings)(tuned, seed)
-        found, params = self._source()
-        self._check_shape(found)
-        self._read = None  # they are on the devices from now on
-        added, places = added_paths(tuned), flatten(shardings)
-        if not added:
-            return params
-        places = unflatten({path: place for path, place in places.items() if path in added})
-        return merge(params, jax.jit(added_params, static_argnums=(0, 1), out_shardings=places)(tuned, seed))
+            places, own = flatten(shardings), flatten(abstract_params(self.model))
+            places = unflatten({path: places.get(path) for path in own})
+            base = jax.jit(init_params, static_argnums=(0, 1), out_shardings=places)(self.model, seed)
+        else:
+            found, base = self._source()
+            self._check_shape(found)
+            self._read = None  # they are on the devices from now on
+        return begin(self.tuned, base, vocabulary.encode, seed)
 
     def base(self) -> str | None:
         """What the frozen parameters of a run that has some are known by; None where everything moves."""

@@ -18,7 +18,7 @@ from flanjax.models.config import ModelConfigError, T5Config
 from flanjax.models.t5 import Params, init_params
 from flanjax.tuning.method import TuningError
 from flanjax.tuning.methods import from_settings
-from flanjax.tuning.partition import digest, flatten, merged, unflatten
+from flanjax.tuning.partition import begin, digest, flatten, merged, unflatten
 
 SETTINGS = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -86,7 +86,9 @@ def read_run(folder: str | Path, *, step: int | None = None) -> TrainedRun:
     params, step = restore_params(folder / CHECKPOINTS, step)
     if model.added:
         # The checkpoint has what moved, the base everything else.
-        params = unflatten(flatten(_base(folder, model, settings)) | flatten(params))
+        base = _base(folder, model, settings)
+        start = begin(model, base, vocabulary.encode, settings["train"]["seed"])
+        params = unflatten(flatten(start) | flatten(params))
     return TrainedRun(model=model, params=params, vocabulary=vocabulary, step=step, settings=settings)
 
 

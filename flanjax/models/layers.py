@@ -26,10 +26,15 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def parameter(
-    shape: tuple[int, ...], axes: tuple[str, ...], stddev: float | None, *, uniform: bool = False
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    stddev: float | None,
+    *,
+    uniform: bool = False,
+    dtype: jnp.dtype | type = jnp.float32,
 ) -> nnx.Param:
-    """The description of a float32 parameter; normal or uniform with this deviation at the start, or ones."""
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, stddev=stddev, uniform=uniform)
+    """The description of a parameter; normal or uniform with this deviation at the start, or ones."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes, stddev=stddev, uniform=uniform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +94,8 @@ class Linear(nnx.Module):
     adapters: tuple[str, ...] = ()
 
     def __init__(self, size_in: int, size_out: int, axes: tuple[str, str], stddev: float):
-        self.kernel = parameter((size_in, size_out), axes, stddev)
+        self.shape, self.axes = (size_in, size_out), axes
+        self.kernel = parameter(self.shape, axes, stddev)
 
     def attach(self, name: str, adapter: Adapter) -> None:
         """Adds an adapter, whose parameters lie under `name`."""

@@ -291,7 +291,7 @@ def _map_parameters(config: T5Config, function: Callable[[str, nnx.Variable], An
 
 
 def abstract_params(config: T5Config) -> Params:
-    """The parameter tree as `jax.ShapeDtypeStruct`s, all float32."""
+    """The parameter tree as `jax.ShapeDtypeStruct`s; a model's own are float32."""
     return _map_parameters(config, lambda _, p: p.get_value())
 
 
@@ -309,14 +309,16 @@ def init_params(config: T5Config, seed: int) -> Params:
     key = jax.random.key(seed)
 
     def draw(path: str, p: nnx.Variable) -> Array:
-        shape = p.get_value().shape
+        shape, dtype = p.get_value().shape, p.get_value().dtype
         if p.stddev is None:
-            return jnp.ones(shape, jnp.float32)
+            return jnp.ones(shape, dtype)
+        if not p.stddev:
+            return jnp.zeros(shape, dtype)
         own = jax.random.fold_in(key, zlib.crc32(path.encode()))
         if p.uniform:
             bound = math.sqrt(3) * p.stddev
-            return jax.random.uniform(own, shape, jnp.float32, -bound, bound)
-        return p.stddev * jax.random.normal(own, shape, jnp.float32)
+            return jax.random.uniform(own, shape, jnp.float32, -bound, bound).astype(dtype)
+        return (p.stddev * jax.random.normal(own, shape, jnp.float32)).astype(dtype)
 
     return _map_parameters(config, draw)
 

@@ -69,7 +69,7 @@ class OutputFactor(Adapter):
     """A factor for each output of a projection."""
 
     def __init__(self, linear: Linear):
-        self.output = parameter(linear.kernel.get_value().shape[1:], linear.kernel.axes[1:], None)
+        self.output = parameter(linear.shape[1:], linear.axes[1:], None)
 
     def after(
         self, x: Float[Array, "batch length in"], out: Float[Array, "batch length out"], dropout: Dropout
@@ -82,7 +82,7 @@ class InputFactor(Adapter):
     """A factor for each input of a projection."""
 
     def __init__(self, linear: Linear):
-        self.input = parameter(linear.kernel.get_value().shape[:1], linear.kernel.axes[:1], None)
+        self.input = parameter(linear.shape[:1], linear.axes[:1], None)
 
     def before(self, x: Float[Array, "batch length in"]) -> Float[Array, "batch length in"]:
         """`x` times the factors."""

@@ -99,7 +99,7 @@ class LowRank(Adapter):
     """A and B of one projection."""
 
     def __init__(self, linear: Linear, method: LoRA):
-        (size_in, size_out), (axis_in, axis_out) = linear.kernel.get_value().shape, linear.kernel.axes
+        (size_in, size_out), (axis_in, axis_out) = linear.shape, linear.axes
         if method.rank > min(size_in, size_out):
             raise TuningError(
                 f"LoRA.rank = {method.rank} is larger than a target of {size_in} x {size_out}: "

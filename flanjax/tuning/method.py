@@ -9,7 +9,7 @@ Paths are the parameters' own, "encoder/layers/attention/query/kernel".
 import abc
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -19,6 +19,8 @@ from flanjax.models.config import T5Config
 from flanjax.models.layers import Linear
 
 Flat = dict[str, Any]
+# A text's token ids, without EOS.
+Encode = Callable[[str], list[int]]
 
 
 class TuningError(FlanjaxError):
@@ -58,6 +60,20 @@ class Method(abc.ABC):
         Raises:
           TuningError: it does not fit; the message says what does.
         """
+
+    def begin(self, params: Flat, encode: Encode) -> Flat:
+        """The parameters that tuning begins with, by path, where they hang on the base model or its vocabulary.
+
+        A pure function: a checkpoint has only what moves, and the rest is made again.
+
+        Arguments:
+          params: the base's, and the method's own as they were drawn.
+          encode: of the run's vocabulary.
+
+        Raises:
+          TuningError: the method cannot begin with what there is.
+        """
+        return params
 
     def merge(self, params: Flat) -> Flat:
         """The parameters, by path, without the method's own, whose effect is in the others.

@@ -20,7 +20,7 @@ from flax import nnx
 
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, abstract_params, build, init_params, logical_axes
-from flanjax.tuning.method import Flat, Method, TuningError
+from flanjax.tuning.method import Encode, Flat, Method, TuningError
 
 TRAINABLE, FROZEN = "trainable", "frozen"
 
@@ -94,6 +94,26 @@ def added_params(model: T5Config, seed: int) -> Params:
     """Fresh values of the parameters that methods add; works under jit."""
     added, drawn = added_paths(model), flatten(init_params(model, seed))
     return unflatten({path: drawn[path] for path in drawn if path in added})
+
+
+def begin(model: T5Config, base: Params, encode: Encode, seed: int) -> Params:
+    """The parameters that tuning starts from: the base's and those added, as the methods begin them.
+
+    Arguments:
+      model: with its methods.
+      base: parameters of the model without them.
+      encode: token ids of a text, for methods that start from words.
+      seed: of what is drawn.
+
+    Raises:
+      TuningError: a method cannot begin with this base.
+    """
+    if not added_paths(model):
+        return base
+    flat = flatten(base) | flatten(jax.jit(added_params, static_argnums=(0, 1))(model, seed))
+    for method in methods_of(model):
+        flat = method.begin(flat, encode)
+    return unflatten(flat)
 
 
 def digest(params: Params) -> str:

@@ -1,6 +1,7 @@
 """The training door on two hosts: one run, which one of them materialises, prints and exports."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import jax
 import numpy as np
 
 import flanjax as library
+
+GLOO = "[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
 
 
 def losses(run: Path) -> list[tuple[int, str, float]]:
@@ -38,7 +41,8 @@ def test_two_hosts_are_one_run(tiny: Path, tmp_path: Path, environment: dict[str
     (first, first_errors), (second, second_errors) = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], first_errors + second_errors
     assert "4 cpu device(s): data 4" in first
-    assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
+    # Of the second only Gloo speaks; its threads write at once and cut each other's lines.
+    assert set(re.findall("[A-Za-z]+", second)) <= set(re.findall("[A-Za-z]+", GLOO)), second
 
     alone, together = library.load(tiny / "whole"), library.load(tmp_path / "hf")
     jax.tree.map(
