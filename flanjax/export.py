@@ -11,13 +11,26 @@ from pathlib import Path
 
 from flanjax import doors
 
+# A notice on `Exported.quantized`.
+QUANTIZED = (
+    "the run's base is quantized, and what it learnt was merged into the full-precision original: "
+    "the two differ by the rounding of the base"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was exported: the checkpoint's step, and where adapters were merged the largest difference of a logit."""
+    """What was exported.
+
+    Attributes:
+      step: the checkpoint's.
+      logit_difference: the largest between the run's model and the merged one; None where nothing was merged.
+      quantized: the run's base is, and what was exported is not.
+    """
 
     step: int
     logit_difference: float | None
+    quantized: bool
 
 
 def export(
@@ -25,7 +38,8 @@ def export(
 ) -> Exported:
     """Writes the checkpoint of `step`, or the latest, of the run directory `run` to the new folder `output`.
 
-    `dtype` is float32 unless given. With `merge` the parameters that tuning methods added are put into the model's own.
+    `dtype` is float32 unless given. With `merge` the parameters that tuning methods added are put into the model's own;
+    where the run had quantized those, into the originals that it was made from.
 
     Raises:
       FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged,
@@ -35,7 +49,7 @@ def export(
     from flanjax.interchange.hf_t5 import write_hf_t5
     from flanjax.interchange.runs import read_run
     from flanjax.tuning.method import TuningError
-    from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of
+    from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of, unquantized
 
     require_new(Path(output))
     trained = read_run(run, step=step)
@@ -44,12 +58,14 @@ def export(
             f"{run} was tuned by methods that add parameters ({', '.join(m.name for m in methods_of(trained.model))}), "
             "and a plain Hugging Face model has no place for them: give --merge to put them into its own"
         )
-    model, params = merged(trained.model, trained.params)
+    quantized = trained.model != unquantized(trained.model)
+    whole = read_run(run, step=trained.step, quantized=False) if quantized else trained
+    model, params = merged(whole.model, whole.params)
     difference = None
     if added_paths(trained.model):
         difference = logit_difference((trained.model, trained.params), (model, params))
     write_hf_t5(output, model, params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
-    return Exported(trained.step, difference)
+    return Exported(trained.step, difference, quantized)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +84,8 @@ def _export(flags: argparse.Namespace) -> int:
     done = export(flags.run, flags.output, step=flags.step, dtype=flags.dtype, merge=flags.merge)
     if done.logit_difference is not None:
         print(f"merged; the largest difference of a logit is {done.logit_difference:.2g}")
+    if done.quantized:
+        print(f"notice: {QUANTIZED}")
     print(f"step {done.step} of {flags.run} is in {flags.output}; load it with")
     print(f'  transformers.T5ForConditionalGeneration.from_pretrained("{flags.output}")')
     print(f'  flanjax.load("{flags.output}")')

@@ -216,7 +216,7 @@ class _StartingPoint:
         if self._read is None:
             assert self._folder is not None
             if is_run(self._folder):
-                trained = read_run(self._folder)
+                trained = read_run(self._folder, quantized=False)
                 self._read = merged(trained.model, trained.params)
             else:
                 self._read = read_hf_t5(self._folder)
@@ -227,7 +227,7 @@ class _StartingPoint:
         if self._folder is None or self._run.model is None:
             return
         if is_run(self._folder):
-            found, _ = read_settings(self._folder)
+            found = dataclasses.replace(read_settings(self._folder)[0], added=())  # merged when it is read
         else:
             # Whether the head is tied the tensors alone say.
             found = dataclasses.replace(read_hf_config(self._folder).model, tied_head=self._run.model.tied_head)

@@ -101,7 +101,7 @@ def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_
 
 def _finish(run: "Run", console: "Console") -> None:
     """Says where things are, and exports what was asked for."""
-    from flanjax.export import export
+    from flanjax.export import QUANTIZED, export
 
     console.heading("Done")
     console.line(f"run directory: {run.model_dir} (metrics.jsonl, loss.png, samples.jsonl, tensorboard, checkpoints)")
@@ -110,8 +110,8 @@ def _finish(run: "Run", console: "Console") -> None:
         return
     if Path(run.export_to).exists():
         console.notice(f"{run.export_to} is there already and was not written again; remove it to export anew")
-    else:
-        export(run.model_dir, run.export_to, merge=True)
+    elif export(run.model_dir, run.export_to, merge=True).quantized:
+        console.notice(QUANTIZED)
     console.line(f"Hugging Face folder: {run.export_to}; load it with")
     console.line(f'  transformers.T5ForConditionalGeneration.from_pretrained("{run.export_to}")')
     console.line(f'  flanjax.load("{run.export_to}").generate(["..."])')

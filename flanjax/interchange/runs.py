@@ -18,7 +18,7 @@ from flanjax.models.config import ModelConfigError, T5Config
 from flanjax.models.t5 import Params, init_params
 from flanjax.tuning.method import TuningError
 from flanjax.tuning.methods import from_settings
-from flanjax.tuning.partition import begin, digest, flatten, merged, unflatten
+from flanjax.tuning.partition import begin, digest, flatten, merged, unflatten, unquantized
 
 SETTINGS = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -70,8 +70,11 @@ def read_settings(folder: Path) -> tuple[T5Config, dict[str, Any]]:
         raise ModelFolderError(f"{folder / SETTINGS}: model: {error}") from error
 
 
-def read_run(folder: str | Path, *, step: int | None = None) -> TrainedRun:
+def read_run(folder: str | Path, *, step: int | None = None, quantized: bool = True) -> TrainedRun:
     """Opens a run directory at `step`, or at its latest whole checkpoint.
+
+    With `quantized=False` methods that quantize are left out: what was trained lies on the base that they had rounded,
+    in full precision, which can be merged.
 
     Raises:
       FlanjaxError: it is no run directory, its settings, vocabulary or checkpoint are missing or damaged, or there is
@@ -79,6 +82,8 @@ def read_run(folder: str | Path, *, step: int | None = None) -> TrainedRun:
     """
     folder = Path(folder)
     model, settings = read_settings(folder)
+    if not quantized:
+        model = unquantized(model)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     # Here, for Orbax takes seconds to import and a Hugging Face folder does without it.
     from flanjax.training.checkpoints import restore_params
@@ -107,7 +112,7 @@ def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:
             f"in {folder / SETTINGS}"
         )
     if is_run(Path(source)):
-        base = read_run(source)
+        base = read_run(source, quantized=False)
         _, params = merged(base.model, base.params)
     else:
         _, params = read_hf_t5(Path(source))

@@ -5,6 +5,7 @@ its initialiser (None: ones). `flanjax.models.t5.build` puts arrays in their pla
 modules, and activations take the dtype of the layer's input.
 """
 
+import abc
 import dataclasses
 import zlib
 from collections.abc import Callable
@@ -88,14 +89,27 @@ class Adapter(nnx.Module):
         return out
 
 
+class Packed(nnx.Module):
+    """A frozen kernel that is kept in another form than an array of floats, in the place of `Linear.kernel`."""
+
+    @abc.abstractmethod
+    def unpack(self) -> Float[Array, "in out"]:
+        """The kernel that it stands for, float32."""
+
+
 class Linear(nnx.Module):
     """A projection without bias; `kernel` [in, out]. Adapters are attached by name, each around those before it."""
 
     adapters: tuple[str, ...] = ()
+    kernel: nnx.Param | Packed
 
     def __init__(self, size_in: int, size_out: int, axes: tuple[str, str], stddev: float):
         self.shape, self.axes = (size_in, size_out), axes
         self.kernel = parameter(self.shape, axes, stddev)
+
+    def weight(self) -> Float[Array, "in out"]:
+        """The kernel, whatever form it is kept in."""
+        return self.kernel.unpack() if isinstance(self.kernel, Packed) else self.kernel[...]
 
     def attach(self, name: str, adapter: Adapter) -> None:
         """Adds an adapter, whose parameters lie under `name`."""
@@ -108,10 +122,17 @@ class Linear(nnx.Module):
         """`x @ kernel` with its adapters, in the dtype of x; the dropout is theirs alone."""
         return self._inside(len(self.adapters), x, dropout)
 
+    def _product(self, x: Array) -> Array:
+        """`x @ kernel`."""
+        if isinstance(self.kernel, Packed):
+            # The backward pass unpacks again: what the loop over layers keeps for it, it keeps for every layer.
+            return jax.checkpoint(lambda x: project(x, self.weight()))(x)
+        return project(x, self.weight())
+
     def _inside(self, count: int, x: Array, dropout: Dropout) -> Array:
         """The projection with the first so many adapters around it."""
         if count == 0:
-            return project(x, self.kernel[...])
+            return self._product(x)
         name = self.adapters[count - 1]
         adapter: Adapter = getattr(self, name)
         return adapter.after(x, self._inside(count - 1, adapter.before(x), dropout), dropout.at(name))

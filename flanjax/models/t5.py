@@ -237,7 +237,7 @@ class T5(nnx.Module):
         """The float32 output matrix: `logits_dense`, or the embedding transposed."""
         if self.config.tied_head:
             return self.token_embedder.embedding[...].T
-        return self.decoder.logits_dense.kernel[...]
+        return self.decoder.logits_dense.weight()
 
     def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
         """Float32 logits of decoder outputs."""

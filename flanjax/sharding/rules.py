@@ -22,6 +22,7 @@ DEFAULT_RULES: Rules = (
     ("layers", None),
     ("relpos_buckets", None),
     ("rank", None),
+    ("blocks", None),
 )
 
 

@@ -33,9 +33,13 @@ class Method(abc.ABC):
 
     Attributes:
       name: in settings and in the paths of what it adds.
+      quantizes: whether it keeps kernels of the model's own in another form, as `flanjax.models.layers.Packed`. It then
+        begins after all methods that do not, which read and change the kernels themselves, and a model is merged
+        without it, into the kernels that it was made from.
     """
 
     name: ClassVar[str]
+    quantizes: ClassVar[bool] = False
 
     @property
     def dropout_rate(self) -> float:
@@ -107,7 +111,9 @@ def check_pattern(method: Method, field: str) -> None:
 
 def projections(paths: Iterable[str]) -> list[str]:
     """The projections that `targets` can find, of the paths of all parameters."""
-    return [path.removesuffix("/kernel") for path in paths if "/layers/" in path and path.endswith("/kernel")]
+    found = (path.rpartition("/kernel") for path in paths if "/layers/" in path)
+    # A packed kernel has parameters below it.
+    return list(dict.fromkeys(path for path, kernel, rest in found if kernel and rest[:1] in ("", "/")))
 
 
 def no_match(method: Method, field: str, candidates: list[str]) -> TuningError:

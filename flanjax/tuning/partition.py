@@ -96,8 +96,15 @@ def added_params(model: T5Config, seed: int) -> Params:
     return unflatten({path: drawn[path] for path in drawn if path in added})
 
 
+def unquantized(model: T5Config) -> T5Config:
+    """The model with the methods alone that leave the kernels what they are."""
+    return dataclasses.replace(model, added=tuple(method for method in methods_of(model) if not method.quantizes))
+
+
 def begin(model: T5Config, base: Params, encode: Encode, seed: int) -> Params:
     """The parameters that tuning starts from: the base's and those added, as the methods begin them.
+
+    They begin in their order, and those that quantize last: what the others make of a kernel is what is quantized.
 
     Arguments:
       model: with its methods.
@@ -111,7 +118,7 @@ def begin(model: T5Config, base: Params, encode: Encode, seed: int) -> Params:
     if not added_paths(model):
         return base
     flat = flatten(base) | flatten(jax.jit(added_params, static_argnums=(0, 1))(model, seed))
-    for method in methods_of(model):
+    for method in sorted(methods_of(model), key=lambda method: method.quantizes):
         flat = method.begin(flat, encode)
     return unflatten(flat)
 
@@ -129,8 +136,14 @@ def merged(model: T5Config, params: Params) -> tuple[T5Config, Params]:
     """The model and its parameters without what methods added: the effect is in the model's own parameters.
 
     Raises:
-      TuningError: a method adds something that a plain model has no place for.
+      TuningError: a method adds something that a plain model has no place for, or has quantized the kernels.
     """
+    if model != unquantized(model):
+        raise TuningError(
+            "a quantised base cannot be merged without its full-precision original: rounding the sum again would lose "
+            "what was learnt. Merge `unquantized(model)` over the original's parameters and the trained ones, as "
+            "`python -m flanjax.export --merge` does from the run's INIT_FROM"
+        )
     flat = flatten(params)
     for method in methods_of(model):  # in the order in which they lie around a projection
         flat = method.merge(flat)
