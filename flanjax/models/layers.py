@@ -88,6 +88,19 @@ class Adapter(nnx.Module):
         """What is given instead of `out`, which the projection makes of `before(x)`."""
         return out
 
+    def around(
+        self,
+        linear: "Linear",
+        x: Float[Array, "batch length in"],
+        inside: Callable[[Array], Array],
+        dropout: Dropout,
+    ) -> Float[Array, "batch length out"]:
+        """`after` what `inside`, the projection with the adapters before this one, makes of `before(x)`.
+
+        Only an adapter that asks for the kernel itself needs another way.
+        """
+        return self.after(x, inside(self.before(x)), dropout)
+
 
 class Packed(nnx.Module):
     """A frozen kernel that is kept in another form than an array of floats, in the place of `Linear.kernel`."""
@@ -108,7 +121,7 @@ class Linear(nnx.Module):
         self.kernel = parameter(self.shape, axes, stddev)
 
     def weight(self) -> Float[Array, "in out"]:
-        """The kernel, whatever form it is kept in."""
+        """What an input is multiplied by without the adapters: the kernel, whatever form it is kept in."""
         return self.kernel.unpack() if isinstance(self.kernel, Packed) else self.kernel[...]
 
     def attach(self, name: str, adapter: Adapter) -> None:
@@ -135,7 +148,7 @@ class Linear(nnx.Module):
             return self._product(x)
         name = self.adapters[count - 1]
         adapter: Adapter = getattr(self, name)
-        return adapter.after(x, self._inside(count - 1, adapter.before(x), dropout), dropout.at(name))
+        return adapter.around(self, x, lambda x: self._inside(count - 1, x, dropout), dropout.at(name))
 
 
 class RMSNorm(nnx.Module):
