@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from flanjax.models.attention import attention
 from flanjax.models.config import T5Config
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "linear": lambda x: x,
     "relu": jax.nn.relu,
@@ -93,8 +93,15 @@ class Adapter(nnx.Module):
 
 
 class Adaptable(nnx.Module):
-    """A module that adapters are attached to by name, each around those before it."""
+    """A module that adapters are attached to by name, each around those before it.
 
+    Attributes:
+      shape: the width of what goes in first, of what comes out last.
+      axes: their logical names.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
     adapters: tuple[str, ...] = ()
 
     def attach(self, name: str, adapter: Adapter) -> None:
@@ -145,6 +152,7 @@ class Mlp(Adaptable):
     """Feed-forward block: `wi` and `wo`, or gated `wi_0`, `wi_1` and `wo`. Adapters are around the whole of it."""
 
     def __init__(self, config: T5Config):
+        self.shape, self.axes = (config.embed_dim, config.embed_dim), ("embed", "embed")
         self.activations = config.mlp_activations
         for name in self._input_names():
             setattr(self, name, Linear(config.embed_dim, config.mlp_dim, ("embed", "mlp"), config.embed_dim**-0.5))
@@ -160,7 +168,7 @@ class Mlp(Adaptable):
     def _feed_forward(self, x: Array, dropout: Dropout) -> Array:
         hidden: Array | float = 1.0
         for name, activation in zip(self._input_names(), self.activations, strict=True):
-            hidden = hidden * _ACTIVATIONS[activation](getattr(self, name)(x, dropout.at(name)))
+            hidden = hidden * ACTIVATION_FUNCTIONS[activation](getattr(self, name)(x, dropout.at(name)))
         return self.wo(dropout.at("mlp")(jnp.asarray(hidden)), dropout.at("wo"))
 
 
@@ -172,6 +180,7 @@ class MultiHeadAttention(Adaptable):
 
     def __init__(self, config: T5Config, implementation: str):
         embed, inner = config.embed_dim, config.attention_dim
+        self.shape, self.axes = (embed, embed), ("embed", "embed")
         self.num_heads = config.num_heads
         self.implementation = implementation
         # The query's deviation carries the 1/sqrt(head_dim) that attention leaves out.

@@ -9,14 +9,14 @@ Paths are the parameters' own, "encoder/layers/attention/query/kernel".
 import abc
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 from flax import nnx
 
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.models.config import T5Config
-from flanjax.models.layers import Linear
+from flanjax.models.layers import Adaptable, Linear
 
 Flat = dict[str, Any]
 # A text's token ids, without EOS.
@@ -33,9 +33,13 @@ class Method(abc.ABC):
 
     Attributes:
       name: in settings and in the paths of what it adds.
+      merges: whether a plain model can hold what it adds; if not, `merge` raises.
+      notice: what a person should know when a run starts.
     """
 
     name: ClassVar[str]
+    merges: ClassVar[bool] = True
+    notice: ClassVar[str | None] = None
 
     @property
     def dropout_rate(self) -> float:
@@ -84,11 +88,21 @@ class Method(abc.ABC):
         return params
 
 
-def targets(layer: nnx.Module, path: str, pattern: str) -> Iterator[Linear]:
+Kind = TypeVar("Kind", bound=Adaptable)
+
+
+def matching(layer: nnx.Module, path: str, pattern: str, *kinds: type[Kind]) -> list[Kind]:
+    """The modules of these kinds in a layer whose whole path matches a regular expression."""
+    return [
+        module
+        for inner, module in nnx.iter_modules(layer)
+        if isinstance(module, kinds) and re.fullmatch(pattern, "/".join((path, *map(str, inner))))
+    ]
+
+
+def targets(layer: nnx.Module, path: str, pattern: str) -> list[Linear]:
     """The projections of a layer whose whole path matches a regular expression."""
-    for inner, module in nnx.iter_modules(layer):
-        if isinstance(module, Linear) and re.fullmatch(pattern, "/".join((path, *map(str, inner)))):
-            yield module
+    return matching(layer, path, pattern, Linear)
 
 
 def check_pattern(method: Method, field: str) -> None:
@@ -110,6 +124,11 @@ def projections(paths: Iterable[str]) -> list[str]:
     return [path.removesuffix("/kernel") for path in paths if "/layers/" in path and path.endswith("/kernel")]
 
 
+def blocks(paths: Iterable[str]) -> list[str]:
+    """The blocks, attention and feed-forward, of the paths of all parameters."""
+    return list(dict.fromkeys(path.rpartition("/")[0] for path in projections(paths)))
+
+
 def no_match(method: Method, field: str, candidates: list[str]) -> TuningError:
     """The error of a pattern that nothing matches, with the nearest names."""
     pattern = getattr(method, field)
@@ -119,6 +138,13 @@ def no_match(method: Method, field: str, candidates: list[str]) -> TuningError:
         f"{type(method).__name__}.{field} = {pattern!r} matches nothing in this model{nearest(last, names)}. A pattern "
         f"has to match a whole path, such as {candidates[0]!r} with '.*/{candidates[0].rpartition('/')[2]}'; "
         f"the last parts of the paths are {', '.join(names)}"
+    )
+
+
+def cannot_merge(method: Method, reason: str) -> TuningError:
+    """The error of a method whose effect no plain model can have."""
+    return TuningError(
+        f"{type(method).__name__} cannot be merged: {reason}. Keep the run directory: flanjax.load opens it as it is"
     )
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from flanjax.models.config import Compute
 from flanjax.models.t5 import abstract_params, build, init_params
+from flanjax.tuning.adapter import BottleneckAdapter
+from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.method import TuningError
@@ -31,15 +33,23 @@ from flanjax.tuning.select import Freeze, Train
 
 from .conftest import GATED
 
-ADDING = {
+MERGEABLE = {
     "lora": (LoRA(rank=2, alpha=4),),
     "all_linear": (LoRA(rank=3, alpha=4, targets=ALL_LINEAR, rank_stabilized=True),),
     "ia3": (IA3(),),
     "both": (LoRA(rank=2, targets=".*/(key|wo)"), IA3(), Train()),
     "the_other_way": (IA3(), LoRA(rank=2, targets=".*/(key|wo)")),
 }
+ADDING = MERGEABLE | {
+    "houlsby": (BottleneckAdapter(bottleneck=3),),
+    "pfeiffer": (BottleneckAdapter(style="pfeiffer", bottleneck=3, activation="relu"),),
+    "parallel": (BottleneckAdapter(style="parallel", bottleneck=3, scale=4.0, blocks=".*/(mlp|.*attention)"),),
+    "bitfit": (BitFit(),),
+    "around_lora": (LoRA(rank=2, targets=".*/(query|wo)"), BottleneckAdapter(bottleneck=2), BitFit(targets=".*/wo")),
+}
 SELECTING = {"norms": (Train(),), "frozen_embedding": (Freeze(parameters="token_embedder/.*"),)}
 METHOD_SETS = ADDING | SELECTING
+each_mergeable = pytest.mark.parametrize("methods", MERGEABLE.values(), ids=MERGEABLE)
 each_adding = pytest.mark.parametrize("methods", ADDING.values(), ids=ADDING)
 each = pytest.mark.parametrize("methods", METHOD_SETS.values(), ids=METHOD_SETS)
 
@@ -66,7 +76,7 @@ def test_what_is_added_has_an_effect_once_it_has_moved(base, tuned, batch, metho
     assert np.abs(logits(model, params, batch) - logits(base, unflatten(own), batch)).max() > 1e-2
 
 
-@each_adding
+@each_mergeable
 def test_merged_equals_adapted(base, tuned, batch, methods):
     model, params = tuned(base, *methods, moved=True)
     plain, own = merged(model, params)
@@ -100,6 +110,21 @@ def test_packed_equals_unpacked(base, tuned, batch, methods):
                 own[f"{side}_segment_ids"] = np.ones_like(own[f"{side}_segment_ids"])
             inside = batch["decoder_segment_ids"][row] == segment
             np.testing.assert_allclose(logits(model, params, own)[0], packed[row][inside], rtol=1e-4, atol=1e-4)
+
+
+@each_adding
+def test_cached_decoding_equals_teacher_forcing(base, tuned, batch, methods):
+    model, params = tuned(base, *methods, moved=True)
+    built = build(model, Compute(), params)
+    tokens, segments = batch["encoder_input_tokens"], (batch["encoder_segment_ids"] > 0).astype(np.int32)
+    encoded = built.encode(tokens, segments)
+    inputs = np.asarray(batch["decoder_input_tokens"])[:, :4]
+    forced = built.decode(inputs, np.ones_like(inputs), encoded, segments)
+    cache = built.start_cache(encoded, segments, max_length=5)
+    step = jax.jit(lambda tokens, position, cache: built.decode_step(tokens, position, cache))
+    for position in range(inputs.shape[1]):
+        hidden, cache = step(inputs[:, position], position, cache)
+        np.testing.assert_allclose(hidden, forced[:, position], rtol=1e-4, atol=1e-4)
 
 
 @each
