@@ -130,6 +130,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     """
     start = _StartingPoint(run)
     start.check_model()
+    _check_methods(run, notice)
     mesh = make_mesh(run.mesh)
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     if is_first():
@@ -275,6 +276,19 @@ class _StartingPoint:
                 f"INIT_FROM={self._folder} was trained with {name}: its parameters mean nothing to these tokens. "
                 f"Set VOCABULARY{remedy}"
             )
+
+
+def _check_methods(run: Run, notice: Callable[[str], None]) -> None:
+    """Tells what a person should know of the methods; refuses a promised export that cannot be kept."""
+    for method in run.tuning:
+        if method.notice is not None:
+            notice(method.notice)
+    unmergeable = [type(method).__name__ for method in run.tuning if not method.merges]
+    if run.export_to is not None and unmergeable:
+        raise RunError(
+            f"EXPORT_TO={run.export_to}: what {', '.join(unmergeable)} adds fits no plain Hugging Face model: "
+            "leave EXPORT_TO out, flanjax.load opens the run directory as it is"
+        )
 
 
 def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> None:

@@ -1,11 +1,13 @@
 """Shared by all tests: eight virtual CPU devices, a compile cache, and the folder of real data."""
 
 import contextlib
+import gc
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEST_DATA = pathlib.Path(os.environ.get("FLANJAX_TEST_DATA", ROOT / ".." / "shared" / "data")).resolve()
@@ -27,7 +29,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Linux lets a process have 65,530 memory maps; each program that XLA compiles takes some, and without any left it
+# ends in a segmentation fault.
+MAPS = pathlib.Path("/proc/self/maps")
+MANY_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def few_programs() -> Iterator[None]:
+    """Lets go of compiled programs before they are too many for one process."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

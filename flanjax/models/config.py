@@ -35,7 +35,7 @@ class Addition(Protocol):
         """Of a dropout that the addition has of its own; 0 for none."""
 
     def attach(self, layer: Any, path: str) -> None:
-        """Puts adapters into one layer (`flanjax.models.layers.Linear.attach`), whose parameters lie under `path`."""
+        """Puts adapters into one layer (`flanjax.models.layers.Adaptable`), whose parameters lie under `path`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from flanjax.models.attention import attention
 from flanjax.models.config import T5Config
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "linear": lambda x: x,
     "relu": jax.nn.relu,
@@ -76,30 +76,26 @@ def project(x: Float[Array, "batch length in"], kernel: Float[Array, "in out"]) 
 
 
 class Adapter(nnx.Module):
-    """What a tuning method puts into a projection: it may change what goes in, and what comes out."""
+    """What a tuning method puts around a module: it may change what goes in, and what comes out."""
 
     def before(self, x: Float[Array, "batch length in"]) -> Float[Array, "batch length in"]:
-        """What the projection is given instead of `x`."""
+        """What the module is given instead of `x`."""
         return x
 
     def after(
         self, x: Float[Array, "batch length in"], out: Float[Array, "batch length out"], dropout: Dropout
     ) -> Float[Array, "batch length out"]:
-        """What is given instead of `out`, which the projection makes of `before(x)`."""
+        """What is given instead of `out`, which the module makes of `before(x)`."""
         return out
 
     def around(
-        self,
-        linear: "Linear",
-        x: Float[Array, "batch length in"],
-        inside: Callable[[Array], Array],
-        dropout: Dropout,
-    ) -> Float[Array, "batch length out"]:
-        """`after` what `inside`, the projection with the adapters before this one, makes of `before(x)`.
+        self, module: "Adaptable", inner: Callable[[Array], Array], dropout: Dropout
+    ) -> Callable[[Array], Array]:
+        """`inner`, the module with the adapters before this one, with this one around it.
 
-        Only an adapter that asks for the kernel itself needs another way.
+        Only an adapter that asks for the module's own parameters needs another way.
         """
-        return self.after(x, inside(self.before(x)), dropout)
+        return lambda x: self.after(x, inner(self.before(x)), dropout)
 
 
 class Packed(nnx.Module):
@@ -110,30 +106,44 @@ class Packed(nnx.Module):
         """The kernel that it stands for, float32."""
 
 
-class Linear(nnx.Module):
-    """A projection without bias; `kernel` [in, out]. Adapters are attached by name, each around those before it."""
+class Adaptable(nnx.Module):
+    """A module that adapters are attached to by name, each around those before it.
 
+    Attributes:
+      shape: the width of what goes in first, of what comes out last.
+      axes: their logical names.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
     adapters: tuple[str, ...] = ()
-    kernel: nnx.Param | Packed
-
-    def __init__(self, size_in: int, size_out: int, axes: tuple[str, str], stddev: float):
-        self.shape, self.axes = (size_in, size_out), axes
-        self.kernel = parameter(self.shape, axes, stddev)
-
-    def weight(self) -> Float[Array, "in out"]:
-        """What an input is multiplied by without the adapters: the kernel, whatever form it is kept in."""
-        return self.kernel.unpack() if isinstance(self.kernel, Packed) else self.kernel[...]
 
     def attach(self, name: str, adapter: Adapter) -> None:
         """Adds an adapter, whose parameters lie under `name`."""
         setattr(self, name, adapter)
         self.adapters = (*self.adapters, name)
 
+    def adapted(self, own: Callable[[Array], Array], x: Array, dropout: Dropout = NO_DROPOUT) -> Array:
+        """`own(x)`, what the module computes by itself, with its adapters around it; the dropout is theirs alone."""
+        for name in self.adapters:
+            own = getattr(self, name).around(self, own, dropout.at(name))
+        return own(x)
+
+
+class Linear(Adaptable):
+    """A projection without bias; `kernel` [in, out]."""
+
+    kernel: nnx.Param | Packed
+
+    def __init__(self, size_in: int, size_out: int, axes: tuple[str, str], stddev: float):
+        self.shape, self.axes = (size_in, size_out), axes
+        self.kernel = parameter(self.shape, axes, stddev)
+
     def __call__(
         self, x: Float[Array, "batch length in"], dropout: Dropout = NO_DROPOUT
     ) -> Float[Array, "batch length out"]:
         """`x @ kernel` with its adapters, in the dtype of x; the dropout is theirs alone."""
-        return self._inside(len(self.adapters), x, dropout)
+        return self.adapted(self._product, x, dropout)
 
     def _product(self, x: Array) -> Array:
         """`x @ kernel`."""
@@ -142,33 +152,34 @@ class Linear(nnx.Module):
             return jax.checkpoint(lambda x: project(x, self.weight()))(x)
         return project(x, self.weight())
 
-    def _inside(self, count: int, x: Array, dropout: Dropout) -> Array:
-        """The projection with the first so many adapters around it."""
-        if count == 0:
-            return self._product(x)
-        name = self.adapters[count - 1]
-        adapter: Adapter = getattr(self, name)
-        return adapter.around(self, x, lambda x: self._inside(count - 1, x, dropout), dropout.at(name))
+    def weight(self) -> Float[Array, "in out"]:
+        """What an input is multiplied by without the adapters: the kernel, whatever form it is kept in."""
+        return self.kernel.unpack() if isinstance(self.kernel, Packed) else self.kernel[...]
 
 
-class RMSNorm(nnx.Module):
+class RMSNorm(Adaptable):
     """Scale by the reciprocal root mean square, in float32; no mean, no bias (Zhang and Sennrich 2019)."""
 
     def __init__(self, config: T5Config):
         self.epsilon = config.layer_norm_epsilon
-        self.scale = parameter((config.embed_dim,), ("embed",), None)
+        self.shape, self.axes = (config.embed_dim,), ("embed",)
+        self.scale = parameter(self.shape, self.axes, None)
 
     def __call__(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
-        """Normalised `x` in its own dtype."""
+        """Normalised `x` in its own dtype, with its adapters."""
+        return self.adapted(self._normalised, x)
+
+    def _normalised(self, x: Array) -> Array:
         x32 = x.astype(jnp.float32)
         variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
         return (x32 * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
-class Mlp(nnx.Module):
-    """Feed-forward block: `wi` and `wo`, or gated `wi_0`, `wi_1` and `wo`."""
+class Mlp(Adaptable):
+    """Feed-forward block: `wi` and `wo`, or gated `wi_0`, `wi_1` and `wo`. Adapters are around the whole of it."""
 
     def __init__(self, config: T5Config):
+        self.shape, self.axes = (config.embed_dim, config.embed_dim), ("embed", "embed")
         self.activations = config.mlp_activations
         for name in self._input_names():
             setattr(self, name, Linear(config.embed_dim, config.mlp_dim, ("embed", "mlp"), config.embed_dim**-0.5))
@@ -179,17 +190,24 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch length embed"], dropout: Dropout) -> Float[Array, "batch length embed"]:
         """The block's output, before the residual's dropout."""
+        return self.adapted(lambda x: self._feed_forward(x, dropout), x, dropout)
+
+    def _feed_forward(self, x: Array, dropout: Dropout) -> Array:
         hidden: Array | float = 1.0
         for name, activation in zip(self._input_names(), self.activations, strict=True):
-            hidden = hidden * _ACTIVATIONS[activation](getattr(self, name)(x, dropout.at(name)))
+            hidden = hidden * ACTIVATION_FUNCTIONS[activation](getattr(self, name)(x, dropout.at(name)))
         return self.wo(dropout.at("mlp")(jnp.asarray(hidden)), dropout.at("wo"))
 
 
-class MultiHeadAttention(nnx.Module):
-    """Projections around `attention`; kernels have their heads joined."""
+class MultiHeadAttention(Adaptable):
+    """Projections around `attention`; kernels have their heads joined.
+
+    Adapters are around the whole of `attend`: they see what the queries are made of, and what goes to the residual.
+    """
 
     def __init__(self, config: T5Config, implementation: str):
         embed, inner = config.embed_dim, config.attention_dim
+        self.shape, self.axes = (embed, embed), ("embed", "embed")
         self.num_heads = config.num_heads
         self.implementation = implementation
         # The query's deviation carries the 1/sqrt(head_dim) that attention leaves out.
@@ -219,9 +237,13 @@ class MultiHeadAttention(nnx.Module):
         mask: Bool[Array, "batch 1 queries keys"] | None = None,
     ) -> Float[Array, "batch queries embed"]:
         """Queries from `x` over given keys and values, projected back to the residual's width."""
-        q = self._split(self.query(x, dropout.at("query")))
-        heads = attention(q, k, v, bias=bias, mask=mask, implementation=self.implementation)
-        return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
+
+        def own(x: Array) -> Array:
+            q = self._split(self.query(x, dropout.at("query")))
+            heads = attention(q, k, v, bias=bias, mask=mask, implementation=self.implementation)
+            return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
+
+        return self.adapted(own, x, dropout)
 
     def __call__(
         self,

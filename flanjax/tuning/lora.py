@@ -21,14 +21,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flanjax.models.config import DTYPES, T5Config
-from flanjax.models.layers import Adapter, Dropout, Linear, parameter, project
+from flanjax.models.layers import Adaptable, Adapter, Dropout, Linear, parameter, project
 from flanjax.tuning.method import (
     Encode,
     Flat,
     Method,
     TuningError,
     check_pattern,
-    named_targets,
+    matching,
     no_match,
     projections,
     split_adapter,
@@ -110,7 +110,7 @@ class LoRA(Method):
 
     def attach(self, layer: nnx.Module, path: str) -> None:
         """Puts A and B beside every target."""
-        for projection, linear in named_targets(layer, path, self.targets):
+        for projection, linear in matching(layer, path, self.targets, Linear):
             if self.dora and linear.adapters:
                 raise TuningError(
                     f"LoRA.dora measures the kernel of {projection}, around which {', '.join(linear.adapters)} lies "
@@ -202,21 +202,20 @@ class Decomposed(LowRank):
         super().__init__(linear, method, projection)
         self.magnitude = parameter(linear.shape[1:], linear.axes[1:], None)
 
-    def around(
-        self,
-        linear: Linear,
-        x: Float[Array, "batch length in"],
-        inside: Callable[[Array], Array],
-        dropout: Dropout,
-    ) -> Float[Array, "batch length out"]:
+    def around(self, module: Adaptable, inner: Callable[[Array], Array], dropout: Dropout) -> Callable[[Array], Array]:
         """Multiplies by W' = m (W + s A B) / ||W + s A B||; with dropout, x W + drop(x) (W' - W)."""
-        adapted = linear.weight() + self.scale * _product(self.a[...], self.b[...])
+        assert isinstance(module, Linear)
+        adapted = module.weight() + self.scale * _product(self.a[...], self.b[...])
         factor = _over(self.magnitude[...], jax.lax.stop_gradient(_column_norms(adapted)))
-        dropped = dataclasses.replace(dropout, rate=self.rate)(x)
-        out = inside(x)
-        out_dropped = out if dropped is x else inside(dropped)
-        # The difference from 1 is small: bfloat16 keeps more of it than of the factor.
-        return out + (factor - 1).astype(x.dtype) * out_dropped + factor.astype(x.dtype) * self._delta(dropped)
+
+        def decomposed(x: Float[Array, "batch length in"]) -> Float[Array, "batch length out"]:
+            dropped = dataclasses.replace(dropout, rate=self.rate)(x)
+            out = inner(x)
+            out_dropped = out if dropped is x else inner(dropped)
+            # The difference from 1 is small: bfloat16 keeps more of it than of the factor.
+            return out + (factor - 1).astype(x.dtype) * out_dropped + factor.astype(x.dtype) * self._delta(dropped)
+
+        return decomposed
 
 
 def _product(a: Float[Array, "*layers in rank"], b: Float[Array, "*layers rank out"]) -> Float[Array, "*layers in out"]:

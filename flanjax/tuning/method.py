@@ -9,14 +9,14 @@ Paths are the parameters' own, "encoder/layers/attention/query/kernel".
 import abc
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 from flax import nnx
 
 from flanjax.errors import FlanjaxError
 from flanjax.models.config import T5Config
-from flanjax.models.layers import Linear
+from flanjax.models.layers import Adaptable, Linear
 from flanjax.tuning import patterns
 
 Flat = dict[str, Any]
@@ -37,10 +37,14 @@ class Method(abc.ABC):
       quantizes: whether it keeps kernels of the model's own in another form, as `flanjax.models.layers.Packed`. It then
         begins after all methods that do not, which read and change the kernels themselves, and a model is merged
         without it, into the kernels that it was made from.
+      merges: whether a plain model can hold what it adds; if not, `merge` raises.
+      notice: what a person should know when a run starts.
     """
 
     name: ClassVar[str]
     quantizes: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
+    notice: ClassVar[str | None] = None
 
     @property
     def dropout_rate(self) -> float:
@@ -89,17 +93,18 @@ class Method(abc.ABC):
         return params
 
 
-def targets(layer: nnx.Module, path: str, pattern: str) -> Iterator[Linear]:
+Kind = TypeVar("Kind", bound=Adaptable)
+
+
+def matching(layer: nnx.Module, path: str, pattern: str, *kinds: type[Kind]) -> list[tuple[str, Kind]]:
+    """The modules of these kinds in a layer whose whole path matches a regular expression, with these paths."""
+    named = (("/".join((path, *map(str, inner))), module) for inner, module in nnx.iter_modules(layer))
+    return [(name, module) for name, module in named if isinstance(module, kinds) and re.fullmatch(pattern, name)]
+
+
+def targets(layer: nnx.Module, path: str, pattern: str) -> list[Linear]:
     """The projections of a layer whose whole path matches a regular expression."""
-    return (linear for _, linear in named_targets(layer, path, pattern))
-
-
-def named_targets(layer: nnx.Module, path: str, pattern: str) -> Iterator[tuple[str, Linear]]:
-    """The same with their paths."""
-    for inner, module in nnx.iter_modules(layer):
-        whole = "/".join((path, *map(str, inner)))
-        if isinstance(module, Linear) and re.fullmatch(pattern, whole):
-            yield whole, module
+    return [linear for _, linear in matching(layer, path, pattern, Linear)]
 
 
 def check_pattern(method: Method, field: str) -> None:
@@ -120,9 +125,21 @@ def projections(paths: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(path for path, kernel, rest in found if kernel and rest[:1] in ("", "/")))
 
 
+def blocks(paths: Iterable[str]) -> list[str]:
+    """The blocks, attention and feed-forward, of the paths of all parameters."""
+    return list(dict.fromkeys(path.rpartition("/")[0] for path in projections(paths)))
+
+
 def no_match(method: Method, field: str, candidates: list[str]) -> TuningError:
     """The error of a pattern that nothing matches, with the nearest names."""
     return TuningError(patterns.unmatched(getattr(method, field), candidates, f"{type(method).__name__}.{field}"))
+
+
+def cannot_merge(method: Method, reason: str) -> TuningError:
+    """The error of a method whose effect no plain model can have."""
+    return TuningError(
+        f"{type(method).__name__} cannot be merged: {reason}. Keep the run directory: flanjax.load opens it as it is"
+    )
 
 
 def split_adapter(params: Mapping[str, Any], name: str) -> tuple[dict[str, dict[str, Any]], Flat]:

@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flanjax.errors import nearest
+from flanjax.tuning.adapter import BottleneckAdapter
+from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method, TuningError
 from flanjax.tuning.quantize import NF4
 from flanjax.tuning.select import Freeze, Train
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Freeze, IA3, LoRA, NF4, Train)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (BitFit, BottleneckAdapter, Freeze, IA3, LoRA, NF4, Train)
+}
 
 
 def to_settings(methods: Sequence[Method]) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ from flanjax.files import read_json_lines
 from flanjax.models.t5 import init_params
 from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.optimizers import OptimizerConfig
+from flanjax.tuning.adapter import BottleneckAdapter
+from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.partition import added_paths, flatten
@@ -25,6 +27,9 @@ METHODS = {
     "norms": (Train(),),
     "frozen_embedding": (Freeze(parameters="token_embedder/.*"),),
     "both": (LoRA(rank=2), Train()),
+    "houlsby": (BottleneckAdapter(bottleneck=4, dropout=0.1),),
+    "parallel": (BottleneckAdapter(style="parallel", bottleneck=4, scale=4.0),),
+    "bitfit": (BitFit(),),
 }
 each = pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
 ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)
@@ -83,7 +88,7 @@ def test_the_frozen_have_no_gradient_and_no_optimizer_state(program, name):
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, model=2)], ids=["data", "mixed"])
-@pytest.mark.parametrize("name", ["all_linear", "ia3"])
+@pytest.mark.parametrize("name", ["all_linear", "ia3", "houlsby", "bitfit"])
 def test_eight_devices_equal_one(program, tiny_run, mesh, name):
     batches = [tiny_run.random_batch(seed) for seed in range(3)]
     alone, expected = run_moved(program(name), batches)
@@ -122,7 +127,7 @@ def train(tiny_run):
     return run
 
 
-@pytest.mark.parametrize("name", ["lora", "both"])
+@pytest.mark.parametrize("name", ["lora", "both", "houlsby", "bitfit"])
 def test_resumed_equals_uninterrupted(train, tmp_path, name):
     whole = train(tmp_path / "whole", name, train_steps=8)
     train(tmp_path / "parts", name, train_steps=3)

@@ -1,6 +1,7 @@
 """Every method: zero delta at the start, packed equals unpacked, scan equals unrolled, merged equals adapted."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from flanjax.models.config import Compute
 from flanjax.models.t5 import abstract_params, build, init_params
+from flanjax.tuning.adapter import BottleneckAdapter
+from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.method import TuningError
@@ -51,19 +54,34 @@ BEGUN = {
     "pissa_dora": (LoRA(rank=3, rank_stabilized=True, init="pissa", dora=True, dtype="bfloat16"), IA3(), Train()),
     "pissa_last": (IA3(), LoRA(rank=2, targets=".*/(key|wo)", init="pissa")),
 }
-ADDING = EXACT | BEGUN
+MERGEABLE = EXACT | BEGUN
+# What a plain model has no place for; it starts as the base exactly too.
+APART = {
+    "houlsby": (BottleneckAdapter(bottleneck=3),),
+    "pfeiffer": (BottleneckAdapter(style="pfeiffer", bottleneck=3, activation="relu"),),
+    "parallel": (BottleneckAdapter(style="parallel", bottleneck=3, scale=4.0, blocks=".*/(mlp|.*attention)"),),
+    "bitfit": (BitFit(),),
+    "around_lora": (LoRA(rank=2, targets=".*/(query|wo)"), BottleneckAdapter(bottleneck=2), BitFit(targets=".*/wo")),
+}
+ADDING = MERGEABLE | APART
 SELECTING = {"norms": (Train(),), "frozen_embedding": (Freeze(parameters="token_embedder/.*"),)}
 METHOD_SETS = ADDING | SELECTING
+each_mergeable = pytest.mark.parametrize("methods", MERGEABLE.values(), ids=MERGEABLE)
 each_adding = pytest.mark.parametrize("methods", ADDING.values(), ids=ADDING)
 each = pytest.mark.parametrize("methods", METHOD_SETS.values(), ids=METHOD_SETS)
 
 
 def logits(model, params, batch, **compute):
-    built = build(model, Compute(**compute), params)
-    return np.asarray(built.logits(built(batch)))
+    return np.asarray(_logits(model, Compute(**compute), params, batch))
 
 
-@pytest.mark.parametrize("methods", (EXACT | SELECTING).values(), ids=EXACT | SELECTING)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(model, compute, params, batch):
+    built = build(model, compute, params)
+    return built.logits(built(batch))
+
+
+@pytest.mark.parametrize("methods", (EXACT | APART | SELECTING).values(), ids=EXACT | APART | SELECTING)
 def test_the_first_model_is_exactly_the_base(base, tuned, batch, methods):
     model, params = tuned(base, *methods)
     _, plain = tuned(base)
@@ -87,7 +105,7 @@ def test_what_is_added_has_an_effect_once_it_has_moved(base, tuned, batch, metho
     assert np.abs(logits(model, params, batch) - logits(base, unflatten(own), batch)).max() > 1e-2
 
 
-@each_adding
+@each_mergeable
 def test_merged_equals_adapted(base, tuned, batch, methods):
     model, params = tuned(base, *methods, moved=True)
     plain, own = merged(model, params)
@@ -123,6 +141,21 @@ def test_packed_equals_unpacked(base, tuned, batch, methods):
             np.testing.assert_allclose(logits(model, params, own)[0], packed[row][inside], rtol=1e-4, atol=1e-4)
 
 
+@each_adding
+def test_cached_decoding_equals_teacher_forcing(base, tuned, batch, methods):
+    model, params = tuned(base, *methods, moved=True)
+    built = build(model, Compute(), params)
+    tokens, segments = batch["encoder_input_tokens"], (batch["encoder_segment_ids"] > 0).astype(np.int32)
+    encoded = built.encode(tokens, segments)
+    inputs = np.asarray(batch["decoder_input_tokens"])[:, :4]
+    forced = built.decode(inputs, np.ones_like(inputs), encoded, segments)
+    cache = built.start_cache(encoded, segments, max_length=5)
+    step = jax.jit(lambda tokens, position, cache: built.decode_step(tokens, position, cache))
+    for position in range(inputs.shape[1]):
+        hidden, cache = step(inputs[:, position], position, cache)
+        np.testing.assert_allclose(hidden, forced[:, position], rtol=1e-4, atol=1e-4)
+
+
 @each
 def test_methods_come_back_from_the_settings_of_a_run(methods):
     assert from_settings(to_settings(methods)) == methods
@@ -130,7 +163,7 @@ def test_methods_come_back_from_the_settings_of_a_run(methods):
     assert {method.name for method in methods} <= METHODS.keys()
 
 
-@pytest.mark.parametrize("methods", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("methods", (EXACT | APART).values(), ids=EXACT | APART)
 def test_what_is_added_alone_is_drawn_as_with_the_rest(base, tuned, methods):
     model, params = tuned(base, *methods)
     alone = flatten(added_params(model, 0))
