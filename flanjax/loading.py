@@ -16,6 +16,7 @@ from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.generation import greedy
 from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.peft import adapter_on, read_peft
 from flanjax.interchange.runs import is_run, read_run
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute, T5Config
@@ -90,12 +91,24 @@ def _require_positive(name: str, value: int) -> None:
         raise LoadingError(f"{name} is {value}: it must be at least 1")
 
 
-def load(folder: str | Path, *, step: int | None = None, compute: Compute | None = None) -> Model:
+def load(
+    folder: str | Path,
+    *,
+    step: int | None = None,
+    adapter: str | Path | None = None,
+    compute: Compute | None = None,
+) -> Model:
     """Opens a run directory (its latest checkpoint, or that of `step`) or a Hugging Face T5 folder.
 
+    Arguments:
+      folder: of the model.
+      step: of a run's checkpoint.
+      adapter: a PEFT folder, put on the model.
+      compute: how the model is run.
+
     Raises:
-      FlanjaxError: the folder is neither, a file in it is missing or damaged, there is no checkpoint of that step, or
-        the vocabulary has more ids than the model.
+      FlanjaxError: the folder is neither, a file in it is missing or damaged, there is no checkpoint of that step, the
+        vocabulary has more ids than the model, or the adapter does not fit it.
     """
     folder = Path(folder)
     require_model_folder(folder)
@@ -109,6 +122,10 @@ def load(folder: str | Path, *, step: int | None = None, compute: Compute | None
         config, params = read_hf_t5(folder)
     if vocabulary.size > config.vocab_size:
         raise LoadingError(f"{folder}: the vocabulary has {vocabulary.size} ids, the model only {config.vocab_size}")
+    if adapter is not None:
+        if config.added:
+            raise LoadingError(f"{folder} has adapters of its own: export it with --merge, and load {adapter} on that")
+        config, params = adapter_on(read_peft(adapter, config), config, params)
     return Model(
         config=config,
         params=jax.tree.map(jnp.asarray, params),

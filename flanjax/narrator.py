@@ -54,6 +54,8 @@ class Narrator:
         )
         origin = prepared.run.init_from
         console.line(f"initial parameters: {origin or 'random, from the seed (INIT_FROM is None)'}")
+        if prepared.run.adapter_from is not None:
+            console.line(f"going on with the adapter {prepared.run.adapter_from}")
         for note in layout.notes:
             console.notice(note)
 

@@ -29,6 +29,7 @@ from flanjax.files import write_whole
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_config import read_hf_config
 from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
@@ -43,7 +44,7 @@ from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_
 from flanjax.training.trainer import train
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import METHODS, to_settings
-from flanjax.tuning.partition import begin, digest, flatten, merged, trainable_axes, unflatten
+from flanjax.tuning.partition import begin, digest, flatten, merged, methods_of, trainable_axes, unflatten
 
 
 class RunError(FlanjaxError):
@@ -60,6 +61,7 @@ class Run:
       tuning: methods that say which parameters move, and add some; none trains all of the model's own.
       dropout_rate: replaces the model's own; None leaves it.
       init_from: a Hugging Face T5 folder or a run directory; None starts from random parameters.
+      adapter_from: a PEFT folder for that model, which training goes on with; its methods are the run's.
       tasks: task modules and the options of their `register`.
       task_seed: of all that tasks draw; the order of rows has a seed of its own, so that runs that differ in it share a
         cache.
@@ -74,6 +76,7 @@ class Run:
     compute: Compute
     mesh: MeshConfig
     init_from: str | None
+    adapter_from: str | None = None
     tasks: Mapping[str, Mapping[str, Any]]
     task_seed: int = 0
     on_bad_row: str = "error"
@@ -145,7 +148,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
             "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
         )
     model = start.tuned
-    settings = _settings(run, model, batches, base=start.base())
+    adapter = None if start.adapter is None else digest(start.adapter.params)
+    settings = _settings(run, model, batches, base=start.base(), adapter=adapter)
     agree("the configuration and the data of the run", settings.to_json(sort_keys=True))
     evaluators = _evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice)
     _check_best(run.train, evaluators)
@@ -173,6 +177,11 @@ class _StartingPoint:
                 f"INIT_FROM={run.init_from}: there is no such model: give a Hugging Face T5 folder or a run directory "
                 "(both have a config.json), or None for random parameters"
             )
+        if run.adapter_from is not None and (run.tuning or self._folder is None):
+            raise RunError(
+                f"ADAPTER_FROM={run.adapter_from} says itself which parameters move, and on which model they were "
+                "learnt: leave TUNING empty, without a file of gin_configs/tuning/, and set INIT_FROM to that model"
+            )
 
     @property
     def model(self) -> T5Config:
@@ -188,8 +197,14 @@ class _StartingPoint:
 
     @property
     def tuned(self) -> T5Config:
-        """The model with what the run's methods add to it."""
-        return dataclasses.replace(self.model, added=tuple(self._run.tuning))
+        """The model with what the run's methods add to it, or those of the adapter that it goes on with."""
+        methods = tuple(self._run.tuning) if self.adapter is None else self.adapter.methods
+        return dataclasses.replace(self.model, added=methods)
+
+    @functools.cached_property
+    def adapter(self) -> Adapter | None:
+        """What ADAPTER_FROM holds for the run's model."""
+        return None if self._run.adapter_from is None else read_peft(self._run.adapter_from, self.model)
 
     def params(self, vocabulary: Vocabulary, shardings: Params) -> Params:
         """The first parameters; random ones come into being where they are to lie."""
@@ -202,11 +217,13 @@ class _StartingPoint:
             found, base = self._source()
             self._check_shape(found)
             self._read = None  # they are on the devices from now on
+        if self.adapter is not None:
+            return adapter_on(self.adapter, self.model, base)[1]
         return begin(self.tuned, base, vocabulary.encode, seed)
 
     def base(self) -> str | None:
         """What the frozen parameters of a run that has some are known by; None where everything moves."""
-        if not self._run.tuning:
+        if not self.tuned.added:
             return None
         if self._folder is None:
             return f"random, of seed {self._run.train.seed}"
@@ -362,12 +379,15 @@ def _share(examples: int | None, tasks: Sequence[Any]) -> int | None:
     return examples and max(examples // len(tasks), 1)
 
 
-def _settings(run: Run, model: T5Config, batches: PackedBatches, *, base: str | None) -> ml_collections.ConfigDict:
+def _settings(
+    run: Run, model: T5Config, batches: PackedBatches, *, base: str | None, adapter: str | None
+) -> ml_collections.ConfigDict:
     """The resolved configuration: what was asked for, and what came of it, as JSON holds it."""
     settings = _plain(dataclasses.asdict(run))
     settings["model"] = _plain(dataclasses.asdict(model))
     del settings["model"]["added"]
-    settings["tuning"], settings["base"] = _plain(to_settings(run.tuning)), base
+    settings["tuning"] = _plain(to_settings(methods_of(model)))
+    settings["base"], settings["adapter"] = base, adapter
     vocabulary = batches.mixture.vocabulary
     settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
     # Of the tokens themselves: a run goes on when the same ones were written again for a reason of no account.

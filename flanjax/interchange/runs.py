@@ -121,6 +121,7 @@ def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:
 
 _RECIPE = (
     ("Base model", ("init_from",)),
+    ("Adapter it went on with", ("adapter_from",)),
     ("Tuning methods", ("tuning",)),
     ("Mixture", ("data", "mixture")),
     ("Mixing rates", ("data", "rates")),
@@ -150,13 +151,13 @@ def recipe(settings: Mapping[str, Any], step: int) -> dict[str, str]:
         value: Any = settings
         for key in path:
             value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
-        if value is not _ABSENT:
+        if value is not _ABSENT and (value is not None or path != ("adapter_from",)):
             lines[label] = _readable(path[-1], value)
     return {**lines, "Steps": str(step)}
 
 
 def _readable(key: str, value: Any) -> str:
-    if key == "init_from":
+    if key in ("init_from", "adapter_from"):
         # The folder's name alone: where it lay on somebody's disk is nobody's business.
         return Path(value).name if value else "none (random parameters)"
     if key == "tuning":

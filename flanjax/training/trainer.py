@@ -55,7 +55,7 @@ from flanjax.training.step import (
 )
 from flanjax.tuning.partition import trainable_axes
 
-FIXED_KEYS = ("model", "base", "tuning", "vocabulary", "data", "optimizer.name")
+FIXED_KEYS = ("model", "base", "adapter", "tuning", "vocabulary", "data", "optimizer.name")
 FREE_KEYS = ("data.cache_dir",)
 
 
