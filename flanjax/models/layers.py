@@ -87,6 +87,19 @@ class Adapter(nnx.Module):
         """What is given instead of `out`, which the projection makes of `before(x)`."""
         return out
 
+    def around(
+        self,
+        linear: "Linear",
+        x: Float[Array, "batch length in"],
+        inside: Callable[[Array], Array],
+        dropout: Dropout,
+    ) -> Float[Array, "batch length out"]:
+        """`after` what `inside`, the projection with the adapters before this one, makes of `before(x)`.
+
+        Only an adapter that asks for the kernel itself needs another way.
+        """
+        return self.after(x, inside(self.before(x)), dropout)
+
 
 class Linear(nnx.Module):
     """A projection without bias; `kernel` [in, out]. Adapters are attached by name, each around those before it."""
@@ -111,10 +124,14 @@ class Linear(nnx.Module):
     def _inside(self, count: int, x: Array, dropout: Dropout) -> Array:
         """The projection with the first so many adapters around it."""
         if count == 0:
-            return project(x, self.kernel[...])
+            return project(x, self.weight())
         name = self.adapters[count - 1]
         adapter: Adapter = getattr(self, name)
-        return adapter.after(x, self._inside(count - 1, adapter.before(x), dropout), dropout.at(name))
+        return adapter.around(self, x, lambda x: self._inside(count - 1, x, dropout), dropout.at(name))
+
+    def weight(self) -> Float[Array, "in out"]:
+        """What an input is multiplied by, without the adapters."""
+        return self.kernel[...]
 
 
 class RMSNorm(nnx.Module):

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
-from flanjax.errors import FlanjaxError, nearest
+from flanjax.errors import FlanjaxError
 from flanjax.models.config import T5Config
 from flanjax.models.layers import Linear
+from flanjax.tuning import patterns
 
 Flat = dict[str, Any]
 # A text's token ids, without EOS.
@@ -86,9 +87,15 @@ class Method(abc.ABC):
 
 def targets(layer: nnx.Module, path: str, pattern: str) -> Iterator[Linear]:
     """The projections of a layer whose whole path matches a regular expression."""
+    return (linear for _, linear in named_targets(layer, path, pattern))
+
+
+def named_targets(layer: nnx.Module, path: str, pattern: str) -> Iterator[tuple[str, Linear]]:
+    """The same with their paths."""
     for inner, module in nnx.iter_modules(layer):
-        if isinstance(module, Linear) and re.fullmatch(pattern, "/".join((path, *map(str, inner)))):
-            yield module
+        whole = "/".join((path, *map(str, inner)))
+        if isinstance(module, Linear) and re.fullmatch(pattern, whole):
+            yield whole, module
 
 
 def check_pattern(method: Method, field: str) -> None:
@@ -99,10 +106,7 @@ def check_pattern(method: Method, field: str) -> None:
     """
     pattern = getattr(method, field)
     for one in [pattern] if isinstance(pattern, str) else pattern:
-        try:
-            re.compile(one)
-        except (re.error, TypeError) as error:
-            raise TuningError(f"{type(method).__name__}.{field} = {one!r} is no regular expression: {error}") from error
+        patterns.check_pattern(one, f"{type(method).__name__}.{field}", TuningError)
 
 
 def projections(paths: Iterable[str]) -> list[str]:
@@ -112,14 +116,7 @@ def projections(paths: Iterable[str]) -> list[str]:
 
 def no_match(method: Method, field: str, candidates: list[str]) -> TuningError:
     """The error of a pattern that nothing matches, with the nearest names."""
-    pattern = getattr(method, field)
-    last = str(pattern).rstrip("/").rpartition("/")[2].strip("()[].*$^")
-    names = sorted({path.rpartition("/")[2] for path in candidates})
-    return TuningError(
-        f"{type(method).__name__}.{field} = {pattern!r} matches nothing in this model{nearest(last, names)}. A pattern "
-        f"has to match a whole path, such as {candidates[0]!r} with '.*/{candidates[0].rpartition('/')[2]}'; "
-        f"the last parts of the paths are {', '.join(names)}"
-    )
+    return TuningError(patterns.unmatched(getattr(method, field), candidates, f"{type(method).__name__}.{field}"))
 
 
 def split_adapter(params: Mapping[str, Any], name: str) -> tuple[dict[str, dict[str, Any]], Flat]:

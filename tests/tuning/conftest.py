@@ -11,6 +11,7 @@ import pytest
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import Params, init_params
 from flanjax.tuning.method import Method
+from flanjax.tuning.partition import begin
 
 GATED = T5Config(
     vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=3
@@ -25,14 +26,16 @@ def base(request: pytest.FixtureRequest) -> T5Config:
 
 @pytest.fixture
 def tuned() -> Callable[..., tuple[T5Config, Params]]:
-    """tuned(base, LoRA(), moved=True): the model with these methods; `moved` gives all parameters values at random."""
+    """tuned(base, LoRA()): the model with these methods, begun; `moved` adds a random value to every parameter."""
 
     def make(base: T5Config, *methods: Method, moved: bool = False, seed: int = 0) -> tuple[T5Config, Params]:
         model = dataclasses.replace(base, added=methods)
-        params = init_params(model, seed)
+        params = begin(model, init_params(base, seed), lambda text: [], seed)
         if moved:
             rng = np.random.default_rng(seed)
-            params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
+            params = jax.tree.map(
+                lambda p: (p + 0.1 * rng.standard_normal(p.shape, np.float32)).astype(p.dtype), params
+            )
         return model, params
 
     return make

@@ -1,6 +1,7 @@
 """Every method: zero delta at the start, packed equals unpacked, scan equals unrolled, merged equals adapted."""
 
 import dataclasses
+import json
 import re
 
 import jax
@@ -31,13 +32,26 @@ from flanjax.tuning.select import Freeze, Train
 
 from .conftest import GATED
 
-ADDING = {
+EXACT = {
     "lora": (LoRA(rank=2, alpha=4),),
     "all_linear": (LoRA(rank=3, alpha=4, targets=ALL_LINEAR, rank_stabilized=True),),
     "ia3": (IA3(),),
     "both": (LoRA(rank=2, targets=".*/(key|wo)"), IA3(), Train()),
     "the_other_way": (IA3(), LoRA(rank=2, targets=".*/(key|wo)")),
+    "patterns": (
+        LoRA(rank=2, targets=ALL_LINEAR, rank_pattern={".*/wo": 5, "decoder/.*": 3}, alpha_pattern={".*/key": 2}),
+    ),
+    "gaussian": (LoRA(rank=2, init="gaussian"),),
+    "bfloat16": (LoRA(rank=2, dtype="bfloat16"),),
 }
+# What starts from the base's own values gives the base to rounding.
+BEGUN = {
+    "dora": (LoRA(rank=2, alpha=4, targets=ALL_LINEAR, dora=True),),
+    "pissa": (LoRA(rank=2, alpha=4, targets=ALL_LINEAR, init="pissa"),),
+    "pissa_dora": (LoRA(rank=3, rank_stabilized=True, init="pissa", dora=True, dtype="bfloat16"), IA3(), Train()),
+    "pissa_last": (IA3(), LoRA(rank=2, targets=".*/(key|wo)", init="pissa")),
+}
+ADDING = EXACT | BEGUN
 SELECTING = {"norms": (Train(),), "frozen_embedding": (Freeze(parameters="token_embedder/.*"),)}
 METHOD_SETS = ADDING | SELECTING
 each_adding = pytest.mark.parametrize("methods", ADDING.values(), ids=ADDING)
@@ -49,7 +63,7 @@ def logits(model, params, batch, **compute):
     return np.asarray(built.logits(built(batch)))
 
 
-@each
+@pytest.mark.parametrize("methods", (EXACT | SELECTING).values(), ids=EXACT | SELECTING)
 def test_the_first_model_is_exactly_the_base(base, tuned, batch, methods):
     model, params = tuned(base, *methods)
     _, plain = tuned(base)
@@ -57,6 +71,13 @@ def test_the_first_model_is_exactly_the_base(base, tuned, batch, methods):
     assert own.keys() == flatten(plain).keys()
     jax.tree.map(np.testing.assert_array_equal, own, flatten(plain))
     np.testing.assert_array_equal(logits(model, params, batch), logits(base, plain, batch))
+
+
+@pytest.mark.parametrize("methods", BEGUN.values(), ids=BEGUN)
+def test_the_first_model_is_the_base_to_rounding(base, tuned, batch, methods):
+    model, params = tuned(base, *methods)
+    _, plain = tuned(base)
+    np.testing.assert_allclose(logits(model, params, batch), logits(base, plain, batch), rtol=1e-4, atol=1e-4)
 
 
 @each_adding
@@ -105,10 +126,11 @@ def test_packed_equals_unpacked(base, tuned, batch, methods):
 @each
 def test_methods_come_back_from_the_settings_of_a_run(methods):
     assert from_settings(to_settings(methods)) == methods
+    assert from_settings(json.loads(json.dumps(to_settings(methods)))) == methods
     assert {method.name for method in methods} <= METHODS.keys()
 
 
-@each_adding
+@pytest.mark.parametrize("methods", EXACT.values(), ids=EXACT)
 def test_what_is_added_alone_is_drawn_as_with_the_rest(base, tuned, methods):
     model, params = tuned(base, *methods)
     alone = flatten(added_params(model, 0))
@@ -125,8 +147,8 @@ def test_lora_starts_as_in_peft_and_has_its_scales(base, tuned):
     assert not adapter["b"].any()
     assert np.abs(adapter["a"]).max() <= 1 / 4
     assert np.abs(adapter["a"]).max() > 0.9 / 4
-    assert LoRA(rank=16, alpha=32).scale == 2
-    assert LoRA(rank=16, alpha=32, rank_stabilized=True).scale == 8
+    assert LoRA(rank=16, alpha=32).scale_of("any") == 2
+    assert LoRA(rank=16, alpha=32, rank_stabilized=True).scale_of("any") == 8
 
 
 def test_lora_is_the_published_formula(base, tuned, batch):
