@@ -56,7 +56,15 @@ def export(
     trained = read_run(run, step=step)
     if format == "peft":
         base = base_name(trained.settings["init_from"])
-        write_peft(output, trained.model, trained.params, base_name=base, recipe=trained.recipe, dtype=dtype)
+        write_peft(
+            output,
+            trained.model,
+            trained.params,
+            begun=trained.begun,
+            base_name=base,
+            recipe=trained.recipe,
+            dtype=dtype,
+        )
         return Exported(trained.step, None)
     if added_paths(trained.model) and not merge:
         raise TuningError(

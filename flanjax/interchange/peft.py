@@ -20,22 +20,16 @@ from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
 from flanjax.interchange.hf_t5 import FLOATS
 from flanjax.interchange.model_card import CARD, adapter_card
 from flanjax.interchange.peft_config import CONFIG, PREFIX, WEIGHTS, AdapterConfig, AdapterTensors
-from flanjax.interchange.peft_layers import (
-    Adapter,
-    Content,
-    read_ia3,
-    read_lora,
-    write_ia3,
-    write_lora,
-    write_norms,
-)
+from flanjax.interchange.peft_ia3 import read_ia3, write_ia3
+from flanjax.interchange.peft_layers import Adapter, Content, write_norms
+from flanjax.interchange.peft_lora import on_unchanged_base, read_lora, write_lora
 from flanjax.interchange.safetensors_files import write_file
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import Params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
-from flanjax.tuning.method import Flat, TuningError
-from flanjax.tuning.partition import Partition, added_paths, flatten, methods_of, unflatten
+from flanjax.tuning.method import Flat, Method, TuningError
+from flanjax.tuning.partition import TRAINABLE, Partition, added_paths, flatten, methods_of, unflatten
 
 _READERS: dict[str, Callable[[AdapterConfig, T5Config, AdapterTensors], Adapter]] = {
     "IA3": read_ia3,
@@ -83,6 +77,7 @@ def write_peft(
     model: T5Config,
     params: Params,
     *,
+    begun: Flat | None = None,
     base_name: str | None = None,
     recipe: Mapping[str, str] | None = None,
     dtype: str | None = None,
@@ -93,6 +88,7 @@ def write_peft(
       output: a new folder; it appears whole or not at all.
       model: with its methods.
       params: all of its parameters.
+      begun: those that the methods added, as tuning began with them; PiSSA alone needs them.
       base_name: of the base model, for the configuration and the card; None leaves it out.
       recipe: label to value, printed as a table on the card.
       dtype: of the tensors; float32 by default.
@@ -103,8 +99,17 @@ def write_peft(
     """
     base = dataclasses.replace(model, added=())
     flat = flatten(params)
-    content = _content(model, base, flat)
-    write_folder(output, base, content, base_name=base_name, recipe=recipe, dtype=dtype, meant=flat)
+    method = _only_adapter(model)
+    added = {path: flat[path] for path in added_paths(model)}
+    if isinstance(method, LoRA):
+        method, added = on_unchanged_base(method, added, begun)
+    moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - added.keys()
+    content, norms = (
+        _WRITERS[type(method)](method, base, added),
+        write_norms(base, {path: flat[path] for path in moved}),
+    )
+    content = Content(content.config | norms.config, content.tensors | norms.tensors)
+    write_folder(output, base, content, base_name=base_name, recipe=recipe, dtype=dtype, meant=flat | added)
 
 
 def write_folder(
@@ -139,24 +144,25 @@ def write_folder(
                 raise ModelFolderError(f"{output}: {path} is read otherwise than it was written: it is not kept")
 
 
-def _content(model: T5Config, base: T5Config, params: Flat) -> Content:
+def _only_adapter(model: T5Config) -> Method:
+    """The one method that adds parameters.
+
+    Raises:
+      TuningError: there is none, more than one, or one that PEFT has no type for.
+    """
     added = added_paths(model)
     adding = [method for method in methods_of(model) if any(f"/{method.name}/" in path for path in added)]
     names = ", ".join(type(method).__name__ for method in methods_of(model))
-    if not adding:
+    if not added:
         raise TuningError(f"{names or 'full tuning'} adds no parameters to the model's own: export with --format=hf")
     if len(adding) > 1:
         raise TuningError(
             f"{names} are adapters of more than one kind, and a PEFT folder holds one: "
             "export with --format=hf and --merge"
         )
-    method = adding[0]
-    if type(method) not in _WRITERS:
+    if not adding or type(adding[0]) not in _WRITERS:
         raise TuningError(f"PEFT has no type for {names}: export with --format=hf, and --merge where it can be merged")
-    content = _WRITERS[type(method)](method, base, {path: params[path] for path in added})
-    moved = {path for path, label in Partition.of(model).labels.items() if label == "trainable"} - added
-    saved = write_norms(base, {path: params[path] for path in moved})
-    return Content(content.config | saved.config, content.tensors | saved.tensors)
+    return adding[0]
 
 
 def base_name(source: str | None) -> str | None:

@@ -16,9 +16,9 @@ from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.models.config import ModelConfigError, T5Config
 from flanjax.models.t5 import Params, init_params
-from flanjax.tuning.method import TuningError
+from flanjax.tuning.method import Flat, TuningError
 from flanjax.tuning.methods import from_settings
-from flanjax.tuning.partition import begin, digest, flatten, merged, unflatten
+from flanjax.tuning.partition import added_paths, begin, digest, flatten, merged, unflatten
 
 SETTINGS = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -32,6 +32,7 @@ class TrainedRun:
     Attributes:
       model: the configuration of the model.
       params: its parameters.
+      begun: those that its tuning methods added, as tuning began with them, by path.
       vocabulary: the run's own copy.
       step: the checkpoint's step.
       settings: the whole resolved configuration of the run.
@@ -39,6 +40,7 @@ class TrainedRun:
 
     model: T5Config
     params: Params
+    begun: Flat
     vocabulary: Vocabulary
     step: int
     settings: Mapping[str, Any]
@@ -84,12 +86,15 @@ def read_run(folder: str | Path, *, step: int | None = None) -> TrainedRun:
     from flanjax.training.checkpoints import restore_params
 
     params, step = restore_params(folder / CHECKPOINTS, step)
+    begun: Flat = {}
     if model.added:
         # The checkpoint has what moved, the base everything else.
         base = _base(folder, model, settings)
         start = begin(model, base, vocabulary.encode, settings["train"]["seed"])
+        added = added_paths(model)
+        begun = {path: value for path, value in flatten(start).items() if path in added}
         params = unflatten(flatten(start) | flatten(params))
-    return TrainedRun(model=model, params=params, vocabulary=vocabulary, step=step, settings=settings)
+    return TrainedRun(model=model, params=params, begun=begun, vocabulary=vocabulary, step=step, settings=settings)
 
 
 def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def read_torch_zip(path: str | Path) -> dict[str, np.ndarray]:
             return _Archive(path, archive).tensors()
     except OSError as error:
         raise ModelFolderError(f"{path}: {error.strerror or error}") from error
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise ModelFolderError(
             f"{path}: truncated, or not a zip archive of torch.save ({error}); torch before 1.6 wrote plain pickles, "
             "which are not read: open it there with weights_only=True and save it again"

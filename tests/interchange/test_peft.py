@@ -20,7 +20,7 @@ from flanjax.models.t5 import Params, build, init_params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, ATTENTION, LoRA
 from flanjax.tuning.method import Method, TuningError
-from flanjax.tuning.partition import added_params, added_paths, flatten, unflatten
+from flanjax.tuning.partition import added_paths, begin, flatten, unflatten
 from flanjax.tuning.select import Freeze, Train
 
 BLOCK = "base_model.model.encoder.block.0.layer.0.SelfAttention"
@@ -86,14 +86,20 @@ def write_with_peft(base: Path, output: Path, config: object) -> Path:
     return output
 
 
+def begun(model: T5Config, base: Params) -> Params:
+    """A model's parameters as tuning begins with them."""
+    return jax.device_get(begin(model, base, lambda text: [], 0))
+
+
 def moved(model: T5Config, base: Params, *own: str) -> Params:
-    """A model's parameters with random additions, and random values of these own ones."""
+    """The same with random additions, and random values of these own ones."""
     rng = np.random.default_rng(1)
-    fresh = flatten(jax.device_get(init_params(model, 0))) | flatten(base)
     chosen = added_paths(model) | set(own)
-    return unflatten(
-        {p: v + 0.2 * rng.standard_normal(v.shape, np.float32) if p in chosen else v for p, v in fresh.items()}
-    )
+
+    def move(value: np.ndarray) -> np.ndarray:
+        return (value + 0.2 * rng.standard_normal(value.shape, np.float32)).astype(value.dtype)
+
+    return unflatten({p: move(v) if p in chosen else v for p, v in flatten(begun(model, base)).items()})
 
 
 # --- from peft -----------------------------------------------------------------------------------------------------
@@ -113,6 +119,8 @@ FROM_PEFT = {
         "rank_pattern": {"v": 4, r"encoder\.block\.1\.layer\.0\.SelfAttention\.q": 1},
         "alpha_pattern": {"wo": 3, r"block\.1.*q": 5},
     },
+    "rslora_patterns": {**LORA, "r": 2, "use_rslora": True, "rank_pattern": {"EncDecAttention.v": 4, "block.0.*q": 1}},
+    "dora": {**LORA, "r": 2, "lora_alpha": 6, "use_dora": True, "target_modules": ["q", "v", "wo"]},
     "one_layer": {**LORA, "r": 2, "target_modules": ["q", "v"], "layers_to_transform": [1], "layers_pattern": "block"},
     "without_some": {**LORA, "r": 2, "target_modules": ["q", "v"], "exclude_modules": ["EncDecAttention.v"]},
     "norms": {**LORA, "r": 2, "target_modules": ["q"], "modules_to_save": ["layer_norm"]},
@@ -178,6 +186,15 @@ NORM = "decoder/layers/pre_mlp_layer_norm/scale"
 TO_PEFT: dict[str, tuple[tuple[Method, ...], tuple[str, ...]]] = {
     "lora": ((LoRA(rank=3, alpha=6),), ()),
     "rslora": ((LoRA(rank=2, alpha=3, rank_stabilized=True, targets=ALL_LINEAR),), ()),
+    "patterns": (
+        (LoRA(rank=2, targets=ALL_LINEAR, rank_pattern=((".*/wo", 4),), alpha_pattern=(("decoder/.*query", 3),)),),
+        (),
+    ),
+    "dora": ((LoRA(rank=2, alpha=6, dora=True),), ()),
+    "pissa": ((LoRA(rank=2, alpha=6, init="pissa", rank_pattern=((".*/self_attention/.*", 3),)),), ()),
+    "rs_pissa": ((LoRA(rank=2, alpha=6, init="pissa", rank_stabilized=True),), ()),
+    "pissa_dora": ((LoRA(rank=2, init="pissa", dora=True),), ()),
+    "bfloat16": ((LoRA(rank=2, dtype="bfloat16"),), ()),
     "some": ((LoRA(rank=2, targets="decoder/layers/(self_attention/out|mlp/wo)"),), ()),
     "ia3": ((IA3(),), ()),
     "ia3_outputs": ((IA3(targets=r".*attention/(key|value)|.*/mlp/wi_1", input_targets=""),), ()),
@@ -186,28 +203,37 @@ TO_PEFT: dict[str, tuple[tuple[Method, ...], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("variant", ["v1.0", "flan"])
-@pytest.mark.parametrize(("methods", "own"), TO_PEFT.values(), ids=TO_PEFT)
+V1_0 = {
+    "v1.0": ((LoRA(rank=2, targets=ALL_LINEAR),), (), "v1.0"),
+    "v1.0_ia3": ((IA3(targets=r".*attention/(key|value)|.*/mlp/wi", input_targets=""),), (), "v1.0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("methods", "own", "variant"), [*((*case, "flan") for case in TO_PEFT.values()), *V1_0.values()], ids=TO_PEFT | V1_0
+)
 def test_what_is_written_computes_the_same_in_peft_and_comes_back(
     hf_folder: Callable[..., Path],
     tmp_path: Path,
-    variant: str,
     methods: tuple[Method, ...],
     own: tuple[str, ...],
+    variant: str,
 ) -> None:
-    if variant == "v1.0" and any("wi_1" in getattr(method, "targets", "") for method in methods):
-        methods = (IA3(targets=r".*attention/(key|value)|.*/mlp/wi", input_targets=""),)
     folder = hf_folder(variant)
     base, params = read_hf_t5(folder)
     model = dataclasses.replace(base, added=methods)
-    params = moved(model, params, *own)
-    write_peft(tmp_path / "adapter", model, params, base_name="google/tiny", recipe={"Steps": "3"})
-    expected = our_logits(model, params)
+    tuned = moved(model, params, *own)
+    start = flatten(begun(model, params))
+    write_peft(tmp_path / "adapter", model, tuned, begun=start, base_name="google/tiny", recipe={"Steps": "3"})
+    expected = our_logits(model, tuned)
     np.testing.assert_allclose(peft_logits(folder, tmp_path / "adapter"), expected, atol=1e-4)
     found = read_peft(tmp_path / "adapter", base)
-    for path, value in found.params.items():
-        np.testing.assert_array_equal(value, flatten(params)[path])
     assert found.params.keys() == added_paths(model) | set(own)
+    if getattr(methods[0], "init", "default") == "default":
+        for path, value in found.params.items():
+            np.testing.assert_array_equal(value, flatten(tuned)[path])
+    else:
+        np.testing.assert_allclose(our_logits(*adapter_on(found, base, params)), expected, atol=1e-4)
     text = (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
     card = (tmp_path / "adapter" / "README.md").read_text()
@@ -218,10 +244,13 @@ def test_what_is_written_computes_the_same_in_peft_and_comes_back(
 def test_flan_t5_small_both_ways(flan_t5_small: Path, tmp_path: Path) -> None:
     base, params = read_hf_t5(flan_t5_small)
     model = dataclasses.replace(base, added=(LoRA(rank=4, targets=ALL_LINEAR),))
-    fresh = flatten(jax.device_get(jax.jit(added_params, static_argnums=(0, 1))(model, 0)))
     rng = np.random.default_rng(0)
-    added = {path: value + 0.01 * rng.standard_normal(value.shape, np.float32) for path, value in fresh.items()}
-    params = unflatten(flatten(params) | added)
+    params = unflatten(
+        {
+            path: value + 0.01 * rng.standard_normal(value.shape, np.float32) if "/lora/" in path else value
+            for path, value in flatten(begun(model, params)).items()
+        }
+    )
     write_peft(tmp_path / "adapter", model, params)
     expected = our_logits(model, params)
     np.testing.assert_allclose(peft_logits(flan_t5_small, tmp_path / "adapter"), expected, atol=1e-3, rtol=1e-4)
@@ -272,6 +301,13 @@ def test_what_a_folder_cannot_express_is_refused(
     with pytest.raises(TuningError, match=message):
         write_peft(tmp_path / "adapter", model, moved(model, params))
     assert not (tmp_path / "adapter").exists()
+
+
+def test_pissa_is_not_written_without_its_beginning(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    base, params = read_hf_t5(hf_folder("flan"))
+    model = dataclasses.replace(base, added=(LoRA(rank=2, init="pissa"),))
+    with pytest.raises(TuningError, match="PiSSA changed the base"):
+        write_peft(tmp_path / "adapter", model, moved(model, params))
 
 
 def test_an_adapter_that_learnt_nothing_or_diverged_is_not_written(
@@ -376,6 +412,16 @@ def test_a_folder_that_is_not_whole_or_asks_for_more_is_refused(
     with pytest.raises(ModelFolderError, match=message) as error:
         read_peft(copy, base)
     assert str(copy) in str(error.value)
+
+
+def test_dora_on_some_layers_is_refused(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    from peft import PeftConfig
+
+    folder = hf_folder("flan")
+    config = PeftConfig.from_peft_type(**{**FROM_PEFT["dora"], "layers_to_transform": [1]})
+    adapter = write_with_peft(folder, tmp_path / "adapter", config)
+    with pytest.raises(ModelFolderError, match=r"use_dora is true, and of .* not all layers have an adapter"):
+        read_peft(adapter, read_hf_t5(folder)[0])
 
 
 @pytest.mark.parametrize("change", [{"embed_dim": 64}, {"num_encoder_layers": 3}, {"head_dim": 8}])
