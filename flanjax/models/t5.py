@@ -24,6 +24,7 @@ from flanjax.models.attention import segment_mask
 from flanjax.models.config import Addition, Compute, ModelConfigError, T5Config
 from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, parameter
 from flanjax.models.positions import RelativePositionBias
+from flanjax.models.prompts import Prompt, insert_prompts
 from flanjax.sharding.rules import constrain
 
 Params = dict[str, Any]
@@ -76,13 +77,18 @@ class Embedder(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The encoder's position table, stacked layers and final norm."""
+    """The encoder's position table, stacked layers and final norm, and a prompt where a tuning method has one."""
+
+    prompt: Prompt | None = None
 
     def __init__(self, config: T5Config, compute: Compute):
         self.relpos_bias = RelativePositionBias(config, bidirectional=True)
         layer = EncoderLayer(config, compute.attention)
         self.layers = _stacked(layer, config.num_encoder_layers, config.added, "encoder/layers")
         self.encoder_norm = RMSNorm(config)
+        for addition in config.added:
+            if addition.prompt_length:
+                self.prompt = addition.prompt(config)
 
     def __call__(
         self,
@@ -201,8 +207,11 @@ class T5(nnx.Module):
         *,
         dropout_key: Array | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """The encoder's output, normalised."""
-        return self.encoder(self._embed(tokens), segment_ids, self._dropout(dropout_key, "encoder"), self.compute)
+        """The encoder's output, normalised; with a prompt, see `flanjax.models.prompts` for what the tokens hold."""
+        x = self._embed(tokens)
+        if self.encoder.prompt is not None:
+            x = insert_prompts(x, self.encoder.prompt(), tokens, segment_ids)
+        return self.encoder(x, segment_ids, self._dropout(dropout_key, "encoder"), self.compute)
 
     def decode(
         self,
