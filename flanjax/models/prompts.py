@@ -26,6 +26,16 @@ class Prompt(nnx.Module):
         """The vectors of every prompt."""
 
 
+class Prefix(nnx.Module):
+    """What a tuning method puts before the keys and values of one attention, in every layer of a stack."""
+
+    length: int
+
+    @abc.abstractmethod
+    def __call__(self) -> tuple[Float[Array, "prefix heads head_dim"], Float[Array, "prefix heads head_dim"]]:
+        """Keys and values of one layer."""
+
+
 def positions_in_segments(segment_ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
     """The distance of each position from the start of its segment; segments [1, 1, 1, 2, 2] give [0, 1, 2, 0, 1]."""
     positions = jnp.arange(segment_ids.shape[1])
