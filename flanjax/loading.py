@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.generation import greedy
@@ -44,15 +45,22 @@ class Model:
     compute: Compute
 
     def score(
-        self, inputs: Sequence[str], targets: Sequence[str], *, eos: bool = True, batch_size: int = 16
+        self,
+        inputs: Sequence[str],
+        targets: Sequence[str],
+        *,
+        prompt: str | None = None,
+        eos: bool = True,
+        batch_size: int = 16,
     ) -> list[float]:
         """The log-likelihood of each target given its input: natural logarithm, summed over the target's tokens.
 
         Inputs end in EOS, as in training. So do targets, and their EOS is scored; `eos=False` leaves it out, as
-        lm-evaluation-harness does.
+        lm-evaluation-harness does. `prompt` is as in `generate`.
 
         Raises:
-          LoadingError: one text instead of a list, not one target for each input, or a batch size below 1.
+          LoadingError: one text instead of a list, not one target for each input, a batch size below 1, or no such
+            prompt.
         """
         _require_texts(inputs)
         _require_texts(targets)
@@ -61,21 +69,46 @@ class Model:
             raise LoadingError(f"{len(inputs)} inputs but {len(targets)} targets: give one target for each input")
         end = [self.vocabulary.eos_id] if eos else []
         labels = [self.vocabulary.encode(text) + end for text in targets]
-        return greedy.score(self.config, self.compute, self.params, self._tokens(inputs), labels, batch_rows=batch_size)
+        return greedy.score(
+            self.config,
+            self.compute,
+            self.params,
+            self._tokens(inputs),
+            labels,
+            prompts=self._prompts(prompt, len(inputs)),
+            batch_rows=batch_size,
+        )
 
-    def generate(self, inputs: Sequence[str], max_new_tokens: int = 64, *, batch_size: int = 16) -> list[str]:
+    def generate(
+        self, inputs: Sequence[str], max_new_tokens: int = 64, *, prompt: str | None = None, batch_size: int = 16
+    ) -> list[str]:
         """The greedy answer to each input, up to EOS or `max_new_tokens`.
 
+        `prompt` is the task whose learnt prompt is used, for a model that has one for each task.
+
         Raises:
-          LoadingError: one text instead of a list, or `max_new_tokens` or the batch size below 1.
+          LoadingError: one text instead of a list, `max_new_tokens` or the batch size below 1, or no such prompt.
         """
         _require_texts(inputs)
         _require_positive("max_new_tokens", max_new_tokens)
         _require_positive("batch_size", batch_size)
         answers = greedy.greedy(
-            self.config, self.compute, self.params, self._tokens(inputs), max_new_tokens, batch_rows=batch_size
+            self.config,
+            self.compute,
+            self.params,
+            self._tokens(inputs),
+            max_new_tokens,
+            prompts=self._prompts(prompt, len(inputs)),
+            batch_rows=batch_size,
         )
         return [self.vocabulary.decode(ids) for ids in answers]
+
+    def _prompts(self, prompt: str | None, count: int) -> list[int]:
+        tasks = self.config.prompt_tasks
+        if (prompt is None) == bool(tasks):
+            there = f"prompts of the tasks {', '.join(tasks)}: choose one" if tasks else "none to choose from"
+            raise LoadingError(f"prompt={prompt!r}: this model has {there}")
+        return [Placeholders(self.config.prompt_length, tasks).number(prompt or "")] * count
 
     def _tokens(self, inputs: Sequence[str]) -> list[list[int]]:
         return [[*self.vocabulary.encode(text), self.vocabulary.eos_id] for text in inputs]

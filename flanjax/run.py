@@ -19,6 +19,7 @@ import optax
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
+from flanjax.data.placeholders import Placeholders
 from flanjax.data.provenance import Request, is_current
 from flanjax.data.report import overlong_line, survey
 from flanjax.data.vocabularies import MODEL_FILE, Vocabulary, VocabularySource
@@ -138,7 +139,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     if is_first():
         _ensure_cache(run, materialize, notice)
     wait_for_all("cache")
-    batches = PackedBatches(run.data, rows=rows)
+    batches = PackedBatches(run.data, rows=rows, placeholders=_placeholders(run))
     vocabulary = batches.mixture.vocabulary
     model = start.model
     start.check_vocabulary(vocabulary, notice)
@@ -307,6 +308,12 @@ def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice
         materialize(list(needed))
 
 
+def _placeholders(run: Run) -> Placeholders:
+    """What the run's methods keep in front of every example; of them alone, as the model may not be read yet."""
+    tasks = [task for method in run.tuning for task in method.prompt_tasks]
+    return Placeholders(sum(method.prompt_length for method in run.tuning), tuple(tasks))
+
+
 def _evaluators(
     run: Run,
     model: T5Config,
@@ -317,6 +324,8 @@ def _evaluators(
 ) -> dict[str, MixtureEvaluator]:
     """One evaluator for the run's own mixture, where it has held-out examples, and one for each other mixture."""
     config, found = run.evaluation, {}
+    placeholders = _placeholders(run)
+    text_room = placeholders.text_room(row_lengths)
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):
         try:
@@ -332,7 +341,8 @@ def _evaluators(
                 f"{vocabulary.identity}: a run has one. Set VOCABULARY={vocabulary.path} to materialise both with it"
             )
         tasks = opened.tasks
-        surveyed = survey(tasks, [float(len(task) > 0) for task in tasks], row_lengths, run.data.overlong)
+        placeholders.numbers([task.name for task in tasks])  # each has one, or the run is refused here
+        surveyed = survey(tasks, [float(len(task) > 0) for task in tasks], text_room, run.data.overlong)
         if line := overlong_line(surveyed, run.data.overlong):
             notice(f"{mixture}, split {config.split!r}: {line}")
 
@@ -346,6 +356,7 @@ def _evaluators(
                 overlong=run.data.overlong,
                 pack=run.data.pack,
                 max_examples_per_task=_share(config.loss_examples, tasks),
+                placeholders=placeholders,
             )
 
         found[mixture] = MixtureEvaluator(
@@ -354,7 +365,7 @@ def _evaluators(
             loss=run.loss,
             mesh=mesh,
             batches=batches,
-            questions=questions(tasks, _share(config.questions, tasks) or 0, row_lengths, run.data.overlong),
+            questions=questions(tasks, _share(config.questions, tasks) or 0, text_room, run.data.overlong),
             vocabulary=vocabulary,
             max_new_tokens=config.max_new_tokens,
             metrics=config.metrics,

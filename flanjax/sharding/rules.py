@@ -22,6 +22,9 @@ DEFAULT_RULES: Rules = (
     ("layers", None),
     ("relpos_buckets", None),
     ("rank", None),
+    ("prompts", None),
+    ("prompt_length", None),
+    ("prompt_hidden", None),
 )
 
 
