@@ -139,7 +139,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     if is_first():
         _ensure_cache(run, materialize, notice)
     wait_for_all("cache")
-    batches = PackedBatches(run.data, rows=rows, placeholders=_placeholders(run))
+    batches = PackedBatches(run.data, rows=rows, placeholders=_placeholders(start.methods))
     vocabulary = batches.mixture.vocabulary
     model = start.model
     start.check_vocabulary(vocabulary, notice)
@@ -199,8 +199,12 @@ class _StartingPoint:
     @property
     def tuned(self) -> T5Config:
         """The model with what the run's methods add to it, or those of the adapter that it goes on with."""
-        methods = tuple(self._run.tuning) if self.adapter is None else self.adapter.methods
-        return dataclasses.replace(self.model, added=methods)
+        return dataclasses.replace(self.model, added=self.methods)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Those of the run, or of the adapter that it goes on with."""
+        return tuple(self._run.tuning) if self.adapter is None else self.adapter.methods
 
     @functools.cached_property
     def adapter(self) -> Adapter | None:
@@ -308,10 +312,10 @@ def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice
         materialize(list(needed))
 
 
-def _placeholders(run: Run) -> Placeholders:
-    """What the run's methods keep in front of every example; of them alone, as the model may not be read yet."""
-    tasks = [task for method in run.tuning for task in method.prompt_tasks]
-    return Placeholders(sum(method.prompt_length for method in run.tuning), tuple(tasks))
+def _placeholders(methods: Sequence[Method]) -> Placeholders:
+    """What methods keep in front of every example; of them alone, as the model may not be read yet."""
+    tasks = [task for method in methods for task in method.prompt_tasks]
+    return Placeholders(sum(method.prompt_length for method in methods), tuple(tasks))
 
 
 def _evaluators(
@@ -324,7 +328,7 @@ def _evaluators(
 ) -> dict[str, MixtureEvaluator]:
     """One evaluator for the run's own mixture, where it has held-out examples, and one for each other mixture."""
     config, found = run.evaluation, {}
-    placeholders = _placeholders(run)
+    placeholders = _placeholders(methods_of(model))
     text_room = placeholders.text_room(row_lengths)
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):

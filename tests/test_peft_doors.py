@@ -117,7 +117,9 @@ def test_the_doors_say_what_does_not_go_together(
     assert "--format=peft for an adapter folder" in refused(export.main, f"--run={run}")
     flags = [f"--input={base}", f"--adapter={adapter}"]
     assert f"{adapter}: there is no such folder" in refused(convert.main, *flags, "--format=hf")
-    assert "goes a file of T-Few" in refused(convert.main, f"--input={base}", "--format=peft")
+    assert "goes a file of T-Few (.pt) or a soft prompt (.npy)" in refused(
+        convert.main, f"--input={base}", "--format=peft"
+    )
     flags = [f"--input={run}", f"--adapter={adapter}"]
     assert "is a run: export it first" in refused(convert.main, *flags, "--format=hf")
     with pytest.raises(FlanjaxError, match="has adapters of its own"):

@@ -19,10 +19,11 @@ from flanjax.errors import nearest
 from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
 from flanjax.interchange.hf_t5 import FLOATS
 from flanjax.interchange.model_card import CARD, adapter_card
-from flanjax.interchange.peft_config import CONFIG, PREFIX, WEIGHTS, AdapterConfig, AdapterTensors
+from flanjax.interchange.peft_config import CONFIG, WEIGHTS, AdapterConfig, AdapterTensors
 from flanjax.interchange.peft_ia3 import read_ia3, write_ia3
 from flanjax.interchange.peft_layers import Adapter, Content, write_norms
 from flanjax.interchange.peft_lora import on_unchanged_base, read_lora, write_lora
+from flanjax.interchange.peft_prompts import as_prompt, read_prefix, read_prompt, write_prefix, write_prompt
 from flanjax.interchange.safetensors_files import write_file
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import Params
@@ -30,12 +31,22 @@ from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Flat, Method, TuningError
 from flanjax.tuning.partition import TRAINABLE, Partition, added_paths, flatten, methods_of, unflatten
+from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prompt import PromptMethod, PromptTuning
 
 _READERS: dict[str, Callable[[AdapterConfig, T5Config, AdapterTensors], Adapter]] = {
     "IA3": read_ia3,
     "LORA": read_lora,
+    "PREFIX_TUNING": read_prefix,
+    "PROMPT_TUNING": read_prompt,
+    "P_TUNING": read_prompt,
 }
-_WRITERS: dict[type, Callable[..., Content]] = {IA3: write_ia3, LoRA: write_lora}
+_WRITERS: dict[type, Callable[..., Content]] = {
+    IA3: write_ia3,
+    LoRA: write_lora,
+    PrefixTuning: write_prefix,
+    PromptTuning: write_prompt,
+}
 _COMMON = {
     "task_type": "SEQ_2_SEQ_LM",
     "auto_mapping": None,
@@ -56,8 +67,8 @@ def read_peft(folder: str | Path, base: T5Config) -> Adapter:
     kind = config.raw["peft_type"]
     if kind not in _READERS:
         raise config.error(
-            f"peft_type is {kind!r}{nearest(kind, _READERS)}: read are {', '.join(_READERS)}; merge another one where "
-            "it was trained, with merge_and_unload()"
+            f"peft_type is {kind!r}{nearest(kind, _READERS)}: read are {', '.join(_READERS)}; another one "
+            "may be merged where it was trained, with merge_and_unload()"
         )
     try:
         return _READERS[kind](config, base, AdapterTensors(config))
@@ -103,12 +114,15 @@ def write_peft(
     added = {path: flat[path] for path in added_paths(model)}
     if isinstance(method, LoRA):
         method, added = on_unchanged_base(method, added, begun)
-    moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - added.keys()
-    content, norms = (
-        _WRITERS[type(method)](method, base, added),
-        write_norms(base, {path: flat[path] for path in moved}),
-    )
-    content = Content(content.config | norms.config, content.tensors | norms.tensors)
+    elif isinstance(method, PromptMethod):
+        method, added = as_prompt(method, model, params)
+    content = _WRITERS[type(method)](method, base, added)
+    moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - added_paths(model)
+    if moved:
+        if not isinstance(method, LoRA | IA3):
+            raise TuningError(f"{min(moved)} was trained beside a {type(method).__name__}, and PEFT saves that alone")
+        norms = write_norms(base, {path: flat[path] for path in moved})
+        content = Content(content.config | norms.config, content.tensors | norms.tensors)
     write_folder(output, base, content, base_name=base_name, recipe=recipe, dtype=dtype, meant=flat | added)
 
 
@@ -129,7 +143,7 @@ def write_folder(
     if dtype not in (None, *FLOATS):
         raise ModelFolderError(f"dtype is {dtype!r}: choose one of {', '.join(FLOATS)}")
     with np.errstate(over="ignore"):
-        tensors = {f"{PREFIX}{name}": array.astype(dtype or "float32") for name, array in content.tensors.items()}
+        tensors = {name: array.astype(dtype or "float32") for name, array in content.tensors.items()}
     if bad := [name for name, array in tensors.items() if not np.isfinite(array).all()]:
         raise ModelFolderError(f"{bad[0]} holds NaN or infinity as {dtype or 'float32'}: it is not written")
     output = Path(output)
@@ -150,17 +164,16 @@ def _only_adapter(model: T5Config) -> Method:
     Raises:
       TuningError: there is none, more than one, or one that PEFT has no type for.
     """
-    added = added_paths(model)
-    adding = [method for method in methods_of(model) if any(f"/{method.name}/" in path for path in added)]
+    adding = [method for method in methods_of(model) if added_paths(dataclasses.replace(model, added=(method,)))]
     names = ", ".join(type(method).__name__ for method in methods_of(model))
-    if not added:
+    if not adding:
         raise TuningError(f"{names or 'full tuning'} adds no parameters to the model's own: export with --format=hf")
     if len(adding) > 1:
         raise TuningError(
             f"{names} are adapters of more than one kind, and a PEFT folder holds one: "
             "export with --format=hf and --merge"
         )
-    if not adding or type(adding[0]) not in _WRITERS:
+    if not isinstance(adding[0], PromptMethod) and type(adding[0]) not in _WRITERS:
         raise TuningError(f"PEFT has no type for {names}: export with --format=hf, and --merge where it can be merged")
     return adding[0]
 

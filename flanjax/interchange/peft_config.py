@@ -16,7 +16,7 @@ import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.hf_t5 import FLOATS, Place, hf_places
-from flanjax.interchange.safetensors_files import file_tensors, read_tensors
+from flanjax.interchange.safetensors_files import StoredTensor, file_tensors, read_tensors
 from flanjax.models.config import T5Config
 
 CONFIG = "adapter_config.json"
@@ -201,22 +201,29 @@ class AdapterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterTensors:
-    """The tensors of an adapter's file, each to be taken once by name and shape."""
+    """The tensors of an adapter's file, by name without `base_model.model.`."""
 
     config: AdapterConfig
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What there is, by name."""
+        return {name: tensor.shape for name, tensor in self._stored().items()}
+
+    def _stored(self) -> dict[str, StoredTensor]:
+        file = _weights(self.config.path.parent)
+        stored = file_tensors(file)
+        if not stored:
+            raise ModelFolderError(f"{file}: holds no tensors: whatever wrote it saved nothing; save the adapter again")
+        return {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
+
     def take(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """All tensors, by name without `base_model.model.`, in float32.
+        """All tensors in float32; they are to be these.
 
         Raises:
           ModelFolderError: the file is empty or damaged; a tensor is missing, unknown, of another shape or type, or
             not finite.
         """
-        file = _weights(self.config.path.parent)
-        stored = file_tensors(file)
-        if not stored:
-            raise ModelFolderError(f"{file}: holds no tensors: whatever wrote it saved nothing; save the adapter again")
-        by_name = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
+        by_name, file = self._stored(), self.config.path.parent / WEIGHTS
         if wrong := list(_disagreements(shapes, by_name)):
             listed = "\n  ".join(wrong)
             raise ModelFolderError(

@@ -5,7 +5,7 @@ In flanjax that is `ia3/output` [layers, out] and `ia3/input` [layers, in]. A la
 
 import numpy as np
 
-from flanjax.interchange.peft_config import AdapterConfig, AdapterTensors, ends_with, selects, shortest
+from flanjax.interchange.peft_config import PREFIX, AdapterConfig, AdapterTensors, ends_with, selects, shortest
 from flanjax.interchange.peft_layers import (
     FAN_IN_FAN_OUT,
     Adapter,
@@ -67,9 +67,9 @@ def write_ia3(method: IA3, base: T5Config, added: Flat) -> Content:
     for name, place, parts in by_module(base, adapters):
         if "input" in parts:
             before.add(name)
-            tensors[f"{name}.ia3_l"] = np.asarray(parts["input"][place.layer])[None]
+            tensors[f"{PREFIX}{name}.ia3_l"] = np.asarray(parts["input"][place.layer])[None]
         else:
-            tensors[f"{name}.ia3_l"] = np.asarray(parts["output"][place.layer])[:, None]
+            tensors[f"{PREFIX}{name}.ia3_l"] = np.asarray(parts["output"][place.layer])[:, None]
     targets = shortest({name for name, _, _ in by_module(base, adapters)}, base)
     feedforward = shortest(before, base, ends_with)
     if not set(feedforward) <= set(targets):  # PEFT wants the one list to hold the other

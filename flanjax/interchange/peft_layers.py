@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flanjax.interchange.hf_t5 import Place
-from flanjax.interchange.peft_config import AdapterConfig, ends_with, modules, norms, pattern_of, shortest
+from flanjax.interchange.peft_config import PREFIX, AdapterConfig, ends_with, modules, norms, pattern_of, shortest
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import abstract_params
 from flanjax.tuning.method import Flat, Method, TuningError, projections
@@ -36,7 +36,7 @@ class Adapter:
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a PEFT folder is written from: keys of its configuration, and tensors by name without prefix."""
+    """What a PEFT folder is written from: keys of its configuration, and tensors by their names in the file."""
 
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
@@ -56,7 +56,7 @@ def write_norms(base: T5Config, own: Flat) -> Content:
         )
     chosen = {name: place for name, place in places.items() if place.path in own}
     tensors = {
-        f"{name}.weight": np.asarray(own[place.path] if place.layer is None else own[place.path][place.layer])
+        f"{PREFIX}{name}.weight": np.asarray(own[place.path] if place.layer is None else own[place.path][place.layer])
         for name, place in chosen.items()
     }
     return Content({"modules_to_save": shortest(chosen, base, ends_with) or None}, tensors)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flanjax.interchange.peft_config import AdapterConfig, AdapterTensors, shortest
+from flanjax.interchange.peft_config import PREFIX, AdapterConfig, AdapterTensors, shortest
 from flanjax.interchange.peft_layers import (
     FAN_IN_FAN_OUT,
     Adapter,
@@ -171,10 +171,10 @@ def write_lora(method: LoRA, base: T5Config, added: Flat) -> Content:
     tensors, paths = {}, {}
     for name, place, parts in by_module(base, adapters):
         paths[name] = place.path.removesuffix("/kernel")
-        tensors[f"{name}.lora_A.weight"] = np.asarray(parts["a"][place.layer]).T
-        tensors[f"{name}.lora_B.weight"] = np.asarray(parts["b"][place.layer]).T
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.asarray(parts["a"][place.layer]).T
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.asarray(parts["b"][place.layer]).T
         if "magnitude" in parts:
-            tensors[f"{name}.lora_magnitude_vector"] = np.asarray(parts["magnitude"][place.layer])
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = np.asarray(parts["magnitude"][place.layer])
     ranks = {name: method.rank_of(path) for name, path in paths.items()}
     alphas = {name: decide(method.alpha_pattern, path, method.alpha) for name, path in paths.items()}
     config = {

@@ -13,6 +13,7 @@ import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.peft import write_folder
+from flanjax.interchange.peft_config import PREFIX
 from flanjax.interchange.peft_layers import Content
 from flanjax.interchange.torch_zip import read_torch_zip
 from flanjax.models.config import T5Config
@@ -41,7 +42,7 @@ def convert_tfew(source: str | Path, output: str | Path, *, dtype: str | None = 
         f"a T5 of {base.num_encoder_layers} and {base.num_decoder_layers} layers, with heads of {base.attention_dim} "
         f"together and a gated feed-forward of {base.mlp_dim}"
     )
-    tensors = {f"{name.removesuffix('.multi_lora_b')}.ia3_l": vector for name, vector in vectors.items()}
+    tensors = {f"{PREFIX}{name.removesuffix('.multi_lora_b')}.ia3_l": vector for name, vector in vectors.items()}
     config = {
         "peft_type": "IA3",
         "target_modules": ["k", "v", "wi_1"],

@@ -41,6 +41,8 @@ def batch(vocab_size: int) -> dict[str, np.ndarray]:
 
 def our_logits(model: T5Config, params: Params) -> np.ndarray:
     rows = batch(model.vocab_size)
+    for name, fill in (("encoder_input_tokens", 0), ("encoder_segment_ids", 1)):
+        rows[name] = np.pad(rows[name], ((0, 0), (model.prompt_length, 0)), constant_values=fill)
 
     @jax.jit
     def logits(params: Params) -> jax.Array:
