@@ -130,6 +130,11 @@ class T5Config:
         return tuple(task for addition in self.added for task in addition.prompt_tasks)
 
     @property
+    def stacks(self) -> dict[str, int]:
+        """Layers of each stack, lowest first."""
+        return {"encoder": self.num_encoder_layers, "decoder": self.num_decoder_layers}
+
+    @property
     def attention_dim(self) -> int:
         """Width of all heads together."""
         return self.num_heads * self.head_dim
