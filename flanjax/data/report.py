@@ -148,6 +148,6 @@ def _count(task: CachedTask, row_lengths: tuple[int, int], policy: Overlong) -> 
 def _refuse(task: CachedTask, index: int, row_lengths: tuple[int, int]) -> None:
     inputs, targets = task.lengths[index].tolist()
     raise PackingError(
-        f"example {index} of task {task.name!r} has {inputs} input and {targets} target tokens, a row has "
+        f"example {index} of task {task.name!r} has {inputs} input and {targets} target tokens, a row has room for "
         f"{row_lengths}: take longer rows, or overlong='truncate' or 'drop'"
     )

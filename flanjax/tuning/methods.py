@@ -8,12 +8,13 @@ from flanjax.errors import nearest
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method, TuningError
+from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Freeze, Train
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Freeze, IA3, LoRA, PrefixTuning, PromptTuning, Train)
+    method.name: method for method in (Freeze, IA3, LoRA, PrefixTuning, PromptTuning, PTuning, Train)
 }
 
 

@@ -14,7 +14,10 @@ from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.optimizers import OptimizerConfig
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
+from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import added_paths, flatten
+from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Freeze, Train
 
 METHODS = {
@@ -25,6 +28,9 @@ METHODS = {
     "norms": (Train(),),
     "frozen_embedding": (Freeze(parameters="token_embedder/.*"),),
     "both": (LoRA(rank=2), Train()),
+    "prompt": (PromptTuning(length=3),),
+    "p_tuning": (PTuning(length=3, encoder="lstm", hidden_dim=8),),
+    "prefix": (PrefixTuning(length=3, attentions=".*attention"),),
 }
 each = pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
 ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)
@@ -83,7 +89,7 @@ def test_the_frozen_have_no_gradient_and_no_optimizer_state(program, name):
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, model=2)], ids=["data", "mixed"])
-@pytest.mark.parametrize("name", ["all_linear", "ia3"])
+@pytest.mark.parametrize("name", ["all_linear", "ia3", "prompt", "p_tuning", "prefix"])
 def test_eight_devices_equal_one(program, tiny_run, mesh, name):
     batches = [tiny_run.random_batch(seed) for seed in range(3)]
     alone, expected = run_moved(program(name), batches)
@@ -122,7 +128,7 @@ def train(tiny_run):
     return run
 
 
-@pytest.mark.parametrize("name", ["lora", "both"])
+@pytest.mark.parametrize("name", ["lora", "both", "prompt"])
 def test_resumed_equals_uninterrupted(train, tmp_path, name):
     whole = train(tmp_path / "whole", name, train_steps=8)
     train(tmp_path / "parts", name, train_steps=3)
