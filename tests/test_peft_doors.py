@@ -24,6 +24,7 @@ from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import to_settings
 from flanjax.tuning.partition import Partition, begin, digest
+from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Train
 
 CONFIG = T5Config(
@@ -100,6 +101,19 @@ def test_a_run_an_adapter_on_its_base_and_both_merged_are_one_model(
     assert np.abs(np.subtract(flanjax.load(base).score(QUESTIONS, ANSWERS), expected)).max() > 1e-2
     np.testing.assert_allclose(flanjax.load(base, adapter=adapter).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
     np.testing.assert_allclose(flanjax.load(whole).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+
+
+def test_a_prompt_is_opened_on_its_base_and_cannot_be_merged(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, adapter = tuned(PromptTuning(length=3, tasks=("sorting",))), tmp_path / "adapter"
+    assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft"]) == 0
+    expected = flanjax.load(run).score(QUESTIONS, ANSWERS, prompt="sorting")
+    np.testing.assert_allclose(flanjax.load(base, adapter=adapter).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+    flags = [f"--input={base}", f"--adapter={adapter}", f"--output={tmp_path / 'whole'}", "--format=hf"]
+    assert convert.main(flags) == 2
+    assert "cannot be merged" in capsys.readouterr().err
+    assert not (tmp_path / "whole").exists()
 
 
 def test_the_doors_say_what_does_not_go_together(

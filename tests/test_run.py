@@ -31,7 +31,9 @@ from flanjax.training.interfaces import TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
 from flanjax.tuning.lora import LoRA
+from flanjax.tuning.method import Method
 from flanjax.tuning.partition import flatten
+from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Train
 
 MODEL = T5Config(
@@ -198,11 +200,17 @@ def test_the_dropout_macro_replaces_the_models_own(run: Run, tmp_path: Path, fil
         assert prepared(built)[0].model == dataclasses.replace(MODEL, dropout_rate=expected)
 
 
-@pytest.fixture
-def adapters(run: Run, tmp_path: Path) -> Run:
+GOING_ON: dict[str, tuple[Method, ...]] = {
+    "lora": (LoRA(rank=2, targets=".*/(query|wo)"), Train()),
+    "prompt": (PromptTuning(length=3, init="random"),),
+}
+
+
+@pytest.fixture(params=GOING_ON)
+def adapters(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> Run:
     """The run on a base model with a PEFT adapter for it; another adapter is beside it."""
     write_hf_t5(tmp_path / "base", MODEL, jax.device_get(init_params(MODEL, 0)), None)
-    tuned = dataclasses.replace(MODEL, added=(LoRA(rank=2, targets=".*/(query|wo)"), Train()))
+    tuned = dataclasses.replace(MODEL, added=GOING_ON[request.param])
     rng = np.random.default_rng(0)
     for name in ("adapter", "other"):
         params = jax.tree.map(
@@ -233,7 +241,7 @@ def test_training_goes_on_from_an_adapter_of_peft(adapters: Run, tmp_path: Path)
     base, now = flatten(read_hf_t5(tmp_path / "base")[1]), flatten(whole.params)
     for path, value in now.items():
         if path in adapter.params:
-            assert 0 < np.abs(value - adapter.params[path]).max() < 1
+            assert 0 < np.abs(value - adapter.params[path]).max() < 2
         else:
             np.testing.assert_array_equal(value, base[path])
     # The checkpoint has all that is needed beside the base.
@@ -256,12 +264,8 @@ def test_an_adapter_brings_its_methods_and_needs_its_base(adapters: Run, tmp_pat
         prepared(adapters, tuning=(LoRA(),))
     with pytest.raises(RunError, match=r"ADAPTER_FROM=.*set INIT_FROM"):
         prepared(adapters, model=MODEL, init_from=None)
-    write_hf_t5(
-        tmp_path / "wide",
-        dataclasses.replace(MODEL, mlp_dim=48),
-        init_params(dataclasses.replace(MODEL, mlp_dim=48), 0),
-        None,
-    )
+    wide = dataclasses.replace(MODEL, embed_dim=32)
+    write_hf_t5(tmp_path / "wide", wide, jax.device_get(init_params(wide, 0)), None)
     with pytest.raises(ModelFolderError, match="adapter of another model"):
         prepared(adapters, init_from=str(tmp_path / "wide"))
 

@@ -282,6 +282,12 @@ def test_no_path_of_a_machine_is_written(source: str | None, name: str | None) -
     assert base_name(source) == name
 
 
+class Other(IA3):
+    """A method that PEFT has no type for."""
+
+    name = "other"
+
+
 # --- refused -------------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +296,7 @@ def test_no_path_of_a_machine_is_written(source: str | None, name: str | None) -
     [
         ((LoRA(rank=2), IA3()), "LoRA, IA3 are adapters of more than one kind, .* --format=hf and --merge"),
         ((LoRA(rank=2), Train(parameters=".*/wo/kernel")), "mlp/wo/kernel was trained beside .* give --merge"),
+        ((Other(),), "PEFT has no type for Other: .* --merge"),
         ((Train(),), "Train adds no parameters .* --format=hf"),
         ((Freeze(parameters="token_embedder.*"),), "Freeze adds no parameters"),
         ((), "full tuning adds no parameters"),

@@ -11,16 +11,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from flanjax import convert
+from flanjax.generation import greedy
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.peft import adapter_on, read_peft, write_peft
-from flanjax.models.config import T5Config
+from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method, TuningError
+from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten
 from flanjax.tuning.prefix import PrefixTuning
-from flanjax.tuning.prompt import EMBEDDING, PromptTuning
+from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
 from flanjax.tuning.select import Train
 
 from .test_peft import moved, our_logits, peft_logits, write_with_peft
@@ -67,12 +69,21 @@ def test_layers_that_share_a_pair_in_peft_share_it_here(hf_folder: Callable[...,
     np.testing.assert_allclose(our_logits(*adapter_on(found, base, params)), peft_logits(folder, adapter), atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["v1.0", "flan"])
+TO_PEFT = {
+    "prompt": PromptTuning(length=3, init="random"),
+    "p_tuning": PTuning(length=3, hidden_dim=8),
+    "p_tuning_lstm": PTuning(length=3, encoder="lstm", hidden_dim=8),
+    "prefix": PrefixTuning(length=3),
+}
+
+
 @pytest.mark.parametrize(
-    "method", [PromptTuning(length=3, init="random"), PrefixTuning(length=3)], ids=["prompt", "prefix"]
+    ("method", "variant"),
+    [*((method, "flan") for method in TO_PEFT.values()), (TO_PEFT["prefix"], "v1.0")],
+    ids=[*TO_PEFT, "prefix_v1.0"],
 )
 def test_what_is_written_computes_the_same_in_peft_and_comes_back(
-    hf_folder: Callable[..., Path], tmp_path: Path, variant: str, method: Method
+    hf_folder: Callable[..., Path], tmp_path: Path, method: Method, variant: str
 ) -> None:
     folder = hf_folder(variant)
     base, params = read_hf_t5(folder)
@@ -81,9 +92,34 @@ def test_what_is_written_computes_the_same_in_peft_and_comes_back(
     write_peft(tmp_path / "adapter", model, params)
     np.testing.assert_allclose(peft_logits(folder, tmp_path / "adapter"), our_logits(model, params), atol=1e-4)
     found = read_peft(tmp_path / "adapter", base)
+    if isinstance(method, PTuning):  # the network stays behind
+        assert found.methods == (PromptTuning(length=3, init="random"),)
+        np.testing.assert_array_equal(found.params[EMBEDDING], prompt_table(model, params))
+        return
     assert found.methods == (method,)
     for path, value in found.params.items():
         np.testing.assert_array_equal(value, flatten(params)[path])
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_answers_are_those_of_peft(hf_folder: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import T5ForConditionalGeneration
+
+    folder = hf_folder("v1.1")
+    base, params = read_hf_t5(folder)
+    model = dataclasses.replace(base, added=(TO_PEFT[name],))
+    params = moved(model, params)
+    write_peft(tmp_path / "adapter", model, params)
+    other = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(folder), tmp_path / "adapter").eval()
+    inputs = [[5, 6, 7, 8, 9], [10, 11, 12, 3, 1]]
+    ids = torch.tensor(inputs)
+    found = other.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    answers = greedy.greedy(model, Compute(), params, inputs, 6, prompts=[0, 0])
+    for row, answer in zip(found.tolist(), answers, strict=True):
+        until_eos = row[1 : row.index(1)] if 1 in row else row[1:]
+        assert [token for token in until_eos if token != 0] == answer
 
 
 def test_a_prompt_has_no_dead_rows_and_runs_no_code_of_others(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
