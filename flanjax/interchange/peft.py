@@ -77,9 +77,13 @@ def read_peft(folder: str | Path, base: T5Config) -> Adapter:
 
 
 def adapter_on(adapter: Adapter, base: T5Config, params: Params) -> tuple[T5Config, Params]:
-    """The base model with an adapter on it."""
+    """The base model with an adapter on it.
+
+    Raises:
+      TuningError: the adapter has a rank that is larger than a projection.
+    """
     model = dataclasses.replace(base, added=adapter.methods)
-    Partition.of(model)
+    Partition.of(model)  # which looks at every method
     return model, unflatten(flatten(params) | adapter.params)
 
 
@@ -109,21 +113,22 @@ def write_peft(
       ModelFolderError: `output` is not new, `dtype` is unknown, a value is not finite, or the disk refuses.
     """
     base = dataclasses.replace(model, added=())
-    flat = flatten(params)
+    flat, own_paths = flatten(params), added_paths(model)
     method = _only_adapter(model)
-    added = {path: flat[path] for path in added_paths(model)}
+    added = {path: flat[path] for path in own_paths}
     if isinstance(method, LoRA):
         method, added = on_unchanged_base(method, added, begun)
     elif isinstance(method, PromptMethod):
         method, added = as_prompt(method, model, params)
     content = _WRITERS[type(method)](method, base, added)
-    moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - added_paths(model)
-    if moved:
+    moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - own_paths
+    beside = {path: flat[path] for path in moved}
+    if beside:
         if not isinstance(method, LoRA | IA3):
-            raise TuningError(f"{min(moved)} was trained beside a {type(method).__name__}, and PEFT saves that alone")
-        norms = write_norms(base, {path: flat[path] for path in moved})
+            raise TuningError(f"{min(beside)} was trained beside a {type(method).__name__}, and PEFT saves that alone")
+        norms = write_norms(base, beside)
         content = Content(content.config | norms.config, content.tensors | norms.tensors)
-    write_folder(output, base, content, base_name=base_name, recipe=recipe, dtype=dtype, meant=flat | added)
+    write_folder(output, base, content, base_name=base_name, recipe=recipe, dtype=dtype, meant=added | beside)
 
 
 def write_folder(
@@ -138,7 +143,7 @@ def write_folder(
 ) -> None:
     """Writes the content of a PEFT folder for a base model of these sizes, and reads it again; see `write_peft`.
 
-    With `meant` what is read has to be those parameters.
+    With `meant` what is read has to be those parameters, all of them.
     """
     if dtype not in (None, *FLOATS):
         raise ModelFolderError(f"dtype is {dtype!r}: choose one of {', '.join(FLOATS)}")
@@ -152,9 +157,10 @@ def write_folder(
         write_file(folder / WEIGHTS, tensors)
         card = adapter_card(output.name, content.config["peft_type"], base_name, recipe)
         (folder / CARD).write_text(card, encoding="utf-8")
-        for path, value in read_peft(folder, base).params.items():
-            wanted = value if meant is None else np.asarray(meant[path]).astype(dtype or "float32").astype(np.float32)
-            if not np.array_equal(value, wanted):
+        found = read_peft(folder, base).params
+        for path, value in ({} if meant is None else found | meant).items():
+            wanted = np.asarray(value).astype(dtype or "float32").astype(np.float32)
+            if path not in found or not np.array_equal(found[path], wanted):
                 raise ModelFolderError(f"{output}: {path} is read otherwise than it was written: it is not kept")
 
 
@@ -171,7 +177,7 @@ def _only_adapter(model: T5Config) -> Method:
     if len(adding) > 1:
         raise TuningError(
             f"{names} are adapters of more than one kind, and a PEFT folder holds one: "
-            "export with --format=hf and --merge"
+            "export with --format=hf and --merge, if they can be merged"
         )
     if not isinstance(adding[0], PromptMethod) and type(adding[0]) not in _WRITERS:
         raise TuningError(f"PEFT has no type for {names}: export with --format=hf, and --merge where it can be merged")

@@ -243,7 +243,7 @@ def test_what_is_written_computes_the_same_in_peft_and_comes_back(
     assert "| Steps | 3 |" in card
 
 
-def test_flan_t5_small_both_ways(flan_t5_small: Path, tmp_path: Path) -> None:
+def test_flan_t5_small_opens_in_peft(flan_t5_small: Path, tmp_path: Path) -> None:
     base, params = read_hf_t5(flan_t5_small)
     model = dataclasses.replace(base, added=(LoRA(rank=4, targets=ALL_LINEAR),))
     rng = np.random.default_rng(0)
