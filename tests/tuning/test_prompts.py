@@ -13,6 +13,7 @@ from flanjax.data.cache import Example
 from flanjax.data.packing import Batch, pack_rows
 from flanjax.data.placeholders import Placeholders
 from flanjax.generation.greedy import greedy, score
+from flanjax.interchange.runs import recipe
 from flanjax.models.attention import PrefixKeys, attention
 from flanjax.models.config import Compute, ModelConfigError, T5Config
 from flanjax.models.prompts import positions_in_segments
@@ -141,6 +142,8 @@ def test_answers_and_scores_are_given_to_the_text_alone(tuned, methods):
     if numbers:
         with pytest.raises(ValueError, match="2 inputs need as many numbers of prompts, not None"):
             greedy(model, Compute(), params, texts, 3)
+        with pytest.raises(ValueError, match=r"prompts \[0, 2\]: the model's are numbered from 0"):
+            greedy(model, Compute(), params, texts, 3, prompts=[0, 2])
 
 
 @each
@@ -366,6 +369,13 @@ def test_settings_that_mean_nothing_are_refused(make, message):
 def test_prefixes_that_do_not_fit_are_refused(methods, message):
     with pytest.raises(TuningError, match=message):
         Partition.of(dataclasses.replace(GATED, added=methods))
+
+
+def test_the_recipe_of_a_run_names_a_file_and_not_its_folder():
+    settings = {"tuning": to_settings((PromptTuning(init="file", init_file="/home/somebody/prompt.npy"),))}
+    told = recipe(settings, 3)["Tuning methods"]
+    assert "init_file=prompt.npy" in told
+    assert "somebody" not in told
 
 
 def test_words_without_a_token_are_refused(begun):
