@@ -57,6 +57,8 @@ def _behind_prompts(config: T5Config, inputs: Sequence[Tokens], prompts: Sequenc
     numbers = [0] * len(inputs) if prompts is None and not config.prompt_tasks else prompts
     if numbers is None or len(numbers) != len(inputs):
         raise ValueError(f"{len(inputs)} inputs need as many numbers of prompts, not {numbers}")
+    if not set(numbers) <= set(range(max(len(config.prompt_tasks), 1))):
+        raise ValueError(f"prompts {sorted(set(numbers))}: the model's are numbered from 0, {config.prompt_tasks}")
     return [[number] * config.prompt_length + list(ids) for number, ids in zip(numbers, inputs, strict=True)]
 
 
@@ -126,7 +128,7 @@ def greedy(
       One list of ids for each input, in order, up to and without EOS, without padding.
 
     Raises:
-      ValueError: not as many numbers of prompts as inputs.
+      ValueError: not as many numbers of prompts as inputs, or one that there is not.
     """
     inputs = _behind_prompts(config, inputs, prompts)
     answers: list[list[int]] = [[] for _ in inputs]
@@ -195,7 +197,7 @@ def score(
       batch_rows: pairs scored together.
 
     Raises:
-      ValueError: not as many targets, or numbers of prompts, as inputs.
+      ValueError: not as many targets, or numbers of prompts, as inputs, or a number that there is not.
     """
     if len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets: each input needs its target")

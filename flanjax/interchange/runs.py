@@ -8,6 +8,7 @@ checkpoints/     one folder a step
 import dataclasses
 import json
 from collections.abc import Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,16 @@ def recipe(settings: Mapping[str, Any], step: int) -> dict[str, str]:
     return {**lines, "Steps": str(step)}
 
 
+def _setting(name: str, value: Any) -> str:
+    return f"{name}={Path(value).name if name.endswith('_file') and value else value}"
+
+
 def _readable(key: str, value: Any) -> str:
     if key in ("init_from", "adapter_from"):
         # The folder's name alone: where it lay on somebody's disk is nobody's business.
         return Path(value).name if value else "none (random parameters)"
     if key == "tuning":
-        return "; ".join(", ".join(f"{name}={item}" for name, item in method.items()) for method in value) or "none"
+        return "; ".join(", ".join(starmap(_setting, method.items())) for method in value) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return value if isinstance(value, str) else json.dumps(value)

@@ -6,6 +6,9 @@ arXiv 2101.00190. The default is what peft's PREFIX_TUNING does to a T5: the dec
 prefix, which lies before position 0 as earlier tokens would. `attentions=".*attention"` is the paper's, all three kinds
 each with their own; in the encoder's and over the encoder's output a prefix has no position, and no position's bias.
 
+peft 0.21 keeps a table [length, layers, 2, heads, head_dim] and hands decoder layer i the entry 2 i modulo the layers.
+With an odd number of layers each has its own; with an even number two share one, and half of the table is unused.
+
 Every segment of a packed row sees the prefix and no room is lost for it. There is no start that leaves the base model's
 answers alone: the keys are drawn at random, as large as a T5's own, and draw attention to themselves.
 """

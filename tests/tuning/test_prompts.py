@@ -1,6 +1,7 @@
 """Prompts, P-tuning and prefixes: every segment of a packed row has its own, and answers as it would alone."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from flanjax.data.cache import Example
 from flanjax.data.packing import Batch, pack_rows
 from flanjax.data.placeholders import Placeholders
 from flanjax.generation.greedy import greedy, score
+from flanjax.interchange.runs import recipe
 from flanjax.models.attention import PrefixKeys, attention
 from flanjax.models.config import Compute, ModelConfigError, T5Config
 from flanjax.models.prompts import positions_in_segments
@@ -40,6 +42,11 @@ METHOD_SETS: dict[str, tuple[Method, ...]] = {
 PROMPTED = {name: methods for name, methods in METHOD_SETS.items() if "prefix" not in name}
 each = pytest.mark.parametrize("methods", METHOD_SETS.values(), ids=METHOD_SETS)
 
+
+def some(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("methods", [METHOD_SETS[name] for name in names], ids=names)
+
+
 # Two rows of two examples: the task of each, its tokens of input and of target.
 ROWS = [[("sort", 5, 3), ("add", 6, 4)], [("add", 7, 2), ("sort", 2, 5)]]
 
@@ -64,24 +71,29 @@ def packed(model: T5Config) -> Batch:
     return pack_rows(rows_of(model), (20, 8))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def compiled_logits(model: T5Config, compute: Compute, params: Any, batch: Batch) -> jax.Array:
+    built = build(model, compute, params)
+    return built.logits(built(batch))
+
+
 def logits(model: T5Config, params: Any, batch: Batch, **compute: Any) -> np.ndarray:
-    built = build(model, Compute(**compute), params)
-    return np.asarray(built.logits(built(batch)))
+    return np.asarray(compiled_logits(model, Compute(**compute), params, batch))
 
 
 @each
 def test_packed_equals_unpacked(tuned, methods):
     model, params = tuned(GATED, *methods, moved=True)
-    together = packed(model)
+    together, examples = packed(model), [example for row in rows_of(model) for example in row]
     found = logits(model, params, together)
-    for row, examples in enumerate(rows_of(model)):
-        for segment, example in enumerate(examples, 1):
-            alone = pack_rows([[example]], (len(example.inputs), len(example.targets)))
-            inside = together["decoder_segment_ids"][row] == segment
-            np.testing.assert_allclose(logits(model, params, alone)[0], found[row][inside], rtol=1e-4, atol=1e-4)
+    alone = logits(model, params, pack_rows([[example] for example in examples], (11, 5)))
+    for number, example in enumerate(examples):
+        row, segment = divmod(number, 2)
+        inside = together["decoder_segment_ids"][row] == segment + 1
+        np.testing.assert_allclose(alone[number, : len(example.targets)], found[row][inside], rtol=1e-4, atol=1e-4)
 
 
-@each
+@some("prompts_of_tasks", "p_tuning_lstm", "prefix_everywhere", "all_at_once")
 def test_scanned_equals_unrolled_equals_recomputed(tuned, methods):
     model, params = tuned(GATED, *methods, moved=True)
     unrolled = logits(model, params, packed(model), scan_layers=False)
@@ -90,21 +102,21 @@ def test_scanned_equals_unrolled_equals_recomputed(tuned, methods):
         np.testing.assert_allclose(found, unrolled, rtol=1e-5, atol=1e-5)
 
 
-@each
+@some("prompt", "p_tuning", "prefix", "prefix_everywhere", "all_at_once")
 def test_decoding_with_the_cache_is_teacher_forcing(tuned, methods):
     model, params = tuned(GATED, *methods, moved=True)
     example = rows_of(model)[0][1]
     batch = pack_rows([[example]], (len(example.inputs), len(example.targets)))
-    built = build(model, Compute(), params)
-    forced = built(batch)[0]
-    segments = batch["encoder_segment_ids"]
+    built, segments = build(model, Compute(), params), batch["encoder_segment_ids"]
+    forced = logits(model, params, batch)[0]
+    step = jax.jit(lambda *given: build(model, Compute(), params).decode_step(*given))
     cache = built.start_cache(built.encode(batch["encoder_input_tokens"], segments), segments, 8)
     for position, token in enumerate(batch["decoder_input_tokens"][0]):
-        hidden, cache = built.decode_step(jnp.asarray([token]), jnp.int32(position), cache)
-        np.testing.assert_allclose(hidden[0], forced[position], rtol=1e-4, atol=1e-4)
+        hidden, cache = step(jnp.asarray([token]), jnp.int32(position), cache)
+        np.testing.assert_allclose(built.logits(hidden[0]), forced[position], rtol=1e-4, atol=1e-4)
 
 
-@each
+@some("p_tuning", "prompts_of_tasks", "prefix_everywhere")
 def test_answers_and_scores_are_given_to_the_text_alone(tuned, methods):
     model, params = tuned(GATED, *methods, moved=True)
     numbers = [1, 0] if model.prompt_tasks else None
@@ -130,6 +142,8 @@ def test_answers_and_scores_are_given_to_the_text_alone(tuned, methods):
     if numbers:
         with pytest.raises(ValueError, match="2 inputs need as many numbers of prompts, not None"):
             greedy(model, Compute(), params, texts, 3)
+        with pytest.raises(ValueError, match=r"prompts \[0, 2\]: the model's are numbered from 0"):
+            greedy(model, Compute(), params, texts, 3, prompts=[0, 2])
 
 
 @each
@@ -139,6 +153,7 @@ def test_only_what_is_added_moves_and_all_of_it_has_a_gradient(tuned, methods):
     assert flatten(trainable).keys() == added_paths(model)
     batch = packed(model)
 
+    @jax.jit
     def loss(trainable):
         own = unflatten(flatten(trainable) | flatten(frozen))
         built = build(model, Compute(), own)
@@ -149,8 +164,8 @@ def test_only_what_is_added_moves_and_all_of_it_has_a_gradient(tuned, methods):
         assert all(np.abs(one).max() > 0 for one in each_prompt), path
 
 
-@each
-def test_the_prompt_does_not_see_other_precisions(tuned, methods):
+@some("p_tuning", "all_at_once")
+def test_bfloat16_is_near_float32(tuned, methods):
     model, params = tuned(GATED, *methods)
     exact, rounded = (logits(model, params, packed(model), dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert np.isfinite(rounded).all()
@@ -216,8 +231,9 @@ def test_a_prefix_is_keys_that_every_query_sees():
 def test_dropout_on_attention_weights_falls_on_the_prefix_too(tuned):
     model, params = tuned(dataclasses.replace(GATED, dropout_rate=0.5), PrefixTuning(length=LENGTH))
     params["decoder"]["layers"]["self_attention"]["prefix"]["key"] += 100.0  # nothing else is seen
-    batch, built = packed(model), build(model, Compute(), params)
-    one, again, other = (built(batch, dropout_key=jax.random.key(seed)) for seed in (1, 1, 2))
+    batch = packed(model)
+    run = jax.jit(lambda key: build(model, Compute(), params)(batch, dropout_key=key))
+    one, again, other = (run(jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-3
 
@@ -353,6 +369,13 @@ def test_settings_that_mean_nothing_are_refused(make, message):
 def test_prefixes_that_do_not_fit_are_refused(methods, message):
     with pytest.raises(TuningError, match=message):
         Partition.of(dataclasses.replace(GATED, added=methods))
+
+
+def test_the_recipe_of_a_run_names_a_file_and_not_its_folder():
+    settings = {"tuning": to_settings((PromptTuning(init="file", init_file="/home/somebody/prompt.npy"),))}
+    told = recipe(settings, 3)["Tuning methods"]
+    assert "init_file=prompt.npy" in told
+    assert "somebody" not in told
 
 
 def test_words_without_a_token_are_refused(begun):

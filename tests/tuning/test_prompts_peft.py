@@ -3,25 +3,29 @@
 import dataclasses
 
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-import peft  # noqa: E402
-import transformers  # noqa: E402
+from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.models.config import Compute
+from flanjax.models.t5 import build
+from flanjax.tuning.p_tuning import PTuning
+from flanjax.tuning.partition import flatten, unflatten
+from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
 
-from flanjax.interchange.hf_t5 import read_hf_t5  # noqa: E402
-from flanjax.models.config import Compute  # noqa: E402
-from flanjax.models.t5 import build  # noqa: E402
-from flanjax.tuning.p_tuning import PTuning  # noqa: E402
-from flanjax.tuning.partition import flatten, unflatten  # noqa: E402
-from flanjax.tuning.prefix import PrefixTuning  # noqa: E402
-from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table  # noqa: E402
+LENGTH, EMBED, HEADS, HIDDEN = 3, 8, 2, 6
 
-LENGTH, EMBED, HEADS, HIDDEN, LAYERS = 3, 8, 2, 6, 3
+
+@pytest.fixture(scope="module", params=[3, 4], ids=["three_layers", "four_layers"])
+def layers(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, layers):
     torch.manual_seed(0)
     config = transformers.T5Config(
         vocab_size=64,
@@ -30,7 +34,7 @@ def folder(tmp_path_factory):
         num_heads=HEADS,
         d_ff=16,
         num_layers=2,
-        num_decoder_layers=LAYERS,
+        num_decoder_layers=layers,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         decoder_start_token_id=0,
@@ -102,15 +106,15 @@ def test_p_tuning_and_the_prompt_that_it_makes(compare, kind):
     np.testing.assert_allclose(prompt_table(model, params), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_prefix_tuning(compare):
+def test_prefix_tuning(compare, layers):
     def arrays(encoder):
-        table = encoder.embedding.weight.view(LENGTH, LAYERS, 2, HEADS, EMBED // HEADS)
-        # peft deals out fours, of which T5 uses two: decoder layer i has pair number 2 i, modulo the layers.
-        used = table[:, [2 * layer % LAYERS for layer in range(LAYERS)]].transpose(0, 1)
+        table = encoder.embedding.weight.view(LENGTH, layers, 2, HEADS, EMBED // HEADS)
+        # peft deals out entries by four, of which a T5 uses the first two: see `flanjax.tuning.prefix`.
+        used = table[:, [2 * layer % layers for layer in range(layers)]].transpose(0, 1)
         place = "decoder/layers/self_attention/prefix"
         return {f"{place}/key": used[:, :, 0], f"{place}/value": used[:, :, 1]}
 
-    config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, num_layers=LAYERS)
+    config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, num_layers=layers)
     compare(config, PrefixTuning(length=LENGTH), arrays)
 
 
