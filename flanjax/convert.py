@@ -1,7 +1,9 @@
 """Rewrites a model: `python -m flanjax.convert --input=DIR --output=DIR --format=hf`.
 
 The input is a Hugging Face T5 folder or a run directory; it passes through flanjax's own parameters. A Hugging Face
-folder comes out with the same tensors bit for bit, in one layout and with every flag that transformers 4 and 5 need.
+folder comes out with the same tensors bit for bit, in one layout and with every flag that transformers 4 and 5 need;
+with `--adapter=DIR` a PEFT adapter is merged into it. With `--format=peft` published adapters of other formats become
+PEFT folders: T-Few's (IA)3 (.pt) and soft prompts (.npy).
 """
 
 import argparse
@@ -11,56 +13,101 @@ from pathlib import Path
 
 from flanjax import doors
 
-FORMATS = ("hf",)
+FORMATS = ("hf", "peft")
 
 
-def convert(input: str | Path, output: str | Path, *, format: str = "hf", dtype: str | None = None) -> None:
+def convert(
+    input: str | Path,
+    output: str | Path,
+    *,
+    format: str = "hf",
+    adapter: str | Path | None = None,
+    dtype: str | None = None,
+) -> str | None:
     """Writes the model in `input` to the new folder `output`.
 
     Arguments:
       input: a Hugging Face T5 folder, whose tokenizer files, model card and dtypes are kept, or a run directory, of
-        which the latest checkpoint is taken.
+        which the latest checkpoint is taken; for the format "peft" a file of T-Few (.pt) or a soft prompt (.npy).
       output: a new folder.
       format: of `output`, one of `FORMATS`.
+      adapter: a PEFT folder for the model in `input`, to be merged into it.
       dtype: of the tensors; by default as in `input` (float32 for a run).
 
+    Returns what there is to tell about the conversion.
+
     Raises:
-      FlanjaxError: `input` is neither kind of folder or is damaged, `output` is not new, or the disk is full.
+      FlanjaxError: `input` is none of these or is damaged, the adapter does not fit it or cannot be merged, `output` is
+        not new, or the disk is full.
     """
     from flanjax.export import export
     from flanjax.interchange.folders import ModelFolderError, require_new
     from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
+    from flanjax.interchange.peft import adapter_on, read_peft, write_folder
+    from flanjax.interchange.peft_prompts import read_npy
     from flanjax.interchange.runs import is_run
+    from flanjax.interchange.tfew import convert_tfew
     from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
     from flanjax.loading import require_model_folder
+    from flanjax.tuning.partition import logit_difference, merged
 
     if format not in FORMATS:
         raise ModelFolderError(f"format is {format!r}: choose one of {', '.join(FORMATS)}")
     source = Path(input)
     require_new(Path(output))
+    if format == "peft":
+        if source.is_dir() or adapter is not None:
+            raise ModelFolderError(
+                f"{source}: to a PEFT folder goes a file of T-Few (.pt) or a soft prompt (.npy); a run's adapter is "
+                "written by python -m flanjax.export --format=peft"
+            )
+        if source.suffix == ".npy":
+            fitting, content = read_npy(source)
+            write_folder(output, fitting, content, recipe={"Converted from": source.name}, dtype=dtype)
+            return f"a prompt for a T5 of width {fitting.embed_dim}"
+        return f"factors for {convert_tfew(source, output, dtype=dtype)}"
     require_model_folder(source)
     if is_run(source):
+        if adapter is not None:
+            raise ModelFolderError(f"{source} is a run: export it first, and give that folder as --input")
         export(source, output, dtype=dtype)
-        return
+        return None
     model, params = read_hf_t5(source)
+    told = None
+    if adapter is not None:
+        tuned = adapter_on(read_peft(adapter, model), model, params)
+        model, params = merged(*tuned)
+        told = f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}"
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
     bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
-    write_hf_t5(output, model, params, read_vocabulary(source) if bare else None, source=source, dtype=dtype)
+    vocabulary = read_vocabulary(source) if bare else None
+    recipe = (
+        None if adapter is None else {"Base model": source.absolute().name, "Adapter": Path(adapter).absolute().name}
+    )
+    write_hf_t5(output, model, params, vocabulary, source=source, recipe=recipe, dtype=dtype)
+    return told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door: flags in, one call; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flanjax.convert", description="Rewrites a model in a format.")
-    parser.add_argument("--input", required=True, metavar="DIR", help="a Hugging Face T5 folder or a run directory")
+    parser.add_argument(
+        "--input", required=True, metavar="PATH", help="a Hugging Face T5 folder, a run, or a .pt or .npy"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="hf: a Hugging Face T5 folder")
+    parser.add_argument(
+        "--format", required=True, choices=FORMATS, help="hf: a Hugging Face T5 folder; peft: an adapter"
+    )
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder, merged into the model of --input")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16; as in the input unless given")
     flags = parser.parse_args(argv)
     return doors.run_door(lambda: _convert(flags))
 
 
 def _convert(flags: argparse.Namespace) -> int:
-    convert(flags.input, flags.output, format=flags.format, dtype=flags.dtype)
+    told = convert(flags.input, flags.output, format=flags.format, adapter=flags.adapter, dtype=flags.dtype)
+    if told is not None:
+        print(told)
     print(f"wrote {flags.output}")
     return 0
 

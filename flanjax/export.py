@@ -1,6 +1,7 @@
-"""Writes a trained run as a Hugging Face folder: `python -m flanjax.export --run=DIR --output=DIR [--step=N]`.
+"""Writes a trained run for others: `python -m flanjax.export --run=DIR --output=DIR [--step=N] [--format=peft]`.
 
-transformers opens the folder: configuration, safetensors, tokenizer files, and a model card with the run's recipe.
+A model that transformers opens: configuration, safetensors, tokenizer files, and a model card with the run's recipe.
+Or, as `peft`, an adapter alone, which peft opens on the base model.
 """
 
 import argparse
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from flanjax import doors
 
+FORMATS = ("hf", "peft")
 # A notice on `Exported.quantized`.
 QUANTIZED = (
-    "the run's base is quantized, and what it learnt was merged into the full-precision original: "
+    "the run's base is quantized, and what was exported goes with the full-precision original: "
     "the two differ by the rounding of the base"
 )
 
@@ -34,31 +36,58 @@ class Exported:
 
 
 def export(
-    run: str | Path, output: str | Path, *, step: int | None = None, dtype: str | None = None, merge: bool = False
+    run: str | Path,
+    output: str | Path,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    merge: bool = False,
+    format: str = "hf",
 ) -> Exported:
     """Writes the checkpoint of `step`, or the latest, of the run directory `run` to the new folder `output`.
 
     `dtype` is float32 unless given. With `merge` the parameters that tuning methods added are put into the model's own;
-    where the run had quantized those, into the originals that it was made from.
+    where the run had quantized those, into the originals that it was made from. With the format "peft" they are
+    written alone.
 
     Raises:
-      FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged,
-        `output` is not new, or the disk is full.
+      FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged, no
+        PEFT folder can express its methods, `output` is not new, or the disk is full.
     """
-    from flanjax.interchange.folders import require_new
+    from flanjax.interchange.folders import ModelFolderError, require_new
     from flanjax.interchange.hf_t5 import write_hf_t5
+    from flanjax.interchange.peft import base_name, write_peft
     from flanjax.interchange.runs import read_run
     from flanjax.tuning.method import TuningError
     from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of, unquantized
 
+    if format not in FORMATS:
+        raise ModelFolderError(f"format is {format!r}: choose one of {', '.join(FORMATS)}")
+    if format == "peft" and merge:
+        raise TuningError("a PEFT folder is what is not merged: give either --format=peft or --merge")
     require_new(Path(output))
     trained = read_run(run, step=step)
+    quantized = trained.model != unquantized(trained.model)
+    if format == "peft":
+        # An adapter says nothing of how its base is kept.
+        trained = read_run(run, step=trained.step, quantized=False) if quantized else trained
+        base = base_name(trained.settings["init_from"])
+        write_peft(
+            output,
+            trained.model,
+            trained.params,
+            begun=trained.begun,
+            base_name=base,
+            recipe=trained.recipe,
+            dtype=dtype,
+        )
+        return Exported(trained.step, None, quantized)
     if added_paths(trained.model) and not merge:
         raise TuningError(
             f"{run} was tuned by methods that add parameters ({', '.join(m.name for m in methods_of(trained.model))}), "
-            "and a plain Hugging Face model has no place for them: give --merge to put them into its own"
+            "and a plain Hugging Face model has no place for them: give --merge to put them into its own, or "
+            "--format=peft for an adapter folder"
         )
-    quantized = trained.model != unquantized(trained.model)
     whole = read_run(run, step=trained.step, quantized=False) if quantized else trained
     model, params = merged(whole.model, whole.params)
     difference = None
@@ -75,18 +104,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--step", type=int, metavar="N", help="a checkpoint's step; the latest unless given")
     parser.add_argument("--dtype", metavar="NAME", help="of the tensors: float32 (default), bfloat16 or float16")
+    parser.add_argument("--format", choices=FORMATS, default="hf", help="hf: a whole model; peft: an adapter alone")
     parser.add_argument("--merge", action="store_true", help="put what tuning methods added into the model's own")
     flags = parser.parse_args(argv)
     return doors.run_door(lambda: _export(flags))
 
 
 def _export(flags: argparse.Namespace) -> int:
-    done = export(flags.run, flags.output, step=flags.step, dtype=flags.dtype, merge=flags.merge)
+    done = export(flags.run, flags.output, step=flags.step, dtype=flags.dtype, merge=flags.merge, format=flags.format)
     if done.logit_difference is not None:
         print(f"merged; the largest difference of a logit is {done.logit_difference:.2g}")
     if done.quantized:
         print(f"notice: {QUANTIZED}")
     print(f"step {done.step} of {flags.run} is in {flags.output}; load it with")
+    if flags.format == "peft":
+        print(f'  peft.PeftModel.from_pretrained(BASE, "{flags.output}")')
+        print(f'  flanjax.load(BASE, adapter="{flags.output}")')
+        return 0
     print(f'  transformers.T5ForConditionalGeneration.from_pretrained("{flags.output}")')
     print(f'  flanjax.load("{flags.output}")')
     return 0

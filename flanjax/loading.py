@@ -12,10 +12,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.generation import greedy
 from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.peft import adapter_on, read_peft
 from flanjax.interchange.runs import is_run, read_run
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute, T5Config
@@ -43,15 +45,22 @@ class Model:
     compute: Compute
 
     def score(
-        self, inputs: Sequence[str], targets: Sequence[str], *, eos: bool = True, batch_size: int = 16
+        self,
+        inputs: Sequence[str],
+        targets: Sequence[str],
+        *,
+        prompt: str | None = None,
+        eos: bool = True,
+        batch_size: int = 16,
     ) -> list[float]:
         """The log-likelihood of each target given its input: natural logarithm, summed over the target's tokens.
 
         Inputs end in EOS, as in training. So do targets, and their EOS is scored; `eos=False` leaves it out, as
-        lm-evaluation-harness does.
+        lm-evaluation-harness does. `prompt` is as in `generate`.
 
         Raises:
-          LoadingError: one text instead of a list, not one target for each input, or a batch size below 1.
+          LoadingError: one text instead of a list, not one target for each input, a batch size below 1, or no such
+            prompt.
         """
         _require_texts(inputs)
         _require_texts(targets)
@@ -60,21 +69,46 @@ class Model:
             raise LoadingError(f"{len(inputs)} inputs but {len(targets)} targets: give one target for each input")
         end = [self.vocabulary.eos_id] if eos else []
         labels = [self.vocabulary.encode(text) + end for text in targets]
-        return greedy.score(self.config, self.compute, self.params, self._tokens(inputs), labels, batch_rows=batch_size)
+        return greedy.score(
+            self.config,
+            self.compute,
+            self.params,
+            self._tokens(inputs),
+            labels,
+            prompts=self._prompts(prompt, len(inputs)),
+            batch_rows=batch_size,
+        )
 
-    def generate(self, inputs: Sequence[str], max_new_tokens: int = 64, *, batch_size: int = 16) -> list[str]:
+    def generate(
+        self, inputs: Sequence[str], max_new_tokens: int = 64, *, prompt: str | None = None, batch_size: int = 16
+    ) -> list[str]:
         """The greedy answer to each input, up to EOS or `max_new_tokens`.
 
+        `prompt` is the task whose learnt prompt is used, for a model that has one for each task.
+
         Raises:
-          LoadingError: one text instead of a list, or `max_new_tokens` or the batch size below 1.
+          LoadingError: one text instead of a list, `max_new_tokens` or the batch size below 1, or no such prompt.
         """
         _require_texts(inputs)
         _require_positive("max_new_tokens", max_new_tokens)
         _require_positive("batch_size", batch_size)
         answers = greedy.greedy(
-            self.config, self.compute, self.params, self._tokens(inputs), max_new_tokens, batch_rows=batch_size
+            self.config,
+            self.compute,
+            self.params,
+            self._tokens(inputs),
+            max_new_tokens,
+            prompts=self._prompts(prompt, len(inputs)),
+            batch_rows=batch_size,
         )
         return [self.vocabulary.decode(ids) for ids in answers]
+
+    def _prompts(self, prompt: str | None, count: int) -> list[int]:
+        tasks = self.config.prompt_tasks
+        if (prompt is None) == bool(tasks):
+            there = f"prompts of the tasks {', '.join(tasks)}: choose one" if tasks else "none to choose from"
+            raise LoadingError(f"prompt={prompt!r}: this model has {there}")
+        return [Placeholders(self.config.prompt_length, tasks).number(prompt or "")] * count
 
     def _tokens(self, inputs: Sequence[str]) -> list[list[int]]:
         return [[*self.vocabulary.encode(text), self.vocabulary.eos_id] for text in inputs]
@@ -90,12 +124,24 @@ def _require_positive(name: str, value: int) -> None:
         raise LoadingError(f"{name} is {value}: it must be at least 1")
 
 
-def load(folder: str | Path, *, step: int | None = None, compute: Compute | None = None) -> Model:
+def load(
+    folder: str | Path,
+    *,
+    step: int | None = None,
+    adapter: str | Path | None = None,
+    compute: Compute | None = None,
+) -> Model:
     """Opens a run directory (its latest checkpoint, or that of `step`) or a Hugging Face T5 folder.
 
+    Arguments:
+      folder: of the model.
+      step: of a run's checkpoint.
+      adapter: a PEFT folder, put on the model.
+      compute: how the model is run.
+
     Raises:
-      FlanjaxError: the folder is neither, a file in it is missing or damaged, there is no checkpoint of that step, or
-        the vocabulary has more ids than the model.
+      FlanjaxError: the folder is neither, a file in it is missing or damaged, there is no checkpoint of that step, the
+        vocabulary has more ids than the model, or the adapter does not fit it.
     """
     folder = Path(folder)
     require_model_folder(folder)
@@ -109,6 +155,10 @@ def load(folder: str | Path, *, step: int | None = None, compute: Compute | None
         config, params = read_hf_t5(folder)
     if vocabulary.size > config.vocab_size:
         raise LoadingError(f"{folder}: the vocabulary has {vocabulary.size} ids, the model only {config.vocab_size}")
+    if adapter is not None:
+        if config.added:
+            raise LoadingError(f"{folder} has adapters of its own: export it with --merge, and load {adapter} on that")
+        config, params = adapter_on(read_peft(adapter, config), config, params)
     return Model(
         config=config,
         params=jax.tree.map(jnp.asarray, params),

@@ -19,6 +19,7 @@ import optax
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
+from flanjax.data.placeholders import Placeholders
 from flanjax.data.provenance import Request, is_current
 from flanjax.data.report import overlong_line, survey
 from flanjax.data.vocabularies import MODEL_FILE, Vocabulary, VocabularySource
@@ -29,6 +30,7 @@ from flanjax.files import write_whole
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_config import read_hf_config
 from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
@@ -43,7 +45,7 @@ from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_
 from flanjax.training.trainer import train
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import METHODS, to_settings
-from flanjax.tuning.partition import begin, digest, flatten, merged, trainable_axes, unflatten
+from flanjax.tuning.partition import begin, digest, flatten, merged, methods_of, trainable_axes, unflatten
 
 
 class RunError(FlanjaxError):
@@ -60,6 +62,7 @@ class Run:
       tuning: methods that say which parameters move, and add some; none trains all of the model's own.
       dropout_rate: replaces the model's own; None leaves it.
       init_from: a Hugging Face T5 folder or a run directory; None starts from random parameters.
+      adapter_from: a PEFT folder for that model, which training goes on with; its methods are the run's.
       tasks: task modules and the options of their `register`.
       task_seed: of all that tasks draw; the order of rows has a seed of its own, so that runs that differ in it share a
         cache.
@@ -74,6 +77,7 @@ class Run:
     compute: Compute
     mesh: MeshConfig
     init_from: str | None
+    adapter_from: str | None = None
     tasks: Mapping[str, Mapping[str, Any]]
     task_seed: int = 0
     on_bad_row: str = "error"
@@ -136,7 +140,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     if is_first():
         _ensure_cache(run, materialize, notice)
     wait_for_all("cache")
-    batches = PackedBatches(run.data, rows=rows)
+    batches = PackedBatches(run.data, rows=rows, placeholders=_placeholders(start.methods))
     vocabulary = batches.mixture.vocabulary
     model = start.model
     start.check_vocabulary(vocabulary, notice)
@@ -146,7 +150,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
             "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
         )
     model = start.tuned
-    settings = _settings(run, model, batches, base=start.base())
+    adapter = None if start.adapter is None else digest(start.adapter.params)
+    settings = _settings(run, model, batches, base=start.base(), adapter=adapter)
     agree("the configuration and the data of the run", settings.to_json(sort_keys=True))
     evaluators = _evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice)
     _check_best(run.train, evaluators)
@@ -174,6 +179,11 @@ class _StartingPoint:
                 f"INIT_FROM={run.init_from}: there is no such model: give a Hugging Face T5 folder or a run directory "
                 "(both have a config.json), or None for random parameters"
             )
+        if run.adapter_from is not None and (run.tuning or self._folder is None):
+            raise RunError(
+                f"ADAPTER_FROM={run.adapter_from} says itself which parameters move, and on which model they were "
+                "learnt: leave TUNING empty, without a file of gin_configs/tuning/, and set INIT_FROM to that model"
+            )
 
     @property
     def model(self) -> T5Config:
@@ -189,8 +199,18 @@ class _StartingPoint:
 
     @property
     def tuned(self) -> T5Config:
-        """The model with what the run's methods add to it."""
-        return dataclasses.replace(self.model, added=tuple(self._run.tuning))
+        """The model with what the run's methods add to it, or those of the adapter that it goes on with."""
+        return dataclasses.replace(self.model, added=self.methods)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Those of the run, or of the adapter that it goes on with."""
+        return tuple(self._run.tuning) if self.adapter is None else self.adapter.methods
+
+    @functools.cached_property
+    def adapter(self) -> Adapter | None:
+        """What ADAPTER_FROM holds for the run's model."""
+        return None if self._run.adapter_from is None else read_peft(self._run.adapter_from, self.model)
 
     def params(self, vocabulary: Vocabulary, shardings: Params) -> Params:
         """The first parameters; random ones come into being where they are to lie."""
@@ -203,11 +223,13 @@ class _StartingPoint:
             found, base = self._source()
             self._check_shape(found)
             self._read = None  # they are on the devices from now on
+        if self.adapter is not None:
+            return adapter_on(self.adapter, self.model, base)[1]
         return begin(self.tuned, base, vocabulary.encode, seed)
 
     def base(self) -> str | None:
         """What the frozen parameters of a run that has some are known by; None where everything moves."""
-        if not self._run.tuning:
+        if not self.tuned.added:
             return None
         if self._folder is None:
             return f"random, of seed {self._run.train.seed}"
@@ -304,6 +326,12 @@ def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice
         materialize(list(needed))
 
 
+def _placeholders(methods: Sequence[Method]) -> Placeholders:
+    """What methods keep in front of every example; of them alone, as the model may not be read yet."""
+    tasks = [task for method in methods for task in method.prompt_tasks]
+    return Placeholders(sum(method.prompt_length for method in methods), tuple(tasks))
+
+
 def _evaluators(
     run: Run,
     model: T5Config,
@@ -314,6 +342,8 @@ def _evaluators(
 ) -> dict[str, MixtureEvaluator]:
     """One evaluator for the run's own mixture, where it has held-out examples, and one for each other mixture."""
     config, found = run.evaluation, {}
+    placeholders = _placeholders(methods_of(model))
+    text_room = placeholders.text_room(row_lengths)
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):
         try:
@@ -329,7 +359,8 @@ def _evaluators(
                 f"{vocabulary.identity}: a run has one. Set VOCABULARY={vocabulary.path} to materialise both with it"
             )
         tasks = opened.tasks
-        surveyed = survey(tasks, [float(len(task) > 0) for task in tasks], row_lengths, run.data.overlong)
+        placeholders.numbers([task.name for task in tasks])  # each has one, or the run is refused here
+        surveyed = survey(tasks, [float(len(task) > 0) for task in tasks], text_room, run.data.overlong)
         if line := overlong_line(surveyed, run.data.overlong):
             notice(f"{mixture}, split {config.split!r}: {line}")
 
@@ -343,6 +374,7 @@ def _evaluators(
                 overlong=run.data.overlong,
                 pack=run.data.pack,
                 max_examples_per_task=_share(config.loss_examples, tasks),
+                placeholders=placeholders,
             )
 
         found[mixture] = MixtureEvaluator(
@@ -351,7 +383,7 @@ def _evaluators(
             loss=run.loss,
             mesh=mesh,
             batches=batches,
-            questions=questions(tasks, _share(config.questions, tasks) or 0, row_lengths, run.data.overlong),
+            questions=questions(tasks, _share(config.questions, tasks) or 0, text_room, run.data.overlong),
             vocabulary=vocabulary,
             max_new_tokens=config.max_new_tokens,
             metrics=config.metrics,
@@ -376,12 +408,15 @@ def _share(examples: int | None, tasks: Sequence[Any]) -> int | None:
     return examples and max(examples // len(tasks), 1)
 
 
-def _settings(run: Run, model: T5Config, batches: PackedBatches, *, base: str | None) -> ml_collections.ConfigDict:
+def _settings(
+    run: Run, model: T5Config, batches: PackedBatches, *, base: str | None, adapter: str | None
+) -> ml_collections.ConfigDict:
     """The resolved configuration: what was asked for, and what came of it, as JSON holds it."""
     settings = _plain(dataclasses.asdict(run))
     settings["model"] = _plain(dataclasses.asdict(model))
     del settings["model"]["added"]
-    settings["tuning"], settings["base"] = _plain(to_settings(run.tuning)), base
+    settings["tuning"] = _plain(to_settings(methods_of(model)))
+    settings["base"], settings["adapter"] = base, adapter
     vocabulary = batches.mixture.vocabulary
     settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
     # Of the tokens themselves: a run goes on when the same ones were written again for a reason of no account.
@@ -445,8 +480,8 @@ def compile_run(prepared: Prepared, layout: StateLayout) -> MemoryUse | None:
 
 
 def _optimizer(prepared: Prepared) -> optax.GradientTransformation:
-    run = prepared.run
-    return make_optimizer(run.optimizer, trainable_axes(prepared.model), total_steps=run.train.train_steps)
+    run, model = prepared.run, prepared.model
+    return make_optimizer(run.optimizer, trainable_axes(model), total_steps=run.train.train_steps, stacks=model.stacks)
 
 
 def train_run(prepared: Prepared, observer: Observer) -> TrainResult:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +19,22 @@ from flanjax.data.loader import DataConfig
 from flanjax.data.packing import PackingError
 from flanjax.data.vocabularies import Vocabulary, VocabularySource, train_vocabulary
 from flanjax.evaluation.evaluators import EvaluationConfig
-from flanjax.interchange.hf_t5 import write_hf_t5
+from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
+from flanjax.interchange.peft import read_peft, write_peft
+from flanjax.interchange.runs import TrainedRun, read_run
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
 from flanjax.run import CONFIGURABLES, Prepared, Run, RunError, describe, is_described, prepare, train_run
 from flanjax.sharding.mesh import MeshConfig
-from flanjax.training.interfaces import TrainConfig
+from flanjax.training.interfaces import TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
+from flanjax.tuning.lora import LoRA
+from flanjax.tuning.method import Method
+from flanjax.tuning.partition import flatten
+from flanjax.tuning.prompt import PromptTuning
+from flanjax.tuning.select import Train
 
 MODEL = T5Config(
     vocab_size=64,
@@ -189,6 +198,76 @@ def test_the_dropout_macro_replaces_the_models_own(run: Run, tmp_path: Path, fil
         built = doors.build(Run)
         assert isinstance(built, Run)
         assert prepared(built)[0].model == dataclasses.replace(MODEL, dropout_rate=expected)
+
+
+GOING_ON: dict[str, tuple[Method, ...]] = {
+    "lora": (LoRA(rank=2, targets=".*/(query|wo)"), Train()),
+    "prompt": (PromptTuning(length=3, init="random"),),
+}
+
+
+@pytest.fixture(params=GOING_ON)
+def adapters(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> Run:
+    """The run on a base model with a PEFT adapter for it; another adapter is beside it."""
+    write_hf_t5(tmp_path / "base", MODEL, jax.device_get(init_params(MODEL, 0)), None)
+    tuned = dataclasses.replace(MODEL, added=GOING_ON[request.param])
+    rng = np.random.default_rng(0)
+    for name in ("adapter", "other"):
+        params = jax.tree.map(
+            lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), init_params(tuned, 0)
+        )
+        write_peft(tmp_path / name, tuned, params)
+    loop = TrainConfig(train_steps=3, checkpoint_every=1)
+    return dataclasses.replace(
+        run, init_from=str(tmp_path / "base"), adapter_from=str(tmp_path / "adapter"), model=None, train=loop
+    )
+
+
+def trained(run: Run, steps: int, folder: Path) -> TrainedRun:
+    """The run directory after so many steps."""
+    loop = dataclasses.replace(run.train, train_steps=steps)
+    ready, _ = prepared(run, train=loop, model_dir=str(folder))
+    describe(ready, "", "")
+    told = SimpleNamespace(**dict.fromkeys(("notice", "progress", "logged", "resumed"), lambda *told, **more: None))
+    assert train_run(ready, told).step == steps
+    return read_run(folder)
+
+
+def test_training_goes_on_from_an_adapter_of_peft(adapters: Run, tmp_path: Path) -> None:
+    adapter = read_peft(str(adapters.adapter_from), MODEL)
+    whole = trained(adapters, 3, tmp_path / "whole")
+    assert whole.model.added == adapter.methods
+    assert whole.recipe["Adapter it went on with"] == "adapter"
+    base, now = flatten(read_hf_t5(tmp_path / "base")[1]), flatten(whole.params)
+    for path, value in now.items():
+        if path in adapter.params:
+            assert 0 < np.abs(value - adapter.params[path]).max() < 2
+        else:
+            np.testing.assert_array_equal(value, base[path])
+    # The checkpoint has all that is needed beside the base.
+    shutil.rmtree(str(adapters.adapter_from))
+    jax.tree.map(np.testing.assert_array_equal, read_run(tmp_path / "whole").params, whole.params)
+
+
+def test_resumed_from_an_adapter_equals_uninterrupted_and_another_one_is_refused(adapters: Run, tmp_path: Path) -> None:
+    whole = trained(adapters, 3, tmp_path / "whole")
+    trained(adapters, 1, tmp_path / "parts")
+    resumed = trained(adapters, 3, tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    other = dataclasses.replace(adapters, adapter_from=str(tmp_path / "other"))
+    with pytest.raises(TrainingError, match="adapter: it was '"):
+        trained(other, 4, tmp_path / "parts")
+
+
+def test_an_adapter_brings_its_methods_and_needs_its_base(adapters: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"ADAPTER_FROM=.*leave TUNING empty.* and set INIT_FROM"):
+        prepared(adapters, tuning=(LoRA(),))
+    with pytest.raises(RunError, match=r"ADAPTER_FROM=.*set INIT_FROM"):
+        prepared(adapters, model=MODEL, init_from=None)
+    wide = dataclasses.replace(MODEL, embed_dim=32)
+    write_hf_t5(tmp_path / "wide", wide, jax.device_get(init_params(wide, 0)), None)
+    with pytest.raises(ModelFolderError, match="adapter of another model"):
+        prepared(adapters, init_from=str(tmp_path / "wide"))
 
 
 def test_over_long_held_out_examples_are_told_and_treated_as_those_of_training(

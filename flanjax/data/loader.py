@@ -19,6 +19,7 @@ from flanjax.data.cache import FEATURES, CachedMixture, CachedTask, Example
 from flanjax.data.lengths import choose_feature_lengths, packing_figures
 from flanjax.data.mixing import MixtureOrder, Rates, resolve_rates
 from flanjax.data.packing import Batch, Overlong, check_overlong, check_row_lengths, is_overlong, pack_rows
+from flanjax.data.placeholders import NO_PROMPT, Placeholders
 from flanjax.data.report import LoaderReport, survey
 from flanjax.data.rows import ExampleStore, InOrder, RowStream
 from flanjax.errors import FlanjaxError
@@ -86,22 +87,30 @@ class PackedBatches(Iterator[Batch]):
         split: the split of every task.
         rows: the rows of a batch that this host makes, ascending; None for all.
         prefetch: batches made ahead; 0 makes them when asked.
+        placeholders: positions in front of every example's inputs, for a learnt prompt.
 
     Raises:
-        FlanjaxError: the cache, the rates, the lengths or the hosts do not allow it; each says what to do.
+        FlanjaxError: the cache, the rates, the lengths or the hosts do not allow it, or a task has no prompt; each says
+            what to do.
     """
 
     def __init__(
-        self, config: DataConfig, *, split: str = "train", rows: Sequence[int] | None = None, prefetch: int = 2
+        self,
+        config: DataConfig,
+        *,
+        split: str = "train",
+        rows: Sequence[int] | None = None,
+        prefetch: int = 2,
+        placeholders: Placeholders = NO_PROMPT,
     ):
         self.mixture = CachedMixture.open(config.cache_dir, config.mixture, split)
         tasks = self.mixture.tasks
         sizes = [len(task) for task in tasks]
         rates = resolve_rates(config.rates, [task.name for task in tasks], sizes, self.mixture.rates)
         order = MixtureOrder(sizes, rates, config.seed, config.epochs)
-        store = ExampleStore(tasks)
+        store = ExampleStore(tasks, placeholders)
         self.row_lengths = _row_lengths(config, store, sizes, rates)
-        self.report = _report(config, self.mixture, order, store, self.row_lengths)
+        self.report = _report(config, self.mixture, order, store, self.row_lengths, placeholders)
         stream = RowStream(
             store,
             order,
@@ -164,6 +173,7 @@ def eval_batches(
     overlong: Overlong = "truncate",
     pack: bool = True,
     max_examples_per_task: int | None = None,
+    placeholders: Placeholders = NO_PROMPT,
 ) -> Iterator[Batch]:
     """Every example of the tasks once, in order; the last batch is filled up with empty rows.
 
@@ -178,14 +188,17 @@ def eval_batches(
         overlong: "truncate" or "drop".
         pack: whether examples share rows.
         max_examples_per_task: take no more than the first so many of each task.
+        placeholders: as `PackedBatches`.
 
     Raises:
         FlanjaxError: as `PackedBatches`.
     """
     check_overlong(overlong)
     check_row_lengths(row_lengths)
+    placeholders.text_room(row_lengths)
     order = InOrder([min(len(task), max_examples_per_task or len(task)) for task in tasks])
-    stream = RowStream(ExampleStore(tasks), order, row_lengths, window=window, overlong=overlong, pack=pack, seed=None)
+    store = ExampleStore(tasks, placeholders)
+    stream = RowStream(store, order, row_lengths, window=window, overlong=overlong, pack=pack, seed=None)
     return _finite(_prefetched(_BatchDataset(stream, batch_rows, rows, pad_last=True), 2))
 
 
@@ -216,20 +229,27 @@ def _row_lengths(
 
 
 def _report(
-    config: DataConfig, mixture: CachedMixture, order: MixtureOrder, store: ExampleStore, row_lengths: tuple[int, int]
+    config: DataConfig,
+    mixture: CachedMixture,
+    order: MixtureOrder,
+    store: ExampleStore,
+    row_lengths: tuple[int, int],
+    placeholders: Placeholders,
 ) -> LoaderReport:
+    text_room = placeholders.text_room(row_lengths)
     lengths = store.lengths(order.addresses(0, _SAMPLE))
     kept = lengths[~is_overlong(lengths, row_lengths)] if config.overlong == "drop" else lengths
     packing = packing_figures(kept, row_lengths, window=config.window, pack=config.pack)
     return LoaderReport(
         mixture=mixture.name,
         row_lengths=row_lengths,
+        prompt_length=placeholders.length,
         chosen=config.feature_lengths == "auto",
         overlong=config.overlong,
         packing=packing,
         batch_rows=config.batch_rows,
         rows=None if order.length is None else packing.rows * order.length // len(lengths),
-        tasks=survey(mixture.tasks, order.shares, row_lengths, config.overlong),
+        tasks=survey(mixture.tasks, order.shares, text_room, config.overlong),
     )
 
 

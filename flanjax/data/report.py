@@ -32,11 +32,13 @@ class LoaderReport:
 
     `packing` comes from the first windows of the run, as does `rows`, the rows until the data ends (None where it does
     not); the rest comes from the whole length index. Shares are of what is trained on: tokens are counted on both
-    sides, after truncation or dropping.
+    sides, after truncation or dropping. `prompt_length` positions in front of every example's inputs are kept for a
+    learnt prompt: they count in `packing`, and not as tokens of a task.
     """
 
     mixture: str
     row_lengths: tuple[int, int]
+    prompt_length: int
     chosen: bool
     overlong: Overlong
     packing: PackingFigures
@@ -56,6 +58,11 @@ class LoaderReport:
             f"{self.packing.encoder_padding:.1%} of inputs, {self.packing.decoder_padding:.1%} of targets",
             overlong_line(self.tasks, self.overlong) or "no example is longer than a row",
         ]
+        if self.prompt_length:
+            lines.append(
+                f"a prompt of {self.prompt_length} positions is in front of every example's inputs; it counts as input "
+                "tokens of a row, and is no padding"
+            )
         if self.rows is not None:
             lines.append(
                 f"the data ends after about {self.rows // self.batch_rows:,} batches of {self.batch_rows} rows; what "
@@ -91,7 +98,7 @@ def overlong_line(tasks: Sequence[TaskSurvey], policy: Overlong) -> str:
 def survey(
     tasks: Sequence[CachedTask], shares: Sequence[float] | np.ndarray, row_lengths: tuple[int, int], policy: Overlong
 ) -> tuple[TaskSurvey, ...]:
-    """Counts every task of the mixture against the row lengths; tasks with no share are left out.
+    """Counts every task of the mixture against the room that a row has for a text; tasks with no share are left out.
 
     Raises:
         PackingError: an example is over-long and the policy is "error", or all of a task's are and it is "drop".
@@ -141,6 +148,6 @@ def _count(task: CachedTask, row_lengths: tuple[int, int], policy: Overlong) -> 
 def _refuse(task: CachedTask, index: int, row_lengths: tuple[int, int]) -> None:
     inputs, targets = task.lengths[index].tolist()
     raise PackingError(
-        f"example {index} of task {task.name!r} has {inputs} input and {targets} target tokens, a row has "
+        f"example {index} of task {task.name!r} has {inputs} input and {targets} target tokens, a row has room for "
         f"{row_lengths}: take longer rows, or overlong='truncate' or 'drop'"
     )

@@ -5,6 +5,7 @@ planned, read or remembered, and every host that asks gets the same answer.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Int64
 
 from flanjax.data.cache import CachedTask, Example
 from flanjax.data.packing import Overlong, is_overlong, plan_window, truncate
+from flanjax.data.placeholders import NO_PROMPT, Placeholders
 from flanjax.data.shuffling import hash64, permute
 
 
@@ -36,23 +38,32 @@ class InOrder:
 
 
 class ExampleStore:
-    """Lengths and examples of many tasks by address, each task asked once for all it has to give."""
+    """Lengths and examples of many tasks by address, each task asked once for all it has to give.
 
-    def __init__(self, tasks: Sequence[CachedTask]):
+    Both are with the placeholders of a prompt in front of the inputs, where there is one.
+    """
+
+    def __init__(self, tasks: Sequence[CachedTask], placeholders: Placeholders = NO_PROMPT):
         self._tasks = tasks
+        self._placeholders = placeholders
+        self._numbers = placeholders.numbers([task.name for task in tasks])
 
     def lengths(self, addresses: Int64[np.ndarray, "examples 2"]) -> Int64[np.ndarray, "examples 2"]:
         """Tokens of inputs and targets."""
         result = np.zeros((len(addresses), 2), dtype=np.int64)
         for task, positions in _by_task(addresses):
             result[positions] = self._tasks[task].lengths[addresses[positions, 1]]
+        result[:, 0] += self._placeholders.length
         return result
 
     def read(self, addresses: Int64[np.ndarray, "examples 2"]) -> list[Example]:
         """The examples, in this order."""
         found: dict[int, Example] = {}
         for task, positions in _by_task(addresses):
-            examples = self._tasks[task].read(addresses[positions, 1])
+            examples = [
+                replace(example, inputs=self._placeholders.before(example.inputs, self._numbers[task]))
+                for example in self._tasks[task].read(addresses[positions, 1])
+            ]
             found.update(zip(positions.tolist(), examples, strict=True))
         return [found[position] for position in range(len(addresses))]
 

@@ -69,14 +69,16 @@ def questions(
     return found
 
 
-def answer(asked: Sequence[Question], generate: Callable[[list[list[int]]], list[str]], batch_size: int = 64) -> Report:
-    """Decodes every question with `generate` (token ids to text, in batches) and scores the answers.
+def answer(
+    asked: Sequence[Question], generate: Callable[[Sequence[Question]], list[str]], batch_size: int = 64
+) -> Report:
+    """Decodes every question with `generate` (questions to texts, in batches) and scores the answers.
 
     Worked example: two questions of one task, one answered right, give `by_task["t"].metrics["exact_match"] == 50.0`.
     """
     texts: list[str] = []
     for start in range(0, len(asked), batch_size):
-        texts += generate([list(question.inputs) for question in asked[start : start + batch_size]])
+        texts += generate(asked[start : start + batch_size])
     references = [question.references for question in asked]
     overall, by_task = score_by_task([question.task for question in asked], texts, references)
     answers = tuple(Answer(question=question, text=text) for question, text in zip(asked, texts, strict=True))

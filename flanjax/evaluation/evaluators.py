@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
+from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import Question, Report, answer
@@ -109,6 +110,7 @@ class MixtureEvaluator:
         self.values = ("loss", "token_accuracy", *(metrics if questions else ()))
         self.report: Report | None = None
         self._model = model
+        self._placeholders = Placeholders(model.prompt_length, model.prompt_tasks)
         self._compute = compute
         self._mesh = mesh
         self._batches = batches
@@ -124,7 +126,7 @@ class MixtureEvaluator:
         values = self._losses(params, should_stop)
         if self._questions and not should_stop():
             try:
-                self.report = answer(self._questions, lambda inputs: self._generate(params, inputs, should_stop))
+                self.report = answer(self._questions, lambda asked: self._generate(params, asked, should_stop))
             except Stopped:
                 return values
             values |= {name: self.report.overall.metrics[name] for name in self._metrics}
@@ -143,8 +145,16 @@ class MixtureEvaluator:
         loss, correct, tokens = total.sum(axis=0)
         return {"loss": float(loss / max(tokens, 1)), "token_accuracy": float(correct / max(tokens, 1))}
 
-    def _generate(self, params: Params, inputs: list[list[int]], should_stop: Callable[[], bool]) -> list[str]:
+    def _generate(self, params: Params, asked: Sequence[Question], should_stop: Callable[[], bool]) -> list[str]:
         if should_stop():
             raise Stopped
-        ids = greedy(self._model, self._compute, params, inputs, self._max_new_tokens, batch_rows=DECODE_ROWS)
+        ids = greedy(
+            self._model,
+            self._compute,
+            params,
+            [question.inputs for question in asked],
+            self._max_new_tokens,
+            prompts=self._placeholders.numbers([question.task for question in asked]),
+            batch_rows=DECODE_ROWS,
+        )
         return [self._vocabulary.decode(answer) for answer in ids]

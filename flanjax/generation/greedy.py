@@ -50,6 +50,18 @@ def _segments(rows: Sequence[Tokens], tokens: np.ndarray) -> np.ndarray:
     return (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
 
 
+def _behind_prompts(config: T5Config, inputs: Sequence[Tokens], prompts: Sequence[int] | None) -> Sequence[Tokens]:
+    """The inputs behind the placeholders of the model's learnt prompt (`flanjax.models.prompts`), where it has one."""
+    if not config.prompt_length:
+        return inputs
+    numbers = [0] * len(inputs) if prompts is None and not config.prompt_tasks else prompts
+    if numbers is None or len(numbers) != len(inputs):
+        raise ValueError(f"{len(inputs)} inputs need as many numbers of prompts, not {numbers}")
+    if not set(numbers) <= set(range(max(len(config.prompt_tasks), 1))):
+        raise ValueError(f"prompts {sorted(set(numbers))}: the model's are numbered from 0, {config.prompt_tasks}")
+    return [[number] * config.prompt_length + list(ids) for number, ids in zip(numbers, inputs, strict=True)]
+
+
 def _batches(lengths: Sequence[int], batch_rows: int) -> Iterator[list[int]]:
     """Indices of examples of like length, at most `batch_rows` at a time."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
@@ -98,6 +110,7 @@ def greedy(
     inputs: Sequence[Tokens],
     max_new_tokens: int,
     *,
+    prompts: Sequence[int] | None = None,
     batch_rows: int = 16,
 ) -> list[list[int]]:
     """The most likely next token, again and again, until EOS or `max_new_tokens`.
@@ -108,11 +121,16 @@ def greedy(
       params: its parameters.
       inputs: encoder token ids, EOS included where the model expects one.
       max_new_tokens: tokens at most, the EOS not counted in the answer.
+      prompts: for a model with a learnt prompt for each task (`config.prompt_tasks`), the number of each input's.
       batch_rows: examples decoded together.
 
     Returns:
       One list of ids for each input, in order, up to and without EOS, without padding.
+
+    Raises:
+      ValueError: not as many numbers of prompts as inputs, or one that there is not.
     """
+    inputs = _behind_prompts(config, inputs, prompts)
     answers: list[list[int]] = [[] for _ in inputs]
     for batch in _batches([len(ids) for ids in inputs], batch_rows):
         rows = [inputs[i] for i in batch]
@@ -164,6 +182,7 @@ def score(
     inputs: Sequence[Tokens],
     targets: Sequence[Tokens],
     *,
+    prompts: Sequence[int] | None = None,
     batch_rows: int = 16,
 ) -> list[float]:
     """Natural-log likelihood of each target given its input, summed over the target's tokens, in float32.
@@ -174,13 +193,15 @@ def score(
       params: its parameters.
       inputs: encoder token ids.
       targets: decoder token ids, as many lists as inputs; EOS counts where it is given.
+      prompts: as `greedy`.
       batch_rows: pairs scored together.
 
     Raises:
-      ValueError: not as many targets as inputs.
+      ValueError: not as many targets, or numbers of prompts, as inputs, or a number that there is not.
     """
     if len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets: each input needs its target")
+    inputs = _behind_prompts(config, inputs, prompts)
     scores = [0.0] * len(inputs)
     for batch in _batches([max(len(x), len(y)) for x, y in zip(inputs, targets, strict=True)], batch_rows):
         rows, wanted = [inputs[i] for i in batch], [targets[i] for i in batch]

@@ -62,3 +62,34 @@ import flanjax
 model = flanjax.load("FOLDER")
 print(model.generate(["Your instruction"]))
 ```"""
+
+
+def adapter_card(name: str, peft_type: str, base: str | None, recipe: Mapping[str, str] | None = None) -> str:
+    """Markdown for a PEFT adapter called `name` on the model `base`, with `recipe` as a table."""
+    # The hub takes an id alone.
+    model = [f"base_model: {base}"] if base and "/" in base else []
+    front = ["---", "library_name: peft", *model, "tags:", "- t5", "- flanjax", "---"]
+    description = (
+        f"A PEFT adapter of type {peft_type} for {base or 'the T5 that it was trained on'}; it means nothing to "
+        "another model. Written by flanjax."
+    )
+    loading = _ADAPTER_LOADING.replace("BASE", base or "BASE")
+    return "\n\n".join(("\n".join(front), f"# {name}", description, _recipe(recipe), _LICENCE, loading)) + "\n"
+
+
+_ADAPTER_LOADING = """## Loading
+
+```python
+from peft import PeftModel
+from transformers import T5ForConditionalGeneration
+
+model = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained("BASE"), "FOLDER")
+```
+
+or, in JAX:
+
+```python
+import flanjax
+
+model = flanjax.load("BASE", adapter="FOLDER")
+```"""

@@ -8,6 +8,7 @@ checkpoints/     one folder a step
 import dataclasses
 import json
 from collections.abc import Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.models.config import ModelConfigError, T5Config
 from flanjax.models.t5 import Params, init_params
-from flanjax.tuning.method import TuningError
+from flanjax.tuning.method import Flat, TuningError
 from flanjax.tuning.methods import from_settings
-from flanjax.tuning.partition import begin, digest, flatten, merged, unflatten, unquantized
+from flanjax.tuning.partition import added_paths, begin, digest, flatten, merged, unflatten, unquantized
 
 SETTINGS = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -32,6 +33,7 @@ class TrainedRun:
     Attributes:
       model: the configuration of the model.
       params: its parameters.
+      begun: those that its tuning methods added, as tuning began with them, by path.
       vocabulary: the run's own copy.
       step: the checkpoint's step.
       settings: the whole resolved configuration of the run.
@@ -39,6 +41,7 @@ class TrainedRun:
 
     model: T5Config
     params: Params
+    begun: Flat
     vocabulary: Vocabulary
     step: int
     settings: Mapping[str, Any]
@@ -89,12 +92,15 @@ def read_run(folder: str | Path, *, step: int | None = None, quantized: bool = T
     from flanjax.training.checkpoints import restore_params
 
     params, step = restore_params(folder / CHECKPOINTS, step)
+    begun: Flat = {}
     if model.added:
         # The checkpoint has what moved, the base everything else.
         base = _base(folder, model, settings)
         start = begin(model, base, vocabulary.encode, settings["train"]["seed"])
+        added = added_paths(model)
+        begun = {path: value for path, value in flatten(start).items() if path in added}
         params = unflatten(flatten(start) | flatten(params))
-    return TrainedRun(model=model, params=params, vocabulary=vocabulary, step=step, settings=settings)
+    return TrainedRun(model=model, params=params, begun=begun, vocabulary=vocabulary, step=step, settings=settings)
 
 
 def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:
@@ -126,6 +132,7 @@ def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:
 
 _RECIPE = (
     ("Base model", ("init_from",)),
+    ("Adapter it went on with", ("adapter_from",)),
     ("Tuning methods", ("tuning",)),
     ("Mixture", ("data", "mixture")),
     ("Mixing rates", ("data", "rates")),
@@ -155,17 +162,21 @@ def recipe(settings: Mapping[str, Any], step: int) -> dict[str, str]:
         value: Any = settings
         for key in path:
             value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
-        if value is not _ABSENT:
+        if value is not _ABSENT and (value is not None or path != ("adapter_from",)):
             lines[label] = _readable(path[-1], value)
     return {**lines, "Steps": str(step)}
 
 
+def _setting(name: str, value: Any) -> str:
+    return f"{name}={Path(value).name if name.endswith('_file') and value else value}"
+
+
 def _readable(key: str, value: Any) -> str:
-    if key == "init_from":
+    if key in ("init_from", "adapter_from"):
         # The folder's name alone: where it lay on somebody's disk is nobody's business.
         return Path(value).name if value else "none (random parameters)"
     if key == "tuning":
-        return "; ".join(", ".join(f"{name}={item}" for name, item in method.items()) for method in value) or "none"
+        return "; ".join(", ".join(starmap(_setting, method.items())) for method in value) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return value if isinstance(value, str) else json.dumps(value)

@@ -42,7 +42,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if (folder / INDEX).is_file():
         return _sharded_tensors(folder)
     if (folder / WEIGHTS).is_file():
-        return _file_tensors(folder / WEIGHTS)
+        return file_tensors(folder / WEIGHTS)
     if pickled := [name for name in _PICKLED if (folder / name).exists()]:
         raise ModelFolderError(
             f"{folder}: only {pickled[0]} here, which is not safetensors; convert it once where transformers and the "
@@ -52,7 +52,12 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     raise ModelFolderError(f"{folder}: neither {WEIGHTS} nor {INDEX} in this folder")
 
 
-def _file_tensors(path: Path) -> dict[str, StoredTensor]:
+def file_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file by name; its header only.
+
+    Raises:
+      ModelFolderError: it is absent, truncated or corrupt.
+    """
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         return {
@@ -70,7 +75,7 @@ def _sharded_tensors(folder: Path) -> dict[str, StoredTensor]:
         raise ModelFolderError(f"{folder / INDEX}: {outside[0]!r} is not the name of a file in this folder")
     if absent := [shard for shard in shards if not (folder / shard).is_file()]:
         raise ModelFolderError(f"{folder / INDEX}: names files that are not there: {', '.join(absent)}")
-    by_shard = {shard: _file_tensors(folder / shard) for shard in shards}
+    by_shard = {shard: file_tensors(folder / shard) for shard in shards}
     if lost := [f"{name} ({shard})" for name, shard in weight_map.items() if name not in by_shard[shard]]:
         raise ModelFolderError(f"{folder / INDEX}: tensors that their file does not hold: {', '.join(lost)}")
     return {name: by_shard[shard][name] for name, shard in weight_map.items()}
@@ -117,12 +122,12 @@ def write_tensors(folder: Path, tensors: Mapping[str, NewTensor], shard_bytes: i
     """
     shards = _plan_shards(tensors, shard_bytes)
     if len(shards) == 1:
-        _write_file(folder / WEIGHTS, shards[0], tensors)
+        _write_shard(folder / WEIGHTS, shards[0], tensors)
         return
     weight_map = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file, names, tensors)
+        _write_shard(folder / file, names, tensors)
         weight_map.update(dict.fromkeys(names, file))
     total = sum(tensor.nbytes for tensor in tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -140,9 +145,18 @@ def _plan_shards(tensors: Mapping[str, NewTensor], shard_bytes: int) -> list[lis
     return shards
 
 
-def _write_file(path: Path, names: Iterable[str], tensors: Mapping[str, NewTensor]) -> None:
+def _write_shard(path: Path, names: Iterable[str], tensors: Mapping[str, NewTensor]) -> None:
+    write_file(path, {name: tensors[name].array() for name in names})
+
+
+def write_file(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes one file that torch libraries open.
+
+    Raises:
+      ModelFolderError: the disk refuses.
+    """
     # safetensors writes the buffer as it lies in memory, so a transposed view must be copied first.
-    arrays = {name: np.ascontiguousarray(tensors[name].array()) for name in names}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         save_file(arrays, path, metadata={"format": "pt"})
     except SafetensorError as error:

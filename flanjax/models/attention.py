@@ -5,7 +5,7 @@ a [batch, heads, queries, keys] array of both, for every layer. There is no 1/sq
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,14 @@ from flanjax.models.config import ATTENTION_IMPLEMENTATIONS, ModelConfigError
 
 # Finite, so that a row in which nothing may be attended gives a plain average and not NaN.
 MASKED = -1e30
+
+
+class PrefixKeys(NamedTuple):
+    """Learnt keys and values that every query may see beside those of its own segment, as in prefix tuning."""
+
+    keys: Float[Array, "prefix heads head_dim"]
+    values: Float[Array, "batch prefix heads head_dim"]  # of each row, for dropout on them
+    bias: Float[Array, "#batch heads queries prefix"] | None
 
 
 def segment_mask(
@@ -35,29 +43,40 @@ def attention(
     *,
     bias: Float[Array, "1 heads queries keys"] | None = None,
     mask: Bool[Array, "batch 1 queries keys"] | None = None,
+    prefix: PrefixKeys | None = None,
     implementation: str = "xla",
 ) -> Float[Array, "batch queries heads head_dim"]:
     """Unscaled attention `softmax(q k^T + bias) v` over the keys that the mask allows; softmax in float32.
+
+    The softmax is over those keys and the prefix's, if there is one; the mask and the bias are of the others alone.
 
     Implementations:
       xla: plain array operations, the reference.
       per_head: one head of one row at a time, weights recomputed in the backward pass. On a CPU its [queries, keys]
         arrays stay in the cache (half the time of `xla` at 512 x 512); no [batch, heads, queries, keys] array exists.
-      auto: `per_head` on a single CPU device, `xla` otherwise.
+      auto: `per_head` on a single CPU device, `xla` otherwise, and with a prefix.
 
     Raises:
-      ModelConfigError: the implementation is unknown.
+      ModelConfigError: the implementation is unknown, or `per_head` with a prefix.
     """
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         names = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise ModelConfigError(f"attention implementation {implementation!r} is unknown: choose one of {names}")
     if implementation == "auto":
         # A loop over rows and heads would gather what a mesh has spread, and gains nothing for single queries.
-        implementation = "per_head" if _on_one_cpu() and q.shape[1] > 1 else "xla"
+        implementation = "per_head" if _on_one_cpu() and q.shape[1] > 1 and prefix is None else "xla"
     if implementation == "per_head":
+        if prefix is not None:
+            raise ModelConfigError("attention implementation 'per_head' has no place for a prefix: use 'auto' or 'xla'")
         return _per_head(q, k, v, bias, mask)
-    weights = _weights("bqhd,bkhd->bhqk", q, k, bias, mask)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+    scores = _scores("bqhd,bkhd->bhqk", q, k, bias, mask)
+    if prefix is None:
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+    before = _scores("bqhd,phd->bhqp", q, prefix.keys, prefix.bias, None)
+    weights = jax.nn.softmax(jnp.concatenate([before, scores], axis=-1), axis=-1).astype(v.dtype)
+    before, weights = jnp.split(weights, [len(prefix.keys)], axis=-1)
+    of_prefix = jnp.einsum("bhqp,bphd->bqhd", before, prefix.values)
+    return of_prefix + jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
 def _on_one_cpu() -> bool:
@@ -67,12 +86,16 @@ def _on_one_cpu() -> bool:
 
 def _weights(product: str, q: Array, k: Array, bias: Array | None, mask: Array | None) -> Array:
     """Float32 attention weights; `product` is the einsum of queries and keys."""
+    return jax.nn.softmax(_scores(product, q, k, bias, mask), axis=-1)
+
+
+def _scores(product: str, q: Array, k: Array, bias: Array | None, mask: Array | None) -> Array:
     scores = jnp.einsum(product, q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores += bias
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
-    return jax.nn.softmax(scores, axis=-1)
+    return scores
 
 
 def _fold(x: Float[Array, "batch length heads head_dim"]) -> Float[Array, "batch_heads length head_dim"]:

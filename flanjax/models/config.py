@@ -34,6 +34,17 @@ class Addition(Protocol):
     def dropout_rate(self) -> float:
         """Of a dropout that the addition has of its own; 0 for none."""
 
+    @property
+    def prompt_length(self) -> int:
+        """Positions of a learnt prompt before every example's inputs; 0 for none."""
+
+    @property
+    def prompt_tasks(self) -> tuple[str, ...]:
+        """The tasks that have a prompt of their own, number 0 first; none where one prompt serves all."""
+
+    def prompt(self, model: "T5Config") -> Any:
+        """The encoder's prompt, a `flanjax.models.prompts.Prompt`, where `prompt_length` is not 0."""
+
     def attach(self, layer: Any, path: str) -> None:
         """Puts adapters into one layer (`flanjax.models.layers.Adaptable`), whose parameters lie under `path`."""
 
@@ -60,7 +71,7 @@ class T5Config:
       added: what tuning methods add to the layers (`flanjax.tuning`); nothing in a model by itself.
 
     Raises:
-      ModelConfigError: a size below 1, an unknown activation, a rate outside [0, 1).
+      ModelConfigError: a size below 1, an unknown activation, a rate outside [0, 1), two prompts.
     """
 
     vocab_size: int = 32128
@@ -99,11 +110,29 @@ class T5Config:
                 f"T5Config.relpos_buckets is {self.relpos_buckets} and relpos_max_distance {self.relpos_max_distance}: "
                 "the buckets must be a multiple of 4 and the distance more than half of them (T5 has 32 and 128)"
             )
+        with_prompt = [type(addition).__name__ for addition in self.added if addition.prompt_length]
+        if len(with_prompt) > 1:
+            raise ModelConfigError(f"T5Config.added has {' and '.join(with_prompt)}: an encoder has one prompt")
 
     @property
     def draws_dropout(self) -> bool:
         """Whether training needs a key: some dropout, the model's or an addition's, has a rate."""
         return any(rate > 0 for rate in (self.dropout_rate, *(addition.dropout_rate for addition in self.added)))
+
+    @property
+    def prompt_length(self) -> int:
+        """Positions of a learnt prompt, which the first ones of every encoder segment are kept for."""
+        return sum(addition.prompt_length for addition in self.added)
+
+    @property
+    def prompt_tasks(self) -> tuple[str, ...]:
+        """The tasks that have a prompt of their own, number 0 first; none where one prompt serves all."""
+        return tuple(task for addition in self.added for task in addition.prompt_tasks)
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Layers of each stack, lowest first."""
+        return {"encoder": self.num_encoder_layers, "decoder": self.num_decoder_layers}
 
     @property
     def attention_dim(self) -> int:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from flanjax.models.attention import attention
+from flanjax.models.attention import PrefixKeys, attention
 from flanjax.models.config import T5Config
+from flanjax.models.prompts import Prefix
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
@@ -200,10 +201,12 @@ class Mlp(Adaptable):
 
 
 class MultiHeadAttention(Adaptable):
-    """Projections around `attention`; kernels have their heads joined.
+    """Projections around `attention`; kernels have their heads joined. A tuning method may set a `prefix`.
 
     Adapters are around the whole of `attend`: they see what the queries are made of, and what goes to the residual.
     """
+
+    prefix: Prefix | None = None
 
     def __init__(self, config: T5Config, implementation: str):
         embed, inner = config.embed_dim, config.attention_dim
@@ -235,15 +238,24 @@ class MultiHeadAttention(Adaptable):
         *,
         bias: Float[Array, "1 heads queries keys"] | None = None,
         mask: Bool[Array, "batch 1 queries keys"] | None = None,
+        prefix_bias: Float[Array, "#batch heads queries prefix"] | None = None,
     ) -> Float[Array, "batch queries embed"]:
         """Queries from `x` over given keys and values, projected back to the residual's width."""
 
         def own(x: Array) -> Array:
             q = self._split(self.query(x, dropout.at("query")))
-            heads = attention(q, k, v, bias=bias, mask=mask, implementation=self.implementation)
+            prefix = self._prefix(q, prefix_bias, dropout)
+            heads = attention(q, k, v, bias=bias, mask=mask, prefix=prefix, implementation=self.implementation)
             return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
 
         return self.adapted(own, x, dropout)
+
+    def _prefix(self, q: Array, bias: Array | None, dropout: Dropout) -> PrefixKeys | None:
+        if self.prefix is None:
+            return None
+        keys, values = (x.astype(q.dtype) for x in self.prefix())
+        values = jnp.broadcast_to(values, (len(q), *values.shape))
+        return PrefixKeys(keys, dropout.at("prefix_weights")(values, broadcast_axis=-1), bias)
 
     def __call__(
         self,
@@ -253,12 +265,13 @@ class MultiHeadAttention(Adaptable):
         *,
         bias: Float[Array, "1 heads queries keys"] | None = None,
         mask: Bool[Array, "batch 1 queries keys"] | None = None,
+        prefix_bias: Float[Array, "#batch heads queries prefix"] | None = None,
     ) -> Float[Array, "batch queries embed"]:
         """Attention of `x` over `memory`, with dropout on the attention weights."""
         k, v = self.keys_and_values(memory, dropout)
         # A weight mask that is the same for every query scales the values, so no [queries, keys] array is dropped.
         v = dropout.at("weights")(v, broadcast_axis=-1)
-        return self.attend(x, k, v, dropout, bias=bias, mask=mask)
+        return self.attend(x, k, v, dropout, bias=bias, mask=mask, prefix_bias=prefix_bias)
 
 
 class EncoderLayer(nnx.Module):
@@ -304,10 +317,12 @@ class DecoderLayer(nnx.Module):
         bias: Float[Array, "1 heads length length"],
         mask: Bool[Array, "batch 1 length length"],
         cross_mask: Bool[Array, "batch 1 length encoder_length"],
+        prefix_bias: Float[Array, "batch heads length prefix"] | None = None,
     ) -> Float[Array, "batch length embed"]:
         """The residual stream after this layer."""
         h = self.pre_self_attention_layer_norm(x)
-        x = x + dropout.at("attention")(self.self_attention(h, h, dropout.at("self"), bias=bias, mask=mask))
+        attended = self.self_attention(h, h, dropout.at("self"), bias=bias, mask=mask, prefix_bias=prefix_bias)
+        x = x + dropout.at("attention")(attended)
         h = self.pre_cross_attention_layer_norm(x)
         cross = self.encoder_decoder_attention(h, encoded, dropout.at("cross"), mask=cross_mask)
         x = x + dropout.at("cross_attention")(cross)
@@ -323,6 +338,7 @@ class DecoderLayer(nnx.Module):
         bias: Float[Array, "1 heads 1 max_length"],
         mask: Bool[Array, "1 1 1 max_length"],
         cross_mask: Bool[Array, "batch 1 1 encoder_length"],
+        prefix_bias: Float[Array, "1 heads 1 prefix"] | None = None,
     ) -> tuple[Float[Array, "batch 1 embed"], tuple[Array, Array]]:
         """One position, with the keys and values of the earlier ones from the caches [batch, length, heads, head_dim].
 
@@ -333,7 +349,7 @@ class DecoderLayer(nnx.Module):
         k, v = (
             jax.lax.dynamic_update_slice_in_dim(c, n, position, axis=1) for c, n in zip(self_cache, new, strict=True)
         )
-        x = x + self.self_attention.attend(h, k, v, bias=bias, mask=mask)
+        x = x + self.self_attention.attend(h, k, v, bias=bias, mask=mask, prefix_bias=prefix_bias)
         h = self.pre_cross_attention_layer_norm(x)
         x = x + self.encoder_decoder_attention.attend(h, *cross_cache, mask=cross_mask)
         return x + self.mlp(self.pre_mlp_layer_norm(x), NO_DROPOUT), new

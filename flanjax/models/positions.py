@@ -68,3 +68,14 @@ class RelativePositionBias(nnx.Module):
             max_distance=self.max_distance,
         )
         return table[:, buckets][None]
+
+    def of_prefix(
+        self, query_positions: Int[Array, "batch queries"], length: int
+    ) -> Float[Array, "batch heads queries length"]:
+        """The bias of `length` keys that lie right before position 0, the last of them at distance 1 from it."""
+        relative = jnp.arange(-length, 0) - query_positions[..., None]
+        table = self.rel_embedding[...]
+        buckets = relative_position_buckets(
+            relative, bidirectional=self.bidirectional, buckets=table.shape[1], max_distance=self.max_distance
+        )
+        return jnp.moveaxis(table[:, buckets], 0, 1)

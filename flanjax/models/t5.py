@@ -24,6 +24,7 @@ from flanjax.models.attention import segment_mask
 from flanjax.models.config import Addition, Compute, ModelConfigError, T5Config
 from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, parameter
 from flanjax.models.positions import RelativePositionBias
+from flanjax.models.prompts import Prompt, insert_prompts, positions_in_segments
 from flanjax.sharding.rules import constrain
 
 Params = dict[str, Any]
@@ -76,13 +77,18 @@ class Embedder(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The encoder's position table, stacked layers and final norm."""
+    """The encoder's position table, stacked layers and final norm, and a prompt where a tuning method has one."""
+
+    prompt: Prompt | None = None
 
     def __init__(self, config: T5Config, compute: Compute):
         self.relpos_bias = RelativePositionBias(config, bidirectional=True)
         layer = EncoderLayer(config, compute.attention)
         self.layers = _stacked(layer, config.num_encoder_layers, config.added, "encoder/layers")
         self.encoder_norm = RMSNorm(config)
+        for addition in config.added:
+            if addition.prompt_length:
+                self.prompt = addition.prompt(config)
 
     def __call__(
         self,
@@ -130,15 +136,21 @@ class Decoder(nnx.Module):
         bias = self.relpos_bias(positions, positions)
         mask = segment_mask(segments, segments, causal=True)
         cross_mask = segment_mask(segments, encoder_segments)
+        prefix_bias = self._prefix_bias(positions_in_segments(segments))
 
         def body(x: Array, layer_and_index: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
             layer, index = layer_and_index
-            x = layer(x, encoded, drop.at(index), bias=bias, mask=mask, cross_mask=cross_mask)
+            x = layer(x, encoded, drop.at(index), bias=bias, mask=mask, cross_mask=cross_mask, prefix_bias=prefix_bias)
             return constrain(x, "batch", None, None), None
 
         x = constrain(drop.at("embedding")(x), "batch", None, None)
         x, _ = _over_layers(body, x, (self.layers, _layer_numbers(self.layers)), compute)
         return drop.at("output")(self.decoder_norm(x))
+
+    def _prefix_bias(self, positions: Int[Array, "batch length"]) -> Float[Array, "batch heads length prefix"] | None:
+        """Of the self-attention's prefix, which lies before every segment as earlier tokens would."""
+        prefix = self.layers.self_attention.prefix
+        return None if prefix is None else self.relpos_bias.of_prefix(positions, prefix.length)
 
     def step(
         self, x: Float[Array, "batch 1 embed"], position: Int[Array, ""], cache: Cache, compute: Compute
@@ -147,6 +159,7 @@ class Decoder(nnx.Module):
         key_positions = jnp.arange(cache.self_keys.shape[2])
         bias = self.relpos_bias(position[None], key_positions)
         mask = (key_positions <= position)[None, None, None]
+        prefix_bias = self._prefix_bias(position[None, None])
 
         def body(x: Array, xs: tuple[DecoderLayer, Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             layer, own_keys, own_values, cross_keys, cross_values = xs
@@ -158,6 +171,7 @@ class Decoder(nnx.Module):
                 bias=bias,
                 mask=mask,
                 cross_mask=cache.cross_mask,
+                prefix_bias=prefix_bias,
             )
 
         # The loop only reads the caches; one write afterwards stays in place, where returning them would copy all.
@@ -201,8 +215,11 @@ class T5(nnx.Module):
         *,
         dropout_key: Array | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """The encoder's output, normalised."""
-        return self.encoder(self._embed(tokens), segment_ids, self._dropout(dropout_key, "encoder"), self.compute)
+        """The encoder's output, normalised; with a prompt, see `flanjax.models.prompts` for what the tokens hold."""
+        x = self._embed(tokens)
+        if self.encoder.prompt is not None:
+            x = insert_prompts(x, self.encoder.prompt(), tokens, segment_ids)
+        return self.encoder(x, segment_ids, self._dropout(dropout_key, "encoder"), self.compute)
 
     def decode(
         self,

@@ -23,6 +23,9 @@ DEFAULT_RULES: Rules = (
     ("relpos_buckets", None),
     ("rank", None),
     ("blocks", None),
+    ("prompts", None),
+    ("prompt_length", None),
+    ("prompt_hidden", None),
 )
 
 

@@ -20,8 +20,8 @@ class IA3(Method):
     """Factors on activations.
 
     Attributes:
-      targets: regular expression of the projections whose output is scaled.
-      input_targets: regular expression of the projections whose input is.
+      targets: regular expression of the projections whose output is scaled; "" for none.
+      input_targets: regular expression of the projections whose input is; "" for none.
 
     Raises:
       TuningError: a pattern that is none.
@@ -49,7 +49,7 @@ class IA3(Method):
     def check(self, model: T5Config, paths: list[str]) -> None:
         """Refuses targets that are not there."""
         for field, part in (("targets", "output"), ("input_targets", "input")):
-            if not any(path.endswith(f"/{self.name}/{part}") for path in paths):
+            if getattr(self, field) and not any(path.endswith(f"/{self.name}/{part}") for path in paths):
                 raise no_match(self, field, projections(paths))
 
     def merge(self, params: Flat) -> Flat:

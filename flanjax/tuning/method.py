@@ -17,6 +17,7 @@ from flax import nnx
 from flanjax.errors import FlanjaxError
 from flanjax.models.config import T5Config
 from flanjax.models.layers import Adaptable, Linear
+from flanjax.models.prompts import Prompt
 from flanjax.tuning import patterns
 
 Flat = dict[str, Any]
@@ -50,6 +51,20 @@ class Method(abc.ABC):
     def dropout_rate(self) -> float:
         """Of a dropout of the method's own."""
         return 0.0
+
+    @property
+    def prompt_length(self) -> int:
+        """Positions of a learnt prompt before every example's inputs."""
+        return 0
+
+    @property
+    def prompt_tasks(self) -> tuple[str, ...]:
+        """The tasks that have a prompt of their own."""
+        return ()
+
+    def prompt(self, model: T5Config) -> Prompt:
+        """The prompt of a method that has a `prompt_length`."""
+        raise NotImplementedError(f"{type(self).__name__} has no prompt")
 
     def attach(self, layer: nnx.Module, path: str) -> None:  # noqa: B027  some methods add nothing
         """Puts what the method adds into one layer of a stack."""

@@ -10,11 +10,15 @@ from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method, TuningError
+from flanjax.tuning.p_tuning import PTuning
+from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.quantize import NF4
 from flanjax.tuning.select import Freeze, Train
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (BitFit, BottleneckAdapter, Freeze, IA3, LoRA, NF4, Train)
+    method.name: method
+    for method in (BitFit, BottleneckAdapter, Freeze, IA3, LoRA, NF4, PrefixTuning, PromptTuning, PTuning, Train)
 }
 
 

@@ -1,0 +1,194 @@
+"""PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`, read and written.
+
+    write_peft("adapter", model, params, base_name="google/flan-t5-small")   # peft.PeftModel.from_pretrained opens it
+    adapter = read_peft("adapter", base)                                     # and what peft wrote comes back
+    model, params = adapter_on(adapter, base, base_params)
+
+A folder holds one adapter of one type, and layer norms that were trained beside it. What is written is read again
+before it takes its name. Nothing is unpickled.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from flanjax.errors import nearest
+from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
+from flanjax.interchange.hf_t5 import FLOATS
+from flanjax.interchange.model_card import CARD, adapter_card
+from flanjax.interchange.peft_config import CONFIG, WEIGHTS, AdapterConfig, AdapterTensors
+from flanjax.interchange.peft_ia3 import read_ia3, write_ia3
+from flanjax.interchange.peft_layers import Adapter, Content, write_norms
+from flanjax.interchange.peft_lora import on_unchanged_base, read_lora, write_lora
+from flanjax.interchange.peft_prompts import as_prompt, read_prefix, read_prompt, write_prefix, write_prompt
+from flanjax.interchange.safetensors_files import write_file
+from flanjax.models.config import T5Config
+from flanjax.models.t5 import Params
+from flanjax.tuning.ia3 import IA3
+from flanjax.tuning.lora import LoRA
+from flanjax.tuning.method import Flat, Method, TuningError
+from flanjax.tuning.partition import TRAINABLE, Partition, added_paths, flatten, methods_of, unflatten
+from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prompt import PromptMethod, PromptTuning
+
+_READERS: dict[str, Callable[[AdapterConfig, T5Config, AdapterTensors], Adapter]] = {
+    "IA3": read_ia3,
+    "LORA": read_lora,
+    "PREFIX_TUNING": read_prefix,
+    "PROMPT_TUNING": read_prompt,
+    "P_TUNING": read_prompt,
+}
+_WRITERS: dict[type, Callable[..., Content]] = {
+    IA3: write_ia3,
+    LoRA: write_lora,
+    PrefixTuning: write_prefix,
+    PromptTuning: write_prompt,
+}
+_COMMON = {
+    "task_type": "SEQ_2_SEQ_LM",
+    "auto_mapping": None,
+    "inference_mode": True,
+    "revision": None,
+}
+
+
+def read_peft(folder: str | Path, base: T5Config) -> Adapter:
+    """Reads an adapter for a base model of these sizes.
+
+    Raises:
+      ModelFolderError: there is no such folder, a file in it is missing, damaged or pickled; its type is not read here;
+        the configuration asks for what would change the function and is not supported; tensors are missing, unknown,
+        of another shape than configuration and model ask for (all are listed at once), or not finite.
+    """
+    config = AdapterConfig.read(Path(folder))
+    kind = config.raw["peft_type"]
+    if kind not in _READERS:
+        raise config.error(
+            f"peft_type is {kind!r}{nearest(kind, _READERS)}: read are {', '.join(_READERS)}; another one "
+            "may be merged where it was trained, with merge_and_unload()"
+        )
+    try:
+        return _READERS[kind](config, base, AdapterTensors(config))
+    except TuningError as error:
+        raise config.error(str(error)) from error
+
+
+def adapter_on(adapter: Adapter, base: T5Config, params: Params) -> tuple[T5Config, Params]:
+    """The base model with an adapter on it.
+
+    Raises:
+      TuningError: the adapter has a rank that is larger than a projection.
+    """
+    model = dataclasses.replace(base, added=adapter.methods)
+    Partition.of(model)  # which looks at every method
+    return model, unflatten(flatten(params) | adapter.params)
+
+
+def write_peft(
+    output: str | Path,
+    model: T5Config,
+    params: Params,
+    *,
+    begun: Flat | None = None,
+    base_name: str | None = None,
+    recipe: Mapping[str, str] | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes what tuning methods added as a folder that PEFT opens on the base model.
+
+    Arguments:
+      output: a new folder; it appears whole or not at all.
+      model: with its methods.
+      params: all of its parameters.
+      begun: those that the methods added, as tuning began with them; PiSSA alone needs them.
+      base_name: of the base model, for the configuration and the card; None leaves it out.
+      recipe: label to value, printed as a table on the card.
+      dtype: of the tensors; float32 by default.
+
+    Raises:
+      TuningError: no PEFT folder can express the methods; the message says why, and what to do instead.
+      ModelFolderError: `output` is not new, `dtype` is unknown, a value is not finite, or the disk refuses.
+    """
+    base = dataclasses.replace(model, added=())
+    flat, own_paths = flatten(params), added_paths(model)
+    method = _only_adapter(model)
+    added = {path: flat[path] for path in own_paths}
+    if isinstance(method, LoRA):
+        method, added = on_unchanged_base(method, added, begun)
+    elif isinstance(method, PromptMethod):
+        method, added = as_prompt(method, model, params)
+    content = _WRITERS[type(method)](method, base, added)
+    moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - own_paths
+    beside = {path: flat[path] for path in moved}
+    if beside:
+        if not isinstance(method, LoRA | IA3):
+            raise TuningError(f"{min(beside)} was trained beside a {type(method).__name__}, and PEFT saves that alone")
+        norms = write_norms(base, beside)
+        content = Content(content.config | norms.config, content.tensors | norms.tensors)
+    write_folder(output, base, content, base_name=base_name, recipe=recipe, dtype=dtype, meant=added | beside)
+
+
+def write_folder(
+    output: str | Path,
+    base: T5Config,
+    content: Content,
+    *,
+    base_name: str | None = None,
+    recipe: Mapping[str, str] | None = None,
+    dtype: str | None = None,
+    meant: Flat | None = None,
+) -> None:
+    """Writes the content of a PEFT folder for a base model of these sizes, and reads it again; see `write_peft`.
+
+    With `meant` what is read has to be those parameters, all of them.
+    """
+    if dtype not in (None, *FLOATS):
+        raise ModelFolderError(f"dtype is {dtype!r}: choose one of {', '.join(FLOATS)}")
+    with np.errstate(over="ignore"):
+        tensors = {name: array.astype(dtype or "float32") for name, array in content.tensors.items()}
+    if bad := [name for name, array in tensors.items() if not np.isfinite(array).all()]:
+        raise ModelFolderError(f"{bad[0]} holds NaN or infinity as {dtype or 'float32'}: it is not written")
+    output = Path(output)
+    with new_folder(output) as folder:
+        write_json(folder / CONFIG, {**_COMMON, "base_model_name_or_path": base_name, **content.config})
+        write_file(folder / WEIGHTS, tensors)
+        card = adapter_card(output.name, content.config["peft_type"], base_name, recipe)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        found = read_peft(folder, base).params
+        for path, value in ({} if meant is None else found | meant).items():
+            wanted = np.asarray(value).astype(dtype or "float32").astype(np.float32)
+            if path not in found or not np.array_equal(found[path], wanted):
+                raise ModelFolderError(f"{output}: {path} is read otherwise than it was written: it is not kept")
+
+
+def _only_adapter(model: T5Config) -> Method:
+    """The one method that adds parameters.
+
+    Raises:
+      TuningError: there is none, more than one, or one that PEFT has no type for.
+    """
+    adding = [method for method in methods_of(model) if added_paths(dataclasses.replace(model, added=(method,)))]
+    names = ", ".join(type(method).__name__ for method in methods_of(model))
+    if not adding:
+        raise TuningError(f"{names or 'full tuning'} adds no parameters to the model's own: export with --format=hf")
+    if len(adding) > 1:
+        raise TuningError(
+            f"{names} are adapters of more than one kind, and a PEFT folder holds one: "
+            "export with --format=hf and --merge, if they can be merged"
+        )
+    if not isinstance(adding[0], PromptMethod) and type(adding[0]) not in _WRITERS:
+        raise TuningError(f"PEFT has no type for {names}: export with --format=hf, and --merge where it can be merged")
+    return adding[0]
+
+
+def base_name(source: str | None) -> str | None:
+    """What to call the base model in a folder that others read: a hub id, or the last part of a path; None for none.
+
+    Worked example: "google/flan-t5-small" stays, "/home/me/models/flan" and "../flan" become "flan".
+    """
+    if source is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+        return source
+    return Path(source).name

@@ -1,0 +1,142 @@
+"""Prompts and prefixes as PEFT keeps them: one tensor `prompt_embeddings`, under no module's name.
+
+    prompt    [n, embed]                           encoder/prompt/embedding [1, n, embed]
+    prefix    [n, slots * heads * head_dim]        decoder/layers/self_attention/prefix/{key,value}
+
+For an encoder-decoder peft gives a prompt 2 n rows and uses the first n, so those are read and no others written. A
+prompt that a network made (P-tuning) is saved as what it made; it is read, and written, as a prompt.
+
+A prefix has 2 slots, a key and a value, for each of `num_layers`. peft joins them to themselves and deals four out to
+each layer, a pair for its self-attention and a pair for its cross-attention, and then throws the latter away
+(peft_model.py, get_prompt). So layer i has the pair 2 i mod `num_layers`: with as many as the decoder has, two layers
+share a pair wherever their number is even. Written are twice as many, of which every second is unused zeros, so that
+each layer has its own. The width of a head is token_dim / heads, which has to be the model's head_dim; peft's default
+of d_model / heads is another for Flan-T5-small and fits no model of that shape.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.peft_config import AdapterConfig, AdapterTensors
+from flanjax.interchange.peft_layers import Adapter, Content
+from flanjax.models.config import T5Config
+from flanjax.models.t5 import Params
+from flanjax.tuning.method import Flat, TuningError
+from flanjax.tuning.prefix import DECODER, PrefixTuning
+from flanjax.tuning.prompt import EMBEDDING, PromptMethod, PromptTuning, prompt_table
+
+TENSOR = "prompt_embeddings"
+_PREFIX = f"{DECODER}/{PrefixTuning.name}"
+
+
+def read_prompt(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) -> Adapter:
+    """An adapter of type PROMPT_TUNING or P_TUNING.
+
+    Raises:
+      ModelFolderError: see `flanjax.interchange.peft.read_peft`.
+    """
+    length = config.number("num_virtual_tokens", whole=True)
+    given = tensors.shapes().get(TENSOR, ())
+    rows = 2 * length if given[:1] == (2 * length,) else length
+    embedding = tensors.take({TENSOR: (rows, base.embed_dim)})[TENSOR][:length]
+    return Adapter((PromptTuning(length=length, init="random"),), {EMBEDDING: embedding[None]})
+
+
+def as_prompt(method: PromptMethod, model: T5Config, params: Params) -> tuple[PromptTuning, Flat]:
+    """The prompt of a method, whatever it is made from, as one that is learnt itself.
+
+    Raises:
+      TuningError: there is one for each of several tasks.
+    """
+    if method.prompts > 1:
+        raise TuningError(
+            f"{type(method).__name__} has a prompt for each of {', '.join(method.tasks)}, and a PEFT folder holds one: "
+            "use the run as it is (flanjax.load)"
+        )
+    return PromptTuning(length=method.length, init="random"), {EMBEDDING: np.asarray(prompt_table(model, params))}
+
+
+def write_prompt(method: PromptTuning, base: T5Config, added: Flat) -> Content:
+    """The one prompt."""
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": method.length,
+        "token_dim": base.embed_dim,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    return Content(config, {TENSOR: np.asarray(added[EMBEDDING])[0]})
+
+
+def read_npy(source: Path) -> tuple[T5Config, Content]:
+    """A prompt as google-research/prompt-tuning keeps it, .npy of float32 [length, embed], and a T5 that it fits.
+
+    Of the T5 the width alone is known, and the rest as small as can be.
+
+    Raises:
+      ModelFolderError: the file is something else.
+    """
+    try:
+        found = np.load(source, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ModelFolderError(f"{source}: cannot be read as a .npy of numbers: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.ndim != 2 or not found.size:
+        raise ModelFolderError(f"{source}: holds no prompt, which is float32 [length, embed]")
+    length, embed = found.shape
+    base = T5Config(embed_dim=embed, num_heads=1, head_dim=1, mlp_dim=1, num_encoder_layers=1, num_decoder_layers=1)
+    return base, write_prompt(PromptTuning(length=length, init="random"), base, {EMBEDDING: found[None]})
+
+
+def read_prefix(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) -> Adapter:
+    """An adapter of type PREFIX_TUNING.
+
+    Raises:
+      ModelFolderError: see `flanjax.interchange.peft.read_peft`.
+    """
+    length, layers = config.number("num_virtual_tokens", whole=True), base.num_decoder_layers
+    pairs = config.number("num_layers", layers, whole=True)
+    width = config.number("token_dim", base.attention_dim, whole=True)
+    heads = config.number("num_attention_heads", base.num_heads, whole=True)
+    if (width, heads) != (base.attention_dim, base.num_heads):
+        raise config.error(
+            f"token_dim is {width} for {heads} heads, and this model has {base.num_heads} of {base.head_dim}, "
+            f"{base.attention_dim} together: it is a prefix of another model, or peft sized it by d_model"
+        )
+    if pairs < layers:
+        raise config.error(f"num_layers is {pairs}, and the decoder has {layers}: peft itself leaves some without")
+    if config.number("num_transformer_submodules", 2, whole=True) != 2:
+        raise config.error("num_transformer_submodules is not 2: it is no prefix of an encoder-decoder")
+    flat = tensors.take({TENSOR: (length, 2 * pairs * width)})[TENSOR]
+    slots = flat.reshape(length, pairs, 2, heads, base.head_dim)
+    of_layer = slots[:, [2 * layer % pairs for layer in range(layers)]].transpose(2, 1, 0, 3, 4)
+    params = {f"{_PREFIX}/{part}": values.copy() for part, values in zip(("key", "value"), of_layer, strict=True)}
+    return Adapter((PrefixTuning(length=length),), params)
+
+
+def write_prefix(method: PrefixTuning, base: T5Config, added: Flat) -> Content:
+    """The prefix of the decoder's self-attention.
+
+    Raises:
+      TuningError: other attentions have one.
+    """
+    if others := sorted(path for path in added if not path.startswith(f"{_PREFIX}/")):
+        raise TuningError(
+            f"PrefixTuning has {others[0]}, and PEFT gives a T5 a prefix in the decoder's self-attention alone: use "
+            "the run as it is (flanjax.load)"
+        )
+    key, value = (np.asarray(added[f"{_PREFIX}/{part}"], np.float32) for part in ("key", "value"))
+    layers = len(key)
+    slots = np.zeros((method.length, 2 * layers, 2, base.num_heads, base.head_dim), np.float32)
+    slots[:, ::2] = np.stack([key, value]).transpose(2, 1, 0, 3, 4)
+    config = {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": method.length,
+        "token_dim": base.attention_dim,
+        "num_attention_heads": base.num_heads,
+        "num_layers": 2 * layers,
+        "num_transformer_submodules": 2,
+        "prefix_projection": False,
+    }
+    return Content(config, {TENSOR: slots.reshape(method.length, -1)})

@@ -1,0 +1,57 @@
+"""Learnt vectors that are no weights: a prompt before the encoder's tokens, a prefix before the keys of an attention.
+
+A row with a prompt of 3 positions and two examples, [5, 6, 1] and [7, 1], whose prompts are number 0 and number 2:
+
+    encoder_input_tokens   0 0 0 5 6 1 2 2 2 7 1 0
+    encoder_segment_ids    1 1 1 1 1 1 2 2 2 2 2 0
+
+The first 3 positions of every segment hold the number of its prompt, and the vectors of that prompt take the place of
+their embeddings. So packed rows are right by themselves: distances, masks and lengths count the prompt as part of its
+example. A prefix needs no positions: every segment of a row sees the same keys and values.
+"""
+
+import abc
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+class Prompt(nnx.Module):
+    """What a tuning method puts before the encoder's tokens; its parameters lie under `encoder/prompt`."""
+
+    @abc.abstractmethod
+    def __call__(self) -> Float[Array, "prompts length embed"]:
+        """The vectors of every prompt."""
+
+
+class Prefix(nnx.Module):
+    """What a tuning method puts before the keys and values of one attention, in every layer of a stack."""
+
+    length: int
+
+    @abc.abstractmethod
+    def __call__(self) -> tuple[Float[Array, "prefix heads head_dim"], Float[Array, "prefix heads head_dim"]]:
+        """Keys and values of one layer."""
+
+
+def positions_in_segments(segment_ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
+    """The distance of each position from the start of its segment; segments [1, 1, 1, 2, 2] give [0, 1, 2, 0, 1]."""
+    positions = jnp.arange(segment_ids.shape[1])
+    starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return positions - jax.lax.cummax(jnp.where(starts, positions, 0), axis=1)
+
+
+def insert_prompts(
+    x: Float[Array, "batch length embed"],
+    prompts: Float[Array, "prompts prompt_length embed"],
+    tokens: Int[Array, "batch length"],
+    segment_ids: Int[Array, "batch length"],
+) -> Float[Array, "batch length embed"]:
+    """`x` with each segment's first positions replaced by its prompt, whose number `tokens` holds there."""
+    count, length, embed = prompts.shape
+    offsets = positions_in_segments(segment_ids)
+    inside = (offsets < length) & (segment_ids != 0)
+    index = jnp.where(inside, jnp.clip(tokens, 0, count - 1) * length + offsets, 0)
+    return jnp.where(inside[..., None], prompts.reshape(-1, embed).astype(x.dtype)[index], x)

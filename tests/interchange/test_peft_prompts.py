@@ -1,0 +1,220 @@
+"""Prompts and prefixes of peft: equal logits both ways; its shapes, and what it makes of them."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from flanjax import convert
+from flanjax.generation import greedy
+from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.peft import adapter_on, read_peft, write_peft
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.t5 import init_params
+from flanjax.tuning.lora import LoRA
+from flanjax.tuning.method import Method, TuningError
+from flanjax.tuning.p_tuning import PTuning
+from flanjax.tuning.partition import flatten
+from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
+from flanjax.tuning.select import Train
+
+from .test_peft import moved, our_logits, peft_logits, write_with_peft
+
+SEQ2SEQ = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 4}
+PROMPT = {**SEQ2SEQ, "peft_type": "PROMPT_TUNING"}
+P_TUNING = {**SEQ2SEQ, "peft_type": "P_TUNING", "encoder_hidden_size": 8}
+# The heads together are 12 wide, the model 32: peft's own default would be wrong. It takes the encoder's depth, too.
+PREFIX = {**SEQ2SEQ, "peft_type": "PREFIX_TUNING", "token_dim": 12, "num_layers": 3}
+FROM_PEFT = {
+    "prompt_of_2n_rows": PROMPT,
+    "prompt": {**PROMPT, "num_transformer_submodules": 1},
+    "p_tuning": P_TUNING,
+    "p_tuning_lstm": {**P_TUNING, "encoder_reparameterization_type": "LSTM", "num_transformer_submodules": 1},
+    "prefix": PREFIX,
+    "prefix_of_a_network": {**PREFIX, "prefix_projection": True, "encoder_hidden_size": 8},
+    "prefix_of_an_even_number": {**PREFIX, "num_layers": 4},
+}
+
+
+@pytest.mark.parametrize("settings", FROM_PEFT.values(), ids=FROM_PEFT)
+def test_what_peft_wrote_computes_the_same(hf_folder: Callable[..., Path], tmp_path: Path, settings: dict) -> None:
+    from peft import PeftConfig
+
+    folder = hf_folder("flan")
+    adapter = write_with_peft(folder, tmp_path / "adapter", PeftConfig.from_peft_type(**settings))
+    base, params = read_hf_t5(folder)
+    found = read_peft(adapter, base)
+    assert [method.length for method in found.methods] == [4]
+    np.testing.assert_allclose(our_logits(*adapter_on(found, base, params)), peft_logits(folder, adapter), atol=1e-4)
+
+
+def test_layers_that_share_a_pair_in_peft_share_it_here(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    from peft import PeftConfig
+
+    folder = hf_folder("v1.1", num_layers=4, d_kv=8, num_heads=4)
+    config = PeftConfig.from_peft_type(**{**PREFIX, "token_dim": None, "num_layers": None})
+    adapter = write_with_peft(folder, tmp_path / "adapter", config)
+    base, params = read_hf_t5(folder)
+    found = read_peft(adapter, base)
+    key = found.params["decoder/layers/self_attention/prefix/key"]
+    np.testing.assert_array_equal(key[:2], key[2:])
+    assert not np.array_equal(key[0], key[1])
+    np.testing.assert_allclose(our_logits(*adapter_on(found, base, params)), peft_logits(folder, adapter), atol=1e-4)
+
+
+TO_PEFT = {
+    "prompt": PromptTuning(length=3, init="random"),
+    "p_tuning": PTuning(length=3, hidden_dim=8),
+    "p_tuning_lstm": PTuning(length=3, encoder="lstm", hidden_dim=8),
+    "prefix": PrefixTuning(length=3),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "variant"),
+    [*((method, "flan") for method in TO_PEFT.values()), (TO_PEFT["prefix"], "v1.0")],
+    ids=[*TO_PEFT, "prefix_v1.0"],
+)
+def test_what_is_written_computes_the_same_in_peft_and_comes_back(
+    hf_folder: Callable[..., Path], tmp_path: Path, method: Method, variant: str
+) -> None:
+    folder = hf_folder(variant)
+    base, params = read_hf_t5(folder)
+    model = dataclasses.replace(base, added=(method,))
+    params = moved(model, params)
+    write_peft(tmp_path / "adapter", model, params)
+    np.testing.assert_allclose(peft_logits(folder, tmp_path / "adapter"), our_logits(model, params), atol=1e-4)
+    found = read_peft(tmp_path / "adapter", base)
+    if isinstance(method, PTuning):  # the network stays behind
+        assert found.methods == (PromptTuning(length=3, init="random"),)
+        np.testing.assert_array_equal(found.params[EMBEDDING], prompt_table(model, params))
+        return
+    assert found.methods == (method,)
+    for path, value in found.params.items():
+        np.testing.assert_array_equal(value, flatten(params)[path])
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_answers_are_those_of_peft(hf_folder: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import T5ForConditionalGeneration
+
+    folder = hf_folder("v1.1")
+    base, params = read_hf_t5(folder)
+    model = dataclasses.replace(base, added=(TO_PEFT[name],))
+    params = moved(model, params)
+    write_peft(tmp_path / "adapter", model, params)
+    other = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(folder), tmp_path / "adapter").eval()
+    inputs = [[5, 6, 7, 8, 9], [10, 11, 12, 3, 1]]
+    ids = torch.tensor(inputs)
+    found = other.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    answers = greedy.greedy(model, Compute(), params, inputs, 6, prompts=[0, 0])
+    for row, answer in zip(found.tolist(), answers, strict=True):
+        until_eos = row[1 : row.index(1)] if 1 in row else row[1:]
+        assert [token for token in until_eos if token != 0] == answer
+
+
+def test_a_prompt_has_no_dead_rows_and_runs_no_code_of_others(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
+    from peft import PeftConfig
+
+    folder = hf_folder("flan")
+    adapter = write_with_peft(folder, tmp_path / "adapter", PeftConfig.from_peft_type(**PROMPT))
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_kwargs": {"trust_remote_code": True}}))
+    base, params = read_hf_t5(folder)
+    write_peft(tmp_path / "again", *adapter_on(read_peft(adapter, base), base, params))
+    stored = load_file(adapter / "adapter_model.safetensors")["prompt_embeddings"]
+    again = load_file(tmp_path / "again" / "adapter_model.safetensors")["prompt_embeddings"]
+    assert stored.shape == (8, 32)
+    np.testing.assert_array_equal(again, stored[:4])
+    assert "trust_remote_code" not in (tmp_path / "again" / "adapter_config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ((PromptTuning(length=3, tasks=("a", "b"), init="random"),), "a prompt for each of a, b, and a PEFT folder"),
+        ((PrefixTuning(length=3, attentions=".*attention"),), "in the decoder's self-attention alone"),
+        ((PromptTuning(length=3, init="random"), LoRA(rank=2)), "PromptTuning, LoRA are adapters of more than one"),
+        ((PromptTuning(length=3, init="random"), Train()), "was trained beside a PromptTuning"),
+    ],
+)
+def test_what_a_folder_cannot_express_is_refused(
+    hf_folder: Callable[..., Path], tmp_path: Path, methods: tuple[Method, ...], message: str
+) -> None:
+    base, params = read_hf_t5(hf_folder("flan"))
+    model = dataclasses.replace(base, added=methods)
+    with pytest.raises(TuningError, match=message):
+        write_peft(tmp_path / "adapter", model, moved(model, params))
+    assert not (tmp_path / "adapter").exists()
+
+
+BASE = T5Config(
+    vocab_size=64, embed_dim=32, num_heads=3, head_dim=4, mlp_dim=48, num_encoder_layers=2, num_decoder_layers=3
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        (PrefixTuning(length=3), {"token_dim": 30}, "token_dim is 30 for 3 heads, .* or peft sized it by d_model"),
+        (PrefixTuning(length=3), {"num_attention_heads": 4}, "for 4 heads, and this model has 3 of 4, 12 together"),
+        (PrefixTuning(length=3), {"num_layers": 2}, "num_layers is 2, and the decoder has 3"),
+        (PrefixTuning(length=3), {"num_layers": 3}, r"wrong shape: prompt_embeddings is \(3, 144\), not \(3, 72\)"),
+        (PrefixTuning(length=3), {"num_transformer_submodules": 1}, "no prefix of an encoder-decoder"),
+        (PromptTuning(length=3, init="random"), {"num_virtual_tokens": 4}, r"is \(3, 32\), not \(4, 32\)"),
+        (PromptTuning(length=3, init="random"), {"num_virtual_tokens": None}, "num_virtual_tokens is None"),
+        (PromptTuning(length=3, init="random"), {"peft_type": "MULTITASK_PROMPT_TUNING"}, "read are IA3, LORA, PRE"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_tensor_is_refused(
+    tmp_path: Path, method: Method, change: dict[str, object], message: str
+) -> None:
+    model = dataclasses.replace(BASE, added=(method,))
+    write_peft(tmp_path / "adapter", model, moved(model, jax.device_get(init_params(BASE, 0))))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ModelFolderError, match=message):
+        read_peft(tmp_path / "adapter", BASE)
+
+
+# --- published prompts -----------------------------------------------------------------------------------------------
+
+WIDE = dataclasses.replace(BASE, embed_dim=768, num_heads=12, head_dim=64)
+
+
+@pytest.mark.parametrize("task", ["sst2", "mrpc", "rte"])
+def test_a_published_prompt_becomes_a_folder_of_peft_and_comes_back(
+    test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    source = test_data / "adapters" / "prompt_tuning_t5_1_1_lm100k_base" / f"{task}.npy"
+    assert convert.main([f"--input={source}", f"--output={tmp_path / 'out'}", "--format=peft"]) == 0
+    assert "a prompt for a T5 of width 768" in capsys.readouterr().out
+    found = read_peft(tmp_path / "out", WIDE)
+    assert found.methods == (PromptTuning(length=100, init="random"),)
+    np.testing.assert_array_equal(found.params[EMBEDDING][0], np.load(source))
+    # A run that began with the file itself has the same folder to export.
+    model = dataclasses.replace(WIDE, added=(PromptTuning(init="file", init_file=str(source)),))
+    params = jax.device_get(init_params(model, 0))
+    params["encoder"]["prompt"]["embedding"] = np.load(source)[None]
+    write_peft(tmp_path / "run", model, params)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros((3, 4)), np.zeros(4, np.float32), np.zeros((0, 4), np.float32), np.array([{"a": 1}])]
+)
+def test_other_arrays_are_no_prompt(tmp_path: Path, value: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", value, allow_pickle=True)
+    with pytest.raises(ModelFolderError, match=r"a\.npy: (holds no prompt|cannot be read)"):
+        convert.convert(tmp_path / "a.npy", tmp_path / "out", format="peft")
+    assert not (tmp_path / "out").exists()

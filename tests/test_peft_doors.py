@@ -1,0 +1,148 @@
+"""Adapters through the doors: a run exported for peft, a folder of peft's opened on its base or merged into it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flanjax
+from flanjax import convert, export
+from flanjax.data.vocabularies import Vocabulary, train_vocabulary
+from flanjax.errors import FlanjaxError
+from flanjax.interchange.hf_t5 import write_hf_t5
+from flanjax.models.config import T5Config
+from flanjax.models.t5 import init_params
+from flanjax.training.checkpoints import Checkpoints
+from flanjax.training.step import TrainState
+from flanjax.tuning.ia3 import IA3
+from flanjax.tuning.lora import LoRA
+from flanjax.tuning.method import Method
+from flanjax.tuning.methods import to_settings
+from flanjax.tuning.partition import Partition, begin, digest
+from flanjax.tuning.prompt import PromptTuning
+from flanjax.tuning.select import Train
+
+CONFIG = T5Config(
+    vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
+)
+QUESTIONS, ANSWERS = ["sort 7 words", "yes or no?", "3 of 12 words"], ["yes", "no", "sort 12 words"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    texts = [f"sort {i} and {i * 7} words of March: yes or no?" for i in range(40)]
+    return train_vocabulary(texts, 40, tmp_path_factory.mktemp("vocabulary") / "spiece.model", extra_ids=10)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "base"
+    write_hf_t5(folder, CONFIG, jax.tree.map(lambda leaf: np.asarray(leaf) * 2, init_params(CONFIG, 3)), vocabulary)
+    return folder
+
+
+@pytest.fixture
+def tuned(base: Path, vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., Path]:
+    """tuned(LoRA()) is a run directory whose trainable parameters have values at random."""
+
+    def make(*methods: Method) -> Path:
+        folder, model = tmp_path / "run", dataclasses.replace(CONFIG, added=methods)
+        plain = flanjax.load(base).params
+        trainable, _ = Partition.of(model).split(begin(model, plain, vocabulary.encode, 0))
+        rng = np.random.default_rng(0)
+        trainable = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.asarray(rng.standard_normal(leaf.shape)), trainable)
+        settings = {
+            "model": {**dataclasses.asdict(CONFIG), "added": ()},
+            "tuning": to_settings(methods),
+            "base": digest(plain),
+            "init_from": str(base),
+            "train": {"seed": 0},
+        }
+        vocabulary.save(folder / "vocabulary")
+        (folder / "config.json").write_text(json.dumps(settings))
+        checkpoints = Checkpoints(folder / "checkpoints")
+        counts = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_a_row")}
+        state = TrainState(step=jnp.int32(5), params=trainable, opt_state={}, **counts)
+        checkpoints.save(5, state, position={}, config=settings)
+        checkpoints.close()
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [(LoRA(rank=2), Train()), (IA3(),), (LoRA(rank=2, init="pissa"),), (LoRA(rank=2, dora=True),)],
+    ids=["lora", "ia3", "pissa", "dora"],
+)
+def test_a_run_an_adapter_on_its_base_and_both_merged_are_one_model(
+    base: Path,
+    tuned: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    methods: tuple[Method, ...],
+) -> None:
+    run, adapter, whole = tuned(*methods), tmp_path / "adapter", tmp_path / "whole"
+    assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft"]) == 0
+    assert f'flanjax.load(BASE, adapter="{adapter}")' in capsys.readouterr().out
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "base"
+    assert str(base.parent) not in (adapter / "README.md").read_text() + json.dumps(config)
+    flags = [f"--input={base}", f"--adapter={adapter}", f"--output={whole}", "--format=hf"]
+    assert convert.main(flags) == 0
+    assert "merged; the largest difference of a logit is" in capsys.readouterr().out
+    assert "| Adapter | adapter |" in (whole / "README.md").read_text()
+    expected = flanjax.load(run).score(QUESTIONS, ANSWERS)
+    assert np.abs(np.subtract(flanjax.load(base).score(QUESTIONS, ANSWERS), expected)).max() > 1e-2
+    np.testing.assert_allclose(flanjax.load(base, adapter=adapter).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+    np.testing.assert_allclose(flanjax.load(whole).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+
+
+def test_a_prompt_is_opened_on_its_base_and_cannot_be_merged(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, adapter = tuned(PromptTuning(length=3, tasks=("sorting",))), tmp_path / "adapter"
+    assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft"]) == 0
+    expected = flanjax.load(run).score(QUESTIONS, ANSWERS, prompt="sorting")
+    np.testing.assert_allclose(flanjax.load(base, adapter=adapter).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+    flags = [f"--input={base}", f"--adapter={adapter}", f"--output={tmp_path / 'whole'}", "--format=hf"]
+    assert convert.main(flags) == 2
+    assert "cannot be merged" in capsys.readouterr().err
+    assert not (tmp_path / "whole").exists()
+
+
+def test_the_doors_say_what_does_not_go_together(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, adapter, output = tuned(LoRA(rank=2), IA3()), tmp_path / "adapter", tmp_path / "out"
+
+    def refused(door: Callable[[list[str]], int], *flags: str) -> str:
+        assert door([*flags, f"--output={output}"]) == 2
+        assert not output.exists()
+        return capsys.readouterr().err
+
+    assert "LoRA, IA3 are adapters of more than one kind" in refused(export.main, f"--run={run}", "--format=peft")
+    assert "either --format=peft or --merge" in refused(export.main, f"--run={run}", "--format=peft", "--merge")
+    assert "--format=peft for an adapter folder" in refused(export.main, f"--run={run}")
+    flags = [f"--input={base}", f"--adapter={adapter}"]
+    assert f"{adapter}: there is no such folder" in refused(convert.main, *flags, "--format=hf")
+    assert "goes a file of T-Few (.pt) or a soft prompt (.npy)" in refused(
+        convert.main, f"--input={base}", "--format=peft"
+    )
+    flags = [f"--input={run}", f"--adapter={adapter}"]
+    assert "is a run: export it first" in refused(convert.main, *flags, "--format=hf")
+    with pytest.raises(FlanjaxError, match="has adapters of its own"):
+        flanjax.load(run, adapter=adapter)
+
+
+def test_a_run_without_adapters_has_none_to_export(base: Path, tuned: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(FlanjaxError, match="Train adds no parameters to the model's own"):
+        export.export(tuned(Train()), tmp_path / "out", format="peft")
+    with pytest.raises(FlanjaxError, match="format is 'gguf': choose one of hf, peft"):
+        export.export(tmp_path / "run", tmp_path / "out", format="gguf")
+    assert not (tmp_path / "out").exists()
