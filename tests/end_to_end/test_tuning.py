@@ -1,5 +1,6 @@
 """A tuned run from the doors: `--gin_file=lora.gin` after a run's own; its checkpoint, its base, its export."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,35 @@ def test_the_same_command_finds_the_run_whole(tuned: Path, flanjax: Flanjax) -> 
     done = flanjax("train", *arguments(tuned.parent))
     assert "going on from the checkpoint of step 6" in done.stdout
     assert (tuned / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_that_begins_from_the_bases_kernels_goes_on_and_is_merged(
+    tuned: Path, tmp_path: Path, flanjax: Flanjax
+) -> None:
+    run = tmp_path / "run"
+    fields = {
+        "LoRA.init": "pissa",
+        "LoRA.dora": "True",
+        "LoRA.dtype": "bfloat16",
+        "LoRA.rank_pattern": '{".*/value": 4}',
+        "OptimizerConfig.rate_factors": '{".*/lora/b": 2.0, ".*magnitude": 0.5}',
+        "OptimizerConfig.layer_decay": "0.5",
+    }
+    done = flanjax("train", *arguments(tuned.parent, MODEL_DIR=str(run), TRAIN_STEPS="2", **fields))
+    assert "trainable" in done.stdout
+    assert "optimizer state" in done.stdout
+    assert re.search(r"encoder/layers/attention/value/lora/b .*\(1, 4, 16\).* trainable x 0.5\n", parameters(run))
+    done = flanjax("train", *arguments(tuned.parent, MODEL_DIR=str(run), **fields))
+    assert "going on from the checkpoint of step 2" in done.stdout
+    flanjax("export", f"--run={run}", f"--output={tmp_path / 'hf'}", "--merge")
+    inputs, targets = ["sort: b a c", "What comes after two?"], ["a b c", "three"]
+    opened, plain, base = library.load(run), library.load(tmp_path / "hf"), library.load(tuned.parent / "base")
+    np.testing.assert_allclose(opened.score(inputs, targets), plain.score(inputs, targets), rtol=1e-4)
+    assert np.abs(np.subtract(opened.score(inputs, targets), base.score(inputs, targets))).max() > 1e-3
+
+
+def parameters(run: Path) -> str:
+    return (run / "parameters.txt").read_text()
 
 
 def test_another_base_is_refused(tuned: Path, tmp_path: Path, flanjax: Flanjax) -> None:
