@@ -34,7 +34,7 @@ from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params, abstract_params, init_params
+from flanjax.models.t5 import Params, abstract_params, build, init_params
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Observer, TrainConfig, TrainResult
@@ -150,6 +150,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
             "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
         )
     model = start.tuned
+    build(model, run.compute, abstract_params(model))  # refuses what cannot be computed in this way
     adapter = None if start.adapter is None else digest(start.adapter.params)
     settings = _settings(run, model, batches, base=start.base(), adapter=adapter)
     agree("the configuration and the data of the run", settings.to_json(sort_keys=True))

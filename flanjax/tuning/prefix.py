@@ -57,6 +57,8 @@ class PrefixTuning(Method):
             if isinstance(module, MultiHeadAttention) and re.fullmatch(self.attentions, place):
                 if module.prefix is not None:
                     raise TuningError(f"{place} has a prefix already: let one PrefixTuning alone match it")
+                if module.implementation == "per_head":
+                    raise TuningError("attention 'per_head' has no place for a prefix: set Compute.attention to 'auto'")
                 module.prefix = KeysAndValues(module, self.length)
 
     def trains(self, path: str) -> bool:

@@ -71,6 +71,10 @@ def test_it_cannot_be_merged(prompted: Path, tmp_path: Path, flanjax: Flanjax) -
             {"PromptTuning.init": "file", "PromptTuning.init_file": "nowhere.npy"},
             ["PromptTuning.init_file=nowhere.npy cannot be read"],
         ),
+        (
+            {"TUNING": "(@PrefixTuning(),)", "Compute.attention": "per_head"},
+            ["'per_head' has no place for a prefix", "Compute.attention"],
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

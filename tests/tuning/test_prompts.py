@@ -16,8 +16,9 @@ from flanjax.generation.greedy import greedy, score
 from flanjax.interchange.runs import recipe
 from flanjax.models.attention import PrefixKeys, attention
 from flanjax.models.config import Compute, ModelConfigError, T5Config
+from flanjax.models.layers import NO_DROPOUT
 from flanjax.models.prompts import positions_in_segments
-from flanjax.models.t5 import build
+from flanjax.models.t5 import abstract_params, build, init_params
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method, TuningError
 from flanjax.tuning.methods import from_settings, to_settings
@@ -197,8 +198,6 @@ def test_a_prompt_is_vectors_before_the_embeddings(tuned, methods):
     text = np.array([5, 9, 1], np.int32)
     number = len(prompts) - 1
     x = jnp.concatenate([prompts[number], plain.token_embedder.embedding[...][text]])[None]
-    from flanjax.models.layers import NO_DROPOUT
-
     expected = plain.encoder(x, np.ones(x.shape[:2], np.int32), NO_DROPOUT, Compute())
     tokens = Placeholders(model.prompt_length).before(text, number)[None]
     found = build(model, Compute(), params).encode(tokens, np.ones_like(tokens))
@@ -243,8 +242,6 @@ def begun():
     """begun(PromptTuning(...)): the prompts that tuning begins with, and the token table of the base."""
 
     def make(method: PromptTuning, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        from flanjax.models.t5 import init_params
-
         base = init_params(GATED, 7)
         model = dataclasses.replace(GATED, added=(method,))
         Partition.of(model)
@@ -376,6 +373,12 @@ def test_the_recipe_of_a_run_names_a_file_and_not_its_folder():
     told = recipe(settings, 3)["Tuning methods"]
     assert "init_file=prompt.npy" in told
     assert "somebody" not in told
+
+
+def test_a_prefix_is_refused_where_attention_has_no_place_for_it():
+    model = dataclasses.replace(GATED, added=(PrefixTuning(),))
+    with pytest.raises(TuningError, match=r"'per_head' has no place for a prefix: set Compute.attention to 'auto'"):
+        build(model, Compute(attention="per_head"), abstract_params(model))
 
 
 def test_words_without_a_token_are_refused(begun):

@@ -10,7 +10,7 @@ import transformers
 
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.models.config import Compute
-from flanjax.models.t5 import build
+from flanjax.models.t5 import build, init_params
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten, unflatten
 from flanjax.tuning.prefix import PrefixTuning
@@ -120,8 +120,6 @@ def test_prefix_tuning(compare, layers):
 
 def test_first_values_are_as_large_as_those_of_peft(folder):
     """Deviations of peft's fresh parameters and of ours, kind by kind."""
-    from flanjax.models.t5 import init_params
-
     base, _ = read_hf_t5(folder)
     method = PTuning(length=200, hidden_dim=50)
     params = init_params(dataclasses.replace(base, added=(method,)), 0)["encoder"]["prompt"]
