@@ -30,6 +30,8 @@ from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
+from flanjax.tuning.adapter import BottleneckAdapter
+from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method
 from flanjax.tuning.partition import flatten
@@ -305,3 +307,10 @@ def test_a_model_that_brings_no_vocabulary_is_taken_with_a_notice(run: Run, tmp_
     write_hf_t5(tmp_path / "model", MODEL, jax.device_get(init_params(MODEL, 0)), None)
     (notice,) = prepared(run, init_from=str(tmp_path / "model"))[1]
     assert "neither spiece.model nor tokenizer.json" in notice
+
+
+def test_what_cannot_be_merged_is_told_and_its_promised_export_refused_at_the_start(run: Run, tmp_path: Path) -> None:
+    _, notices = prepared(run, tuning=(BitFit(),))
+    assert [notice for notice in notices if "T5 has no biases, so they are added" in notice]
+    with pytest.raises(RunError, match=r"EXPORT_TO=.*/hf: what BitFit, BottleneckAdapter adds fits no plain"):
+        prepared(run, tuning=(BitFit(), BottleneckAdapter()), export_to=str(tmp_path / "hf"))

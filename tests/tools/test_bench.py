@@ -8,17 +8,39 @@ from pathlib import Path
 
 import pytest
 
+TINY_RUN = """
+include "common.gin"
+
+MIXTURE = "demo"
+EVAL_MIXTURES = "demo_heldout"
+TASKS = {"flanjax.tasks.demo": {"train_examples": 8, "validation_examples": 2}}
+BATCH_ROWS = 2
+LEARNING_RATE = 1e-2
+VocabularySource.train_size = 300
+T5Config.vocab_size = 408
+T5Config.embed_dim = 16
+T5Config.num_heads = 2
+T5Config.head_dim = 8
+T5Config.mlp_dim = 32
+T5Config.num_encoder_layers = 1
+T5Config.num_decoder_layers = 1
+"""
 BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
 
 
-def smoke(name: str, *flags: str) -> list[str]:
-    """What the RATIO lines of a tiny run compare."""
+def output(name: str, *flags: str) -> str:
+    """What a tiny run prints."""
     # One device, as a person who runs it has.
     environment = {**os.environ, "XLA_FLAGS": re.sub(r"\S*device_count\S*", "", os.environ.get("XLA_FLAGS", ""))}
     command = [sys.executable, str(BENCH / f"{name}.py"), "--smoke", *flags]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = re.findall(r"^RATIO ([\d.]+)  (.*)$", done.stdout, re.MULTILINE)
+    return done.stdout
+
+
+def smoke(name: str, *flags: str) -> list[str]:
+    """What the RATIO lines of a tiny run compare."""
+    lines = re.findall(r"^RATIO ([\d.]+)  (.*)$", output(name, *flags), re.MULTILINE)
     assert all(float(ratio) > 0 for ratio, _ in lines)
     return [claim for _, claim in lines]
 
@@ -46,3 +68,30 @@ def test_data_compares_the_loader_with_packers_and_with_the_step(flags: tuple[st
 def test_end_to_end_compares_whole_loops(flags: tuple[str, str]) -> None:
     claims = smoke("end_to_end", *flags)
     assert claims == ["real tokens/s of the whole loop: flanjax, packed, against transformers, padded"]
+
+
+def test_tuning_compares_a_method_with_peft() -> None:
+    assert smoke("tuning", "--methods=lora", "--scan") == [
+        "step time: lora, flanjax against peft",
+        "peak memory: lora, peft's over flanjax's",
+    ]
+
+
+def test_tuning_says_what_a_method_costs_without_weights() -> None:
+    printed = output("tuning", "--methods=full,houlsby", "--compile_only", "--scan", "--remat=full")
+    columns = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line[:4] in ("full", "houl")}
+    trained = {name: int(values[0].replace(",", "")) for name, values in columns.items()}
+    # Two encoder layers with two adapters and two norms, two decoder layers with three, and two norms at the ends.
+    adapter = 32 * 64 + 64 + 64 * 32 + 32
+    assert trained == {"full": 82_432, "houlsby": 10 * adapter + 10 * 32 + 2 * 32}
+
+
+def test_tuning_measures_what_a_method_learns(tmp_path: Path) -> None:
+    run = tmp_path / "run.gin"
+    run.write_text(TINY_RUN)
+    printed = output(
+        "tuning", "--methods=lora", "--quality_steps=2", f"--quality_run={run}", f"--cache_dir={tmp_path / 'cache'}"
+    )
+    losses = re.findall(r"^QUALITY lora +(\w+): loss ([\d.]+) -> ([\d.]+) after 2 steps$", printed, re.MULTILINE)
+    assert [name for name, *_ in losses] == ["demo", "demo_heldout"]
+    assert all(before != after for _, before, after in losses)

@@ -82,8 +82,8 @@ def flanjax_trainer(shapes: Shapes, dtype: str, *, scan: bool) -> Callable[[Any]
     return train
 
 
-def build_flanjax(shapes: Shapes, dtype: str, scan: bool) -> Callable[[], float]:
-    """A step on random packed rows; returns the mean loss."""
+def packed_rows(shapes: Shapes) -> Any:
+    """A numpy batch of random packed rows without padding."""
     import numpy as np
 
     from flanjax.data.cache import Example
@@ -96,7 +96,12 @@ def build_flanjax(shapes: Shapes, dtype: str, scan: bool) -> Callable[[], float]
         return Example(inputs=draw(3, shapes.vocab, inputs), targets=draw(3, shapes.vocab, targets))
 
     rows = [[example() for _ in range(shapes.segments)] for _ in range(shapes.rows)]
-    batch = pack_rows(rows, (shapes.encoder, shapes.decoder))
+    return pack_rows(rows, (shapes.encoder, shapes.decoder))
+
+
+def build_flanjax(shapes: Shapes, dtype: str, scan: bool) -> Callable[[], float]:
+    """A step on random packed rows; returns the mean loss."""
+    batch = packed_rows(shapes)
     train = flanjax_trainer(shapes, dtype, scan=scan)
 
     def work() -> float:
