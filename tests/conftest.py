@@ -3,9 +3,11 @@
 import contextlib
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEST_DATA = pathlib.Path(os.environ.get("FLANJAX_TEST_DATA", ROOT / ".." / "shared" / "data")).resolve()
@@ -42,6 +44,19 @@ def test_data() -> pathlib.Path:
 def t5_spiece(test_data: pathlib.Path) -> pathlib.Path:
     """The real T5 SentencePiece model."""
     return test_data / "vocab" / "t5" / "spiece.model"
+
+
+@pytest.fixture(scope="session")
+def coordinator_address() -> Iterator[str]:
+    """An address for process 0 of several, kept from every other process until the session ends.
+
+    The socket is bound and does not listen: gRPC, which also sets SO_REUSEPORT, may bind the port and is given all of
+    its connections, while the kernel gives it to nobody who asks for a free one.
+    """
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("localhost", 0))
+        yield f"localhost:{reserved.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session")
