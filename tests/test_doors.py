@@ -1,6 +1,8 @@
 """The doors' own promises: flags, gin files found by name, overrides without quoting, errors with a suggestion."""
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +195,16 @@ def test_help_imports_nothing_heavy(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"flanjax.{module}" in done.stdout
+
+
+def test_a_terminated_training_takes_its_materialising_along() -> None:
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    parent = f"import sys; from flanjax.train import _run_process; _run_process([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    number = int(process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)

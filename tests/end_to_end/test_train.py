@@ -234,6 +234,14 @@ def test_a_changed_run_is_not_resumed(
         (["--gin.RATES={}"], ["rate"]),
         (["--gin.TRAIN_STPES=3"], ["TRAIN_STPES", "TRAIN_STEPS"]),
         (["--gin.OptimizerConfig.name=adamm"], ["adamm", "adamw"]),
+        (
+            [
+                "--gin.CACHE_DIR=/dev/null/cache",
+                "--gin.OptimizerConfig.schedule=cosine",
+                "--gin.OptimizerConfig.warmup_steps=6",
+            ],
+            ["warmup_steps is 6", "train longer"],
+        ),
         (["--gin.EvaluationConfig.metrics=rogueL"], ["rogueL", "rougeL"]),
         (["--gin.TrainConfig.best_metric=validation/loss"], ["validation/loss", "demo/loss, ", "demo_heldout/loss, "]),
         (["--gin.TrainConfig.keep_best=1", "--gin.EVAL_EVERY=0"], ["keep_best", "eval_every"]),
