@@ -29,7 +29,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# How long an example takes is the machine's affair: nothing here is a test of time.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
