@@ -6,15 +6,22 @@ library, and makes one call. gin is imported by the doors alone; nothing here im
     python -m flanjax.train --gin_file=demo.gin --gin.TRAIN_STEPS=100 --gin.MODEL_DIR=/data/run1
 
 A gin file is looked for as a path, then by bare name in `gin_configs/` (runs, tuning, models). A value after
-`--gin.NAME=` that is not a Python literal is taken as a string, so that paths need no quotes inside quotes.
+`--gin.NAME=` that is not a Python literal is taken as a string, so that paths need no quotes inside quotes. So is what
+was meant as another type, `false` for a flag say: numbers, flags and texts are compared with the types of the fields.
 """
 
 import argparse
 import ast
 import dataclasses
+import functools
+import inspect
 import logging
+import os
 import re
 import sys
+import tokenize
+import types
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -71,9 +78,14 @@ def parse_gin_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tup
 
 
 def gin_literal(text: str) -> str:
-    """`text` as gin reads it: literals, references and containers as they are, anything else as a quoted string."""
+    """`text` as gin reads it: literals, references and containers as they are, anything else as a quoted string.
+
+    `~/` at its beginning is the home folder, which a shell puts in only at the beginning of a word.
+    """
     if text[:1] in "@%[{(":
         return text
+    if text.startswith("~/"):
+        text = os.path.expanduser(text)
     try:
         ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -112,8 +124,7 @@ def configure(sources: GinSources, configurables: Sequence[type]) -> None:
     gin.clear_config()
     for configurable in configurables:
         if configurable not in _registered:
-            gin.external_configurable(configurable, module="flanjax")
-            _registered.add(configurable)
+            _registered[configurable] = gin.external_configurable(_typed(configurable), module="flanjax")
     paths = [find_gin_file(name) for name in sources.files]
     macros = Macros()
     for path in paths:
@@ -122,14 +133,41 @@ def configure(sources: GinSources, configurables: Sequence[type]) -> None:
         for path in paths:
             _parse(gin.parse_config_file, str(path), str(path), configurables)
         for name, value in sources.overrides:
-            if re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            if "." not in name:
                 macros.check_used(name)
                 macros.defined[name] = Path(f"--gin.{name}")
             _parse(gin.parse_config, f"{name} = {value}", f"--gin.{name}", configurables)
     macros.check_complete()
 
 
-_registered: set[type] = set()
+_registered: dict[type, Callable[[], object]] = {}
+_SCALARS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", types.NoneType: "None"}
+
+
+def _typed(configurable: type) -> Callable[..., object]:
+    """The maker of a dataclass that refuses a number, flag or text where a field is of another of these types."""
+    hints = typing.get_type_hints(configurable)
+
+    @functools.wraps(configurable, updated=())
+    def make(**given: object) -> object:
+        for name, value in given.items():
+            hint = hints.get(name)
+            wanted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            if set(wanted) <= _SCALARS.keys() and not any(_is_of(value, kind) for kind in wanted):
+                kinds = " or ".join(_SCALARS[kind] for kind in wanted)
+                quotes = f"; a text that looks like a number is given as '\"{value}\"'" if str in wanted else ""
+                raise GinError(f"{configurable.__name__}.{name} is {value!r}: it must be {kinds}{quotes}")
+        return configurable(**given)
+
+    del make.__wrapped__  # gin would look through it for parameters
+    make.__signature__ = inspect.signature(configurable)  # type: ignore[attr-defined]
+    return make
+
+
+def _is_of(value: object, kind: type) -> bool:
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 class Macros:
@@ -139,20 +177,27 @@ class Macros:
         self.defined: dict[str, Path] = {}
         self.used: set[str] = set()
 
-    def read(self, path: Path) -> None:
-        """Takes in a file and all that it includes."""
+    def read(self, path: Path, including: tuple[Path, ...] = ()) -> None:
+        """Takes in a file and all that it includes.
+
+        Raises:
+          GinError: an included file is not found, or includes itself.
+        """
         import gin
 
-        # gin resolves `include` through its search paths; ours are the shipped folders and the file's own.
+        if path.resolve() in including:
+            raise GinError(f"{path} includes itself, by way of the file {including[-1]}: give one of them another name")
+        # gin resolves `include` from the current folder, then by its search paths: the file's own and the shipped ones.
         for folder in (path.parent, *config_folders()):
             gin.add_config_file_search_path(str(folder))
-        text = re.sub(r"#.*", "", path.read_text())
-        for name in re.findall(r"^([A-Z][A-Z0-9_]*)\s*=", text, flags=re.MULTILINE):
+        text = re.sub(r"""("[^"\n]*"|'[^'\n]*')|#.*""", lambda match: match[1] or "", path.read_text())
+        for name in re.findall(r"^(\w+)\s*=", text, flags=re.MULTILINE):
             self.defined.setdefault(name, path)
-        self.used.update(re.findall(r"%([A-Z][A-Z0-9_]*)", text))
+        self.used.update(re.findall(r"%(\w+)", re.sub(r""""[^"\n]*"|'[^'\n]*'""", "", text)))
         for included in re.findall(r"^include\s+['\"](.+?)['\"]", text, flags=re.MULTILINE):
-            beside = path.parent / included
-            self.read(beside if beside.is_file() else find_gin_file(included))
+            candidates = (Path(included), path.parent / included)
+            found = next((file for file in candidates if file.is_file()), None) or find_gin_file(included)
+            self.read(found, (*including, path.resolve()))
 
     def check_used(self, name: str) -> None:
         """Refuses a macro of the command line that no file uses."""
@@ -172,7 +217,7 @@ def _parse(parse: Callable[[str], object], what: str, place: str, configurables:
     try:
         logging.disable(logging.ERROR)  # gin logs each folder in which an included file is not
         parse(what)
-    except (ValueError, SyntaxError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, SyntaxError, tokenize.TokenError, TypeError, AttributeError, OSError) as error:
         message = str(error).splitlines()[0].rstrip(".")
         raise GinError(f"{place}: {message}{_suggestion(message, configurables)}") from error
     finally:
@@ -196,21 +241,18 @@ def build(configurable: type) -> object:
     """The object that the parsed gin files describe.
 
     Raises:
-      GinError: a required field or macro has no value; the message names it.
+      GinError: a required field has no value, or one is refused; the message names it.
     """
-    import gin
-
     try:
-        return gin.get_configurable(configurable)()
-    except (ValueError, TypeError, RuntimeError) as error:
-        # gin appends where it was; the first line is the message for a person.
-        text = str(error)
-        missing = re.search(r"missing \d+ required keyword-only arguments?: (.+?)(?:\n|$)", text)
+        return _registered[configurable]()
+    except (FlanjaxError, ValueError, TypeError, RuntimeError) as error:
+        # gin appends where it was, innermost first, in words for those who know its insides.
+        text, *where = re.split(r"\n\s+In call to configurable '(\w+)'.*", str(error))
+        missing = re.search(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.+)", text)
         if missing:
-            owner = re.search(r"(\w+)\.__init__", text)
-            name = owner[1] if owner else configurable.__name__
-            raise GinError(f"{name}: {missing[1]} must be set, in a gin file or as --gin.{name}.FIELD=VALUE") from error
-        raise GinError(text) from error
+            name = missing[1]
+            raise GinError(f"{name}: {missing[2]} must be set, in a gin file or as --gin.{name}.FIELD=VALUE") from error
+        raise GinError(text if not where or where[0] in text else f"{where[0]}: {text}") from error
 
 
 def operative_config() -> str:

@@ -14,5 +14,6 @@ class FlanjaxError(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A phrase for a message, ` (did you mean 'x'?)`; the empty string where no known name is near."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+    spelled = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), list(spelled), n=1, cutoff=0.5)
+    return f" (did you mean {spelled[matches[0]]!r}?)" if matches else ""

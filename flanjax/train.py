@@ -8,10 +8,12 @@ With `--multihost` the same command on every host of a pod or a cluster is one r
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from flanjax import doors
@@ -48,18 +50,37 @@ def _train(argv: Sequence[str]) -> int:
     from flanjax.run import CONFIGURABLES, Run
 
     doors.configure(sources, CONFIGURABLES)
+    from flanjax.training.schedules import make_schedule
+
     run = doors.build(Run)
     assert isinstance(run, Run)
+    make_schedule(run.optimizer, run.train.train_steps)  # may refuse the steps: before hours of materialising
 
     def materialize(mixtures: Sequence[str]) -> None:
         # In a process of its own: TensorFlow's memory and threads are gone when training starts.
         forwarded = [f"--gin_file={file}" for file in sources.files]
         forwarded += [f"--gin.{name}={value}" for name, value in sources.overrides]
         command = [sys.executable, "-m", "flanjax.materialize", *forwarded, f"--mixture={','.join(mixtures)}"]
-        if code := subprocess.run(command, check=False).returncode:
+        if code := _run_process(command):
             raise SystemExit(code)
 
     return _run(run, materialize, operative_config=doors.operative_config(), dry_run=flags.dry_run)
+
+
+def _run_process(command: Sequence[str]) -> int:
+    """The exit status of a process that a SIGTERM to this one ends too: nothing writes on after the run has gone."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None:  # jax's own, of several processes, which cannot be put back
+        return subprocess.run(command, check=False).returncode
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        return subprocess.run(command, check=False).returncode
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_config: str, dry_run: bool) -> int:

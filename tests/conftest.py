@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# How long an example takes is the machine's affair: nothing here is a test of time.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 # Linux lets a process have 65,530 memory maps; each program that XLA compiles takes some, and without any left it
 # ends in a segmentation fault.
@@ -59,6 +65,19 @@ def test_data() -> pathlib.Path:
 def t5_spiece(test_data: pathlib.Path) -> pathlib.Path:
     """The real T5 SentencePiece model."""
     return test_data / "vocab" / "t5" / "spiece.model"
+
+
+@pytest.fixture(scope="session")
+def coordinator_address() -> Iterator[str]:
+    """An address for process 0 of several, kept from every other process until the session ends.
+
+    The socket is bound and does not listen: gRPC, which also sets SO_REUSEPORT, may bind the port and is given all of
+    its connections, while the kernel gives it to nobody who asks for a free one.
+    """
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("localhost", 0))
+        yield f"localhost:{reserved.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,7 @@ def check_rows(rows: int, microbatches: int, mesh: Mesh) -> None:
     if rows % (microbatches * shards):
         raise TrainingError(
             f"a batch of {rows} rows does not divide into {microbatches} micro-batches over {shards} devices "
-            f"(mesh data x fsdp): make the rows a multiple of {microbatches * shards}"
+            f"(mesh data x fsdp): make BATCH_ROWS a multiple of {microbatches * shards}, or change MICROBATCHES"
         )
 
 

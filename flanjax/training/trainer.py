@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params
-from flanjax.sharding.hosts import agree, is_first, row_shards_of_host
+from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.rules import DEFAULT_RULES, Rules
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.interfaces import (
@@ -126,7 +126,7 @@ def train(
             saved = checkpoints.config(latest)
             check_config(saved, run_config, fixed=fixed_keys, free=free_keys, where=str(run_dir))
             place, state = _resume(latest, checkpoints, layout, batches, initial_params)
-            told.notice(f"going on from the checkpoint of step {latest} in {run_dir}")
+            told.notice(_going_on(latest, config.train_steps, run_dir))
         if place.step < config.train_steps:
             checkpoints.check_room(layout.state)
         with MetricsLog(run_dir, logged=place.logged, evaluated=place.evaluated, write=is_first()) as log:
@@ -145,6 +145,13 @@ def train(
                 place=place,
             )
             return loop.run()
+
+
+def _going_on(step: int, train_steps: int, run_dir: Path) -> str:
+    if step < train_steps:
+        return f"going on from the checkpoint of step {step} in {run_dir}"
+    whole = "is whole" if step == train_steps else f"is past the {train_steps} steps asked for"
+    return f"{run_dir} has a checkpoint of step {step} and {whole}: nothing is trained; more TRAIN_STEPS would go on"
 
 
 def _resume(
@@ -266,6 +273,9 @@ class _Loop:
             return
         shapes = batch
         compiled = interruptible(lambda: compile_step(self.train_step, self.layout, shapes), self.stop)
+        # One process may find the program in the compilation cache while another compiles for minutes, which is longer
+        # than the libraries that carry collectives wait for each other.
+        wait_for_all("compiled")
         self._clock = _Clock()
         while batch is not None and not self.stop():
             self.state, metrics = compiled(self.state, batch)

@@ -15,7 +15,7 @@ import pytest
 import flanjax as library
 
 Flanjax = Callable[..., subprocess.CompletedProcess[str]]
-Start = Callable[[list[str]], subprocess.Popen[str]]
+Start = Callable[..., subprocess.Popen[str]]
 TIMINGS = {"seconds", "tokens_per_second"}
 
 
@@ -44,12 +44,33 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert all(np.array_equal(ours[path], theirs[path]) for path in ours)
 
 
+# The training door, which is given no batch after the third before a file is there.
+HELD = """
+import pathlib, sys, time
+from flanjax.data.loader import PackedBatches
+from flanjax.train import main
+
+give, given = PackedBatches.__next__, 0
+
+def held(batches):
+    global given
+    while given == 3 and not pathlib.Path(sys.argv[1]).exists():
+        time.sleep(0.01)
+    given += 1
+    return give(batches)
+
+PackedBatches.__next__ = held
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.fixture
 def start(environment: dict[str, str]) -> Start:
-    """Starts a training and does not wait for it."""
+    """Starts a training and does not wait for it; `until` a file is there it takes three steps at most."""
 
-    def run(arguments: list[str]) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "flanjax.train", *arguments]
+    def run(arguments: list[str], until: Path | None = None) -> subprocess.Popen[str]:
+        door = ["-m", "flanjax.train"] if until is None else ["-c", HELD, str(until)]
+        command = [sys.executable, *door, *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
     return run
@@ -122,10 +143,11 @@ def test_files_that_a_kill_cut_short_stop_no_run_and_are_written_anew(
 def test_sigterm_saves_and_the_same_command_goes_on(
     tiny: Path, arguments: list[str], tmp_path: Path, flanjax: Flanjax, start: Start
 ) -> None:
-    process = start(arguments)
+    process = start(arguments, until=tmp_path / "go")
     wait_for_step(tmp_path / "run", 2, process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    (tmp_path / "go").touch()
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert "stopped by SIGTERM" in output
     flanjax("train", *arguments)
@@ -212,6 +234,14 @@ def test_a_changed_run_is_not_resumed(
         (["--gin.RATES={}"], ["rate"]),
         (["--gin.TRAIN_STPES=3"], ["TRAIN_STPES", "TRAIN_STEPS"]),
         (["--gin.OptimizerConfig.name=adamm"], ["adamm", "adamw"]),
+        (
+            [
+                "--gin.CACHE_DIR=/dev/null/cache",
+                "--gin.OptimizerConfig.schedule=cosine",
+                "--gin.OptimizerConfig.warmup_steps=6",
+            ],
+            ["warmup_steps is 6", "train longer"],
+        ),
         (["--gin.EvaluationConfig.metrics=rogueL"], ["rogueL", "rougeL"]),
         (["--gin.TrainConfig.best_metric=validation/loss"], ["validation/loss", "demo/loss, ", "demo_heldout/loss, "]),
         (["--gin.TrainConfig.keep_best=1", "--gin.EVAL_EVERY=0"], ["keep_best", "eval_every"]),

@@ -49,7 +49,7 @@ def test_a_tuned_run_is_opened_and_merged(tuned: Path, tmp_path: Path, flanjax: 
 def test_the_same_command_finds_the_run_whole(tuned: Path, flanjax: Flanjax) -> None:
     before = (tuned / "metrics.jsonl").read_text()
     done = flanjax("train", *arguments(tuned.parent))
-    assert "going on from the checkpoint of step 6" in done.stdout
+    assert "checkpoint of step 6 and is whole" in done.stdout
     assert (tuned / "metrics.jsonl").read_text() == before
 
 

@@ -113,10 +113,17 @@ def test_a_run_leaves_a_log_a_plot_events_and_its_last_checkpoint(uninterrupted)
 
 def test_a_run_asked_for_again_trains_nothing(tiny_run, uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
-    batches = tiny_run.Batches()
-    result = tiny_run.start(uninterrupted, batches=batches)
+    batches, told = tiny_run.Batches(), Recorder()
+    result = tiny_run.start(uninterrupted, batches=batches, observer=told)
     assert (result.step, result.stopped_by, batches.given) == (8, None, [])
+    assert "step 8 and is whole: nothing is trained" in told.notices[0]
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_asked_for_fewer_steps_than_it_has_says_so(tiny_run, uninterrupted):
+    told = Recorder()
+    assert tiny_run.start(uninterrupted, train_steps=5, observer=told).step == 8
+    assert "step 8 and is past the 5 steps asked for" in told.notices[0]
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])

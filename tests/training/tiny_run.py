@@ -2,6 +2,7 @@
 
 python tests/training/tiny_run.py RUN_DIR '{"train_steps": 20}'
 python tests/training/tiny_run.py RUN_DIR '{}' localhost:1234 2 0        # process 0 of 2, over all their devices
+python tests/training/tiny_run.py RUN_DIR '{"hold": 8}'     # no batch after the eighth until RUN_DIR.go is there
 """
 
 import json
@@ -166,11 +167,23 @@ class Printer(Silence):
 
 
 class ToldBatches(Batches):
-    """The first batch is given out right before the step is compiled."""
+    """The first batch is given out right before the step is compiled; after `hold` of them it waits to be let go.
+
+    A test can so send a signal that comes before the run is over however slow the machine is. After it the batches
+    come slowly: several processes need some steps, or the time of some, to agree on where to stop.
+    """
+
+    def __init__(self, go, hold=None, **given):
+        super().__init__(**given)
+        self.go, self.hold = go, hold
 
     def __next__(self):
         if not self.given:
             print("compiling", flush=True)
+        if self.hold is not None and self.position >= self.hold:
+            while not self.go.exists():
+                time.sleep(0.01)
+            time.sleep(0.5)
         return super().__next__()
 
 
@@ -181,8 +194,10 @@ if __name__ == "__main__":
     # One device alone; of two processes with four each, the rows of one are strewn over the batch, as on a TPU pod.
     strewn = sorted(jax.devices(), key=lambda device: (device.id % 4 // 2, device.process_index))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2), strewn) if host else make_mesh(MeshConfig(), strewn[:1])
-    batches = ToldBatches(pause=0.01, part=row_shards_of_host(mesh).rows(ROWS))
-    result = start(run_dir, batches=batches, mesh=mesh, observer=Printer(), **json.loads(loop))
+    loop = json.loads(loop)
+    part = row_shards_of_host(mesh).rows(ROWS)
+    batches = ToldBatches(Path(f"{run_dir}.go"), loop.pop("hold", None), pause=0.01, part=part)
+    result = start(run_dir, batches=batches, mesh=mesh, observer=Printer(), **loop)
     print(f"ended at {result.step} {result.stopped_by}, work left behind {result.work_left_behind}", flush=True)
     if result.work_left_behind:
         exit_now(0)
