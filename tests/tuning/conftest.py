@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -78,12 +77,3 @@ def batch() -> dict[str, Any]:
         "decoder_segment_ids": decoder_segments,
         "decoder_positions": np.zeros_like(decoder),
     }
-
-
-@pytest.fixture(autouse=True)
-def room_for_programs() -> Iterator[None]:
-    """Lets go of compiled programs in time: Linux grants a process 65,530 mappings, this room needs more."""
-    yield
-    mappings = Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_text().count("\n") > 30_000:
-        jax.clear_caches()
