@@ -18,7 +18,9 @@ from flanjax.models.t5 import logical_axes
 from flanjax.run import Prepared
 from flanjax.sharding.hosts import is_first
 from flanjax.training.interfaces import Progress
+from flanjax.training.optimizers import rate_factors
 from flanjax.training.step import MemoryUse, StateLayout
+from flanjax.tuning.partition import flatten, trainable_axes
 
 SAMPLES = "samples.jsonl"
 SHOWN_ANSWERS = 6
@@ -45,13 +47,9 @@ class Narrator:
         devices = prepared.mesh.devices
         axes = ", ".join(f"{name} {size}" for name, size in prepared.mesh.shape.items())
         console.line(f"{devices.size} {devices.flat[0].device_kind} device(s): {axes}")
-        trained, frozen = (jax.tree.leaves(part) for part in (layout.state.params, layout.state.frozen))
-        count, weights = sum(p.size for p in trained), _bytes([*trained, *frozen])
-        console.line(
-            f"{count:,} parameters are trained, in {len(trained)} arrays, {sum(p.size for p in frozen):,} are frozen: "
-            f"{byte_size(weights)} of weights, {byte_size(_bytes(trained))} of gradients, "
-            f"{byte_size(_bytes(jax.tree.leaves(layout.state.opt_state)))} of optimizer state"
-        )
+        rows = size_rows(layout)
+        console.line(f"{rows[0][1]} of {rows[-1][1]} parameters are trained; in one copy, over all devices:")
+        console.table(("", "parameters", "arrays", "weights", "gradients", "optimizer state"), rows)
         origin = prepared.run.init_from
         console.line(f"initial parameters: {origin or 'random, from the seed (INIT_FROM is None)'}")
         for note in layout.notes:
@@ -161,14 +159,37 @@ def _short(text: str) -> str:
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
 
 
+def size_rows(layout: StateLayout) -> list[tuple[str, ...]]:
+    """Trainable, frozen and all parameters: their number, arrays, and bytes of weights, gradients, optimizer state."""
+    trained, frozen, state = (
+        jax.tree.leaves(part) for part in (layout.state.params, layout.state.frozen, layout.state.opt_state)
+    )
+
+    def row(name: str, leaves: list[Any], gradients: int, state: int) -> tuple[str, ...]:
+        sizes = (_bytes(leaves), gradients, state)
+        return (name, f"{sum(p.size for p in leaves):,}", f"{len(leaves):,}", *(map(byte_size, sizes)))
+
+    # Gradients are float32 whatever the parameters are.
+    moving = 4 * sum(p.size for p in trained), _bytes(state)
+    return [row("trainable", trained, *moving), row("frozen", frozen, 0, 0), row("all", trained + frozen, *moving)]
+
+
+def _times(factors: Any) -> str:
+    """The text ` x 16` for an array of factors; nothing for ones, or for a parameter without."""
+    if factors is None or (factors == 1).all():
+        return ""
+    return f" x {' '.join(f'{factor:.4g}' for factor in factors.ravel())}"
+
+
 def parameter_table(prepared: Prepared, layout: StateLayout) -> str:
-    """Every parameter, one a line: path, shape, logical axes, mesh axes, and whether it moves."""
-    labels = layout.partition.labels
+    """Every parameter, one a line: path, shape, logical axes, mesh axes, whether it moves, factor of its rate."""
+    labels, model = layout.partition.labels, prepared.model
+    factors = flatten(rate_factors(prepared.run.optimizer, trainable_axes(model), model.stacks))
     shapes = jax.tree_util.tree_leaves_with_path(layout.state.all_params)
     axes = jax.tree.leaves(logical_axes(prepared.model), is_leaf=lambda x: isinstance(x, tuple))
     lines = [
         f"{(name := '/'.join(str(key.key) for key in path)):<60} {leaf.shape!s:<22} {names!s:<34} "
-        f"{leaf.sharding.spec!s:<36} {labels[name]}"
+        f"{leaf.sharding.spec!s:<36} {labels[name]}{_times(factors.get(name))}"
         for (path, leaf), names in zip(shapes, axes, strict=True)
     ]
     return "\n".join(lines) + "\n"

@@ -431,8 +431,8 @@ def compile_run(prepared: Prepared, layout: StateLayout) -> MemoryUse | None:
 
 
 def _optimizer(prepared: Prepared) -> optax.GradientTransformation:
-    run = prepared.run
-    return make_optimizer(run.optimizer, trainable_axes(prepared.model), total_steps=run.train.train_steps)
+    run, model = prepared.run, prepared.model
+    return make_optimizer(run.optimizer, trainable_axes(model), total_steps=run.train.train_steps, stacks=model.stacks)
 
 
 def train_run(prepared: Prepared, observer: Observer) -> TrainResult:

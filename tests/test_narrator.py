@@ -1,15 +1,23 @@
 """What a run tells: the answers of every evaluation are kept once, whatever a kill did to the file or to the steps."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from flanjax.console import Console
+from flanjax.console import Console, byte_size
 from flanjax.evaluation.answers import Answer, Question, Report
 from flanjax.evaluation.metrics import score
-from flanjax.narrator import Narrator
+from flanjax.models.config import T5Config
+from flanjax.narrator import Narrator, parameter_table, size_rows
+from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.training.optimizers import OptimizerConfig, make_optimizer
+from flanjax.training.step import StateLayout
+from flanjax.tuning.lora import LoRA
+from flanjax.tuning.partition import trainable_axes
 
 
 def report(mixture: str, step: int) -> Report:
@@ -78,3 +86,39 @@ def test_a_run_that_goes_on_from_before_leaves_out_what_will_come_again(
     resumed = narrator(tmp_path, *mixtures)
     evaluate(resumed, 4)
     assert kept(tmp_path) == expected([0, 2, 4], mixtures)
+
+
+def test_the_table_of_sizes_counts_what_a_run_holds() -> None:
+    model = T5Config(
+        vocab_size=50, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=2,
+        added=(LoRA(rank=2, targets=".*/wo", dtype="bfloat16"),),
+    )  # fmt: skip
+    optimizer = make_optimizer(OptimizerConfig(name="adamw"), trainable_axes(model), total_steps=1)
+    layout = StateLayout.of(model, optimizer, make_mesh(MeshConfig(), jax.devices()[:1]))
+    # A [16, 2] and B [2, 8] of three layers; two moments of four bytes and the counters of Adam and its schedule.
+    trained = 3 * (16 * 2 + 2 * 8)
+    attention, mlp = 4 * 8 * 8, 3 * 8 * 16
+    layers = (attention + mlp + 2 * 8) + 2 * (2 * attention + mlp + 3 * 8)
+    frozen = 2 * 50 * 8 + 2 * 2 * 32 + 2 * 8 + layers
+    weights, state = 2 * trained, 8 * trained + 8
+    assert size_rows(layout) == [
+        ("trainable", f"{trained}", "4", f"{weights} B", f"{4 * trained} B", byte_size(state)),
+        ("frozen", f"{frozen:,}", "29", byte_size(4 * frozen), "0 B", "0 B"),
+        ("all", f"{trained + frozen:,}", "33", byte_size(weights + 4 * frozen), f"{4 * trained} B", byte_size(state)),
+    ]
+
+
+def test_a_parameter_is_listed_with_the_factor_of_its_rate() -> None:
+    model = T5Config(
+        vocab_size=50, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=2,
+        added=(LoRA(rank=2, targets=".*/wo"),),
+    )  # fmt: skip
+    config = OptimizerConfig(name="adamw", rate_factors={".*/lora/b": 16.0}, layer_decay=0.5)
+    optimizer = make_optimizer(config, trainable_axes(model), total_steps=1, stacks=model.stacks)
+    layout = StateLayout.of(model, optimizer, make_mesh(MeshConfig(), jax.devices()[:1]))
+    table = parameter_table(SimpleNamespace(model=model, run=SimpleNamespace(optimizer=config)), layout)
+    ends = {line.split()[0]: re.findall(r"trainable.*|frozen", line)[0] for line in table.splitlines()}
+    assert ends["encoder/layers/mlp/wo/lora/a"] == "trainable x 0.125"
+    assert ends["decoder/layers/mlp/wo/lora/a"] == "trainable x 0.25 0.5"
+    assert ends["decoder/layers/mlp/wo/lora/b"] == "trainable x 4 8"
+    assert ends["decoder/layers/mlp/wo/kernel"] == "frozen"

@@ -106,6 +106,11 @@ class T5Config:
         return any(rate > 0 for rate in (self.dropout_rate, *(addition.dropout_rate for addition in self.added)))
 
     @property
+    def stacks(self) -> dict[str, int]:
+        """Layers of each stack, lowest first."""
+        return {"encoder": self.num_encoder_layers, "decoder": self.num_decoder_layers}
+
+    @property
     def attention_dim(self) -> int:
         """Width of all heads together."""
         return self.num_heads * self.head_dim

@@ -102,7 +102,7 @@ def train(
       FlanjaxError: the checkpoint is of another model or data, the disk is full, too many steps were not finite.
     """
     told = observer or Silence()
-    transform = make_optimizer(optimizer, trainable_axes(model), total_steps=config.train_steps)
+    transform = make_optimizer(optimizer, trainable_axes(model), total_steps=config.train_steps, stacks=model.stacks)
     schedule = make_schedule(optimizer, config.train_steps)
     layout = StateLayout.of(model, transform, mesh, rules)
     step = make_train_step(

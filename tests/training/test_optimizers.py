@@ -1,5 +1,7 @@
 """Schedules follow their formulas; optimizers treat stacked layers as layers and decay what they should."""
 
+import dataclasses
+import functools
 import math
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from flanjax.training.optimizers import OptimizerConfig, OptimizerError, make_optimizer
+from flanjax.training.optimizers import OptimizerConfig, OptimizerError, make_optimizer, rate_factors
 from flanjax.training.schedules import ScheduleConfig, ScheduleError, make_schedule
 
 
@@ -97,8 +99,8 @@ def without_layers(axes, _):
     return axes[1:]
 
 
-def run(config, axes, params, gradients):
-    optimizer = make_optimizer(config, axes, total_steps=100)
+def run(config, axes, params, gradients, stacks=None):
+    optimizer = make_optimizer(config, axes, total_steps=100, stacks=stacks)
     state = optimizer.init(params)
 
     @jax.jit
@@ -171,7 +173,146 @@ def test_the_global_norm_is_clipped_over_everything():
     np.testing.assert_allclose(optax.global_norm(moment), 0.1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [{"name": "sgdx"}, {"step_offset": 5}, {"global_norm_clip": 0.0}])
+BOTH = [
+    OptimizerConfig(name="adamw", learning_rate=0.1, weight_decay=0.1, schedule="linear"),
+    OptimizerConfig(learning_rate=0.1, weight_decay=0.1, schedule="linear", beta1=0.9, min_dim_size_to_factor=8),
+]
+both = pytest.mark.parametrize("config", BOTH, ids=lambda config: config.name)
+
+
+def test_lora_plus_is_two_optimizers():
+    axes = {"wo": {"lora": {"a": ("embed", "rank"), "b": ("rank", "mlp")}}}
+    rng = np.random.default_rng(0)
+    trees = [{"wo": {"lora": {"a": rng.normal(size=(6, 2)), "b": rng.normal(size=(2, 4))}}} for _ in range(4)]
+    params, *gradients = [jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree) for tree in trees]
+    config = dataclasses.replace(BOTH[0], rate_factors={".*/lora/b": 16.0})
+    found = run(config, axes, params, gradients)["wo"]["lora"]
+    for part, factor in (("a", 1), ("b", 16)):
+        rate = optax.linear_schedule(factor * 0.1, 0, 100)
+        alone = optax.adamw(rate, weight_decay=0.1)
+        own = params["wo"]["lora"][part]
+        state = alone.init(own)
+        for gradient in gradients:
+            updates, state = alone.update(gradient["wo"]["lora"][part], state, own)
+            own = optax.apply_updates(own, updates)
+        np.testing.assert_allclose(found[part], own, rtol=1e-5)
+
+
+@both
+def test_a_factor_is_another_learning_rate(config):
+    params, gradients = random_tree(0), [random_tree(seed) for seed in (1, 2, 3)]
+    factors = {"encoder/layers/kernel": 3.0, "encoder/.*": 0.5, "table/embedding": 2}
+    found = run(dataclasses.replace(config, rate_factors=factors), AXES, params, gradients)
+    for path, factor in {
+        "encoder.layers.kernel": 3, "encoder.layers.scale": 0.5, "encoder.scale": 0.5, "decoder.layers.kernel": 1,
+        "decoder.relpos_bias.rel_embedding": 1, "table.embedding": 2,
+    }.items():  # fmt: skip
+        own = run(dataclasses.replace(config, learning_rate=factor * 0.1), AXES, params, gradients)
+        a, b = found, own
+        for key in path.split("."):
+            a, b = a[key], b[key]
+        np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=path)
+
+
+def embedded(tree):
+    """The table where the token embedding is."""
+    tree = dict(tree)
+    return {"token_embedder": tree.pop("table"), **tree}
+
+
+STACKS = {"encoder": 3, "decoder": 2}
+
+
+@both
+def test_layer_decay_is_another_learning_rate_for_each_layer(config):
+    params, gradients = embedded(random_tree(0)), [embedded(random_tree(seed)) for seed in (1, 2)]
+    found = run(dataclasses.replace(config, layer_decay=0.5), embedded(AXES), params, gradients, STACKS)
+
+    @functools.cache
+    def alone(exponent):
+        own = dataclasses.replace(config, learning_rate=0.1 * 0.5**exponent)
+        return run(own, embedded(AXES), params, gradients)
+
+    def equal(a, b):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+    for layer in range(3):
+        for name in ("kernel", "scale"):
+            equal(found["encoder"]["layers"][name][layer], alone(5 - layer)["encoder"]["layers"][name][layer])
+    for layer in range(2):
+        equal(found["decoder"]["layers"]["kernel"][layer], alone(2 - layer)["decoder"]["layers"]["kernel"][layer])
+    equal(found["token_embedder"]["embedding"], alone(6)["token_embedder"]["embedding"])
+    equal(found["encoder"]["scale"], alone(0)["encoder"]["scale"])
+    equal(found["decoder"]["relpos_bias"]["rel_embedding"], alone(0)["decoder"]["relpos_bias"]["rel_embedding"])
+
+
+def test_every_parameter_has_one_factor():
+    config = OptimizerConfig(layer_decay=0.5, rate_factors={".*kernel": 2, "decoder/.*": 3})
+    factors = rate_factors(config, embedded(AXES), {"encoder": 1, "decoder": 2})
+    assert jax.tree.structure(factors) == jax.tree.structure(embedded(random_tree(0)))
+    assert factors["token_embedder"]["embedding"] == 1 / 16
+    assert factors["encoder"]["layers"]["kernel"].tolist() == [[[2 / 8]]]
+    assert factors["encoder"]["layers"]["scale"].tolist() == [[1 / 8]]
+    assert factors["encoder"]["scale"] == 1
+    assert factors["decoder"]["layers"]["kernel"].tolist() == [[[2 / 4]], [[2 / 2]]]
+    assert factors["decoder"]["relpos_bias"]["rel_embedding"] == 3
+
+
+@both
+def test_a_run_may_take_up_factors_or_leave_them_off(config):
+    grouped = dataclasses.replace(config, rate_factors={"encoder/.*": 2.0}, layer_decay=0.9)
+    params = embedded(random_tree(0))
+    states = [
+        jax.eval_shape(make_optimizer(each, embedded(AXES), total_steps=9, stacks=STACKS).init, params)
+        for each in (config, grouped)
+    ]
+    assert states[0] == states[1]
+
+
+@both
+def test_parameters_in_bfloat16_are_updated_in_float32(config):
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), random_tree(0))
+    gradients = [jax.tree.map(lambda g: g.astype(jnp.bfloat16), random_tree(seed)) for seed in range(1, 9)]
+    whole = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    optimizer = make_optimizer(config, AXES, total_steps=100)
+    state, state32 = optimizer.init(params), optimizer.init(whole)
+    update = jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        exact, state32 = update(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), state32, whole)
+    jax.tree.map(np.testing.assert_array_equal, (updates, state), (exact, state32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    moved = optax.apply_updates(params, updates)
+    assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "stacks", "message"),
+    [
+        ({"rate_factors": {".*/kernal": 2}}, STACKS, r"rate_factors = '\.\*/kernal' matches nothing .*mean 'kernel'"),
+        ({"rate_factors": {".*": 2, ".*scale": 3}}, STACKS, "rate_factors: '.*scale' decides nothing"),
+        ({"layer_decay": 0.5}, None, "layer_decay = 0.5: .*layers are below those of .*; make_optimizer .*no stacks"),
+        ({"layer_decay": 0.5}, {"encoder": 3}, "layers are below those of decoder/layers/kernel"),
+    ],
+)
+def test_factors_that_do_not_fit_are_named(fields, stacks, message):
+    with pytest.raises(OptimizerError, match=message):
+        make_optimizer(OptimizerConfig(**fields), AXES, total_steps=1, stacks=stacks)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"name": "sgdx"},
+        {"step_offset": 5},
+        {"global_norm_clip": 0.0},
+        {"layer_decay": 0.0},
+        {"layer_decay": 1.5},
+        {"rate_factors": {".*": 0.0}},
+        {"rate_factors": {"(": 1.0}},
+        {"rate_factors": [3]},
+    ],
+)
 def test_settings_that_cannot_be_are_named(bad):
     with pytest.raises(OptimizerError, match=next(iter(bad))):
         OptimizerConfig(**bad)

@@ -14,7 +14,7 @@ from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.optimizers import OptimizerConfig
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
-from flanjax.tuning.partition import added_paths, flatten
+from flanjax.tuning.partition import added_paths, begin, flatten
 from flanjax.tuning.select import Freeze, Train
 
 METHODS = {
@@ -25,9 +25,15 @@ METHODS = {
     "norms": (Train(),),
     "frozen_embedding": (Freeze(parameters="token_embedder/.*"),),
     "both": (LoRA(rank=2), Train()),
+    "dora": (LoRA(rank=2, targets=ALL_LINEAR, dora=True),),
+    "pissa": (LoRA(rank=2, dropout=0.1, init="pissa", dora=True, dtype="bfloat16"), Train()),
 }
 each = pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
 ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)
+# Factors by pattern, and by layer of the stacked parameters.
+GROUPS = dataclasses.replace(
+    ADAMW, learning_rate=0.001, rate_factors={".*/lora/b": 2.0, ".*/magnitude": 0.5}, layer_decay=0.9
+)
 ADAFACTOR = OptimizerConfig(learning_rate=0.02, min_dim_size_to_factor=4)
 
 
@@ -83,16 +89,20 @@ def test_the_frozen_have_no_gradient_and_no_optimizer_state(program, name):
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, model=2)], ids=["data", "mixed"])
-@pytest.mark.parametrize("name", ["all_linear", "ia3"])
-def test_eight_devices_equal_one(program, tiny_run, mesh, name):
+@pytest.mark.parametrize(("name", "optimizer"), [("all_linear", ADAMW), ("ia3", ADAMW), ("dora", GROUPS)])
+def test_eight_devices_equal_one(program, tiny_run, mesh, name, optimizer):
     batches = [tiny_run.random_batch(seed) for seed in range(3)]
-    alone, expected = run_moved(program(name), batches)
-    sharded = program(name, mesh=mesh)
+    alone, expected = run_moved(program(name, optimizer=optimizer), batches)
+    sharded = program(name, optimizer=optimizer, mesh=mesh)
     spread, losses = run_moved(sharded, batches)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), spread.all_params, alone.all_params
     )
+    if name == "dora" and mesh.model > 1:
+        moments = sharded.layout.state.opt_state[0].mu["encoder"]["layers"]["mlp"]["wi_0"]["lora"]
+        assert moments["magnitude"].sharding.shard_shape((2, 32)) == (2, 16)
+        assert moments["b"].sharding.shard_shape((2, 2, 32)) == (2, 2, 16)
     if name == "all_linear" and mesh.model > 1:
         b = sharded.layout.state.params["encoder"]["layers"]["mlp"]["wi_0"]["lora"]["b"]
         assert b.sharding.shard_shape(b.shape) == (2, 2, 16)  # split along the feed-forward's units, as the kernel is
@@ -115,14 +125,14 @@ def train(tiny_run):
             folder,
             model=model,
             optimizer=ADAMW,
-            initial_params=lambda shardings: jax.jit(lambda: init_params(model, 0))(),
+            initial_params=lambda shardings: begin(model, init_params(tiny_run.TINY, 0), lambda text: [], 0),
             **{"eval_every": 4, "log_every": 1, **loop},
         )
 
     return run
 
 
-@pytest.mark.parametrize("name", ["lora", "both"])
+@pytest.mark.parametrize("name", ["lora", "both", "pissa"])
 def test_resumed_equals_uninterrupted(train, tmp_path, name):
     whole = train(tmp_path / "whole", name, train_steps=8)
     train(tmp_path / "parts", name, train_steps=3)

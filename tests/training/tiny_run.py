@@ -122,7 +122,7 @@ class Program:
     def __init__(self, model, optimizer, *, mesh=None, microbatches=1):
         self.model = model
         self.mesh = make_mesh(mesh or MeshConfig(), None if mesh else jax.devices()[:1])
-        self.optimizer = make_optimizer(optimizer, trainable_axes(model), total_steps=100)
+        self.optimizer = make_optimizer(optimizer, trainable_axes(model), total_steps=100, stacks=model.stacks)
         self.layout = StateLayout.of(model, self.optimizer, self.mesh)
         self.step = make_train_step(
             model,
@@ -141,7 +141,9 @@ class Program:
         params = jax.device_get(init_params(self.model, seed=0))
         if moved:
             rng = np.random.default_rng(0)
-            params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
+            params = jax.tree.map(
+                lambda p: (p + 0.1 * rng.standard_normal(p.shape, np.float32)).astype(p.dtype), params
+            )
         return self.layout.start(params, self.optimizer)
 
     def run(self, batches, state=None):

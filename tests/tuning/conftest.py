@@ -1,7 +1,7 @@
 """Tiny models of both kinds, bases that are not at their initial values, and batches of packed rows."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +17,16 @@ GATED = T5Config(
     vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=3
 )
 PLAIN = dataclasses.replace(GATED, mlp_activations=("relu",), tied_head=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation() -> Iterator[None]:
+    """XLA takes a third of the time for programs that run for milliseconds, and gives their memory maps back after."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(params=["gated", "plain"])
