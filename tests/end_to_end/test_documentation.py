@@ -76,7 +76,7 @@ def test_every_tuning_file_builds_after_a_run_file(name: str) -> None:
     doors.configure(doors.GinSources(files=("finetune.gin", name), overrides=overrides), CONFIGURABLES)
     run = doors.build(Run)
     assert isinstance(run, Run)
-    assert len(run.tuning) == 1
+    assert run.tuning
     head = doors.find_gin_file(name).read_text()
     assert f"`{name}`" in (ROOT / "docs" / "tuning.md").read_text()
     assert f"--gin_file=finetune.gin --gin_file={name}" in head
