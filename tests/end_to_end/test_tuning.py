@@ -112,3 +112,18 @@ def test_settings_that_do_not_fit_are_refused_at_the_door(
     done = flanjax("train", *arguments(tuned.parent, **{"MODEL_DIR": str(tmp_path / "run"), **change}), status=2)
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_no_plain_model_can_hold_is_opened_as_it_is(tuned: Path, tmp_path: Path, flanjax: Flanjax) -> None:
+    tiny, run = tuned.parent, tmp_path / "run"
+    files = [f"--gin_file={tiny / 'tiny.gin'}", "--gin_file=houlsby.gin", "--gin.BottleneckAdapter.bottleneck=4"]
+    macros = {"CACHE_DIR": tiny / "cache", "MODEL_DIR": run, "INIT_FROM": tiny / "base", "LEARNING_RATE": 0.01}
+    flanjax("train", *files, *(f"--gin.{name}={value}" for name, value in macros.items()))
+    refused = flanjax("export", f"--run={run}", f"--output={tmp_path / 'hf'}", "--merge", status=2)
+    assert "BottleneckAdapter cannot be merged" in refused.stderr
+    assert "flanjax.load opens it" in refused.stderr
+    assert not (tmp_path / "hf").exists()
+    inputs, targets = ["sort: b a c"], ["a b c"]
+    adapted, base = library.load(run), library.load(tiny / "base")
+    assert np.abs(np.subtract(adapted.score(inputs, targets), base.score(inputs, targets))).max() > 1e-3
+    assert len(adapted.generate(inputs, max_new_tokens=8)) == 1

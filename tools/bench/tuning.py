@@ -12,7 +12,8 @@ masks, in transformers one sequence each. AdamW and dropout everywhere.
 
 Gradients and optimizer state are of what is trained alone. For flanjax the compiler's own figures stand beside them:
 what goes in (weights, optimizer state, batch), what is held meanwhile, and the arithmetic of a step, which is less
-where no gradient of a weight is taken. The peak is that of the whole process while it takes steps (VmHWM).
+where no gradient of a weight is taken (with --scan one layer of a stack is counted). The peak is that of the whole
+process while it takes steps (VmHWM), of which the libraries' part was there before the model.
 """
 
 import argparse
