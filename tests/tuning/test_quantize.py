@@ -266,7 +266,8 @@ def test_one_layer_is_unpacked_at_a_time():
         return compiled.memory_analysis().temp_size_in_bytes, kernels
 
     (few, few_kernels), (many, many_kernels) = temporaries(2), temporaries(8)
-    assert many - few < 0.1 * (many_kernels - few_kernels)
+    # What is kept of a layer is at most its codes, an eighth of the float32 kernels.
+    assert many - few < 0.2 * (many_kernels - few_kernels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -338,8 +339,8 @@ def test_it_comes_back_from_the_settings_of_a_run():
         ((SMALL, LoRA(rank=2, targets=".*/quary")), r"LoRA\.targets = .* matches nothing .*did you mean 'query'"),
         ((SMALL,), "no parameter would be trained by NF4"),
         ((SMALL, SMALL, Train()), "two methods quantize one kernel under encoder/layers"),
-        ((SMALL, Train(parameters=".*")), "Train would train .*/kernel/codes, which is quantized"),
-        ((Freeze(parameters="token_embedder/.*"), SMALL), "Freeze would train .*/kernel/codes, which is quantized"),
+        ((SMALL, Train(parameters=".*")), "Train would train .*/kernel/.*, which is quantized"),
+        ((Freeze(parameters="token_embedder/.*"), SMALL), "Freeze would train .*/kernel/.*, which is quantized"),
     ],
 )
 def test_what_does_not_fit_is_refused(methods, message):
