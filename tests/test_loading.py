@@ -186,6 +186,12 @@ def test_runs_that_cannot_be_opened(run, tmp_path):
     with pytest.raises(FlanjaxError, match=r"no vocabulary at .*spiece\.model"):
         flanjax.load(copy)
     shutil.copytree(run / "vocabulary", copy / "vocabulary", dirs_exist_ok=True)
+    settings = json.loads((run / "config.json").read_text())
+    settings["model"]["mlp_dim"] *= 2
+    (copy / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(FlanjaxError, match=r"decoder/layers/mlp/wi_0/kernel is .* in the checkpoint of step 20, but"):
+        flanjax.load(copy)
+    shutil.copy(run / "config.json", copy)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(FlanjaxError, match="no whole checkpoint"):
         flanjax.load(copy)

@@ -16,10 +16,10 @@ from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.models.config import ModelConfigError, T5Config
-from flanjax.models.t5 import Params, init_params
+from flanjax.models.t5 import Params, abstract_params, init_params
 from flanjax.tuning.method import Flat, TuningError
 from flanjax.tuning.methods import from_settings
-from flanjax.tuning.partition import added_paths, begin, digest, flatten, merged, unflatten, unquantized
+from flanjax.tuning.partition import Partition, added_paths, begin, digest, flatten, merged, unflatten, unquantized
 
 SETTINGS = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -92,6 +92,7 @@ def read_run(folder: str | Path, *, step: int | None = None, quantized: bool = T
     from flanjax.training.checkpoints import restore_params
 
     params, step = restore_params(folder / CHECKPOINTS, step)
+    _check_shapes(folder, step, model, params)
     begun: Flat = {}
     if model.added:
         # The checkpoint has what moved, the base everything else.
@@ -101,6 +102,22 @@ def read_run(folder: str | Path, *, step: int | None = None, quantized: bool = T
         begun = {path: value for path, value in flatten(start).items() if path in added}
         params = unflatten(flatten(start) | flatten(params))
     return TrainedRun(model=model, params=params, begun=begun, vocabulary=vocabulary, step=step, settings=settings)
+
+
+def _check_shapes(folder: Path, step: int, model: T5Config, params: Params) -> None:
+    """Refuses a checkpoint that is of another model than the settings beside it.
+
+    Raises:
+      ModelFolderError: a parameter is missing, unknown or of another shape.
+    """
+    found = {path: tuple(value.shape) for path, value in flatten(params).items()}
+    wanted = {path: leaf.shape for path, leaf in flatten(Partition.of(model).split(abstract_params(model))[0]).items()}
+    for path in sorted(found.keys() | wanted.keys()):
+        if found.get(path) != wanted.get(path):
+            raise ModelFolderError(
+                f"{folder}: {path} is {found.get(path, 'absent')} in the checkpoint of step {step}, but by {SETTINGS} "
+                f"it would be {wanted.get(path, 'absent')}: one of the two is of another run"
+            )
 
 
 def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:

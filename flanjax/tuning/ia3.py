@@ -12,7 +12,17 @@ from jaxtyping import Array, Float
 
 from flanjax.models.config import T5Config
 from flanjax.models.layers import Adapter, Dropout, Linear, parameter
-from flanjax.tuning.method import Flat, Method, check_pattern, no_match, projections, split_adapter, targets
+from flanjax.tuning.method import (
+    Flat,
+    Method,
+    TuningError,
+    check_pattern,
+    matching,
+    no_match,
+    projections,
+    split_adapter,
+    targets,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +49,12 @@ class IA3(Method):
         """Puts a factor behind, or before, every target."""
         for linear in targets(layer, path, self.targets):
             linear.attach(self.name, OutputFactor(linear))
-        for linear in targets(layer, path, self.input_targets):
+        for projection, linear in matching(layer, path, self.input_targets, Linear):
+            if self.name in linear.adapters:
+                raise TuningError(
+                    f"IA3.targets and IA3.input_targets both match {projection}: a projection has one factor, of its "
+                    "output or of its input"
+                )
             linear.attach(self.name, InputFactor(linear))
 
     def trains(self, path: str) -> bool:

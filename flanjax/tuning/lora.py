@@ -125,8 +125,6 @@ class LoRA(Method):
 
     def check(self, model: T5Config, paths: list[str]) -> None:
         """Refuses targets and patterns that are not there; `LowRank` refuses a rank that is too large."""
-        if sum(isinstance(method, LoRA) for method in model.added) > 1:
-            raise TuningError("TUNING has LoRA more than once: give one, with LoRA.rank_pattern and alpha_pattern")
         adapters, _ = split_adapter(dict.fromkeys(paths), self.name)
         if not adapters:
             raise no_match(self, "targets", projections(paths))

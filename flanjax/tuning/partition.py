@@ -53,8 +53,11 @@ class Partition:
         Raises:
           TuningError: a method does not fit the model, or nothing would move.
         """
-        paths = list(flatten(abstract_params(model)))
         methods = methods_of(model)
+        names = [type(method).__name__ for method in methods]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise TuningError(f"TUNING has {twice[0]} more than once: give one, whose patterns match all that is meant")
+        paths = list(flatten(abstract_params(model)))
         for method in methods:
             method.check(model, paths)
         moved = {path for path in paths if not methods or any(method.trains(path) for method in methods)}

@@ -252,6 +252,8 @@ def test_any_regular_expression_selects_what_it_matches(data):
         ((LoRA(targets="query"),), "has to match a whole path, such as 'decoder/layers/"),
         ((LoRA(targets="decoder/logits_dense"),), "matches nothing"),
         ((IA3(input_targets=".*/w"),), r"IA3\.input_targets = .* matches nothing"),
+        ((IA3(targets=".*/wo"),), "both match encoder/layers/mlp/wo: a projection has one factor"),
+        ((Train(), Train(parameters=".*/wo/kernel")), "TUNING has Train more than once"),
         ((Train(parameters=".*bias"),), r"Train\.parameters = '\.\*bias' matches nothing"),
         ((Freeze(parameters="encoder"),), r"Freeze\.parameters = 'encoder' matches nothing"),
         ((Freeze(parameters=".*"),), "no parameter would be trained by Freeze"),

@@ -133,6 +133,8 @@ def transformers_trainer(shapes: Shapes, dtype: str) -> Callable[..., float]:
         decoder_start_token_id=0,
     )
     model = transformers.T5ForConditionalGeneration(config).train()
+    # transformers 5 ties the head of a model made from a configuration, whatever that says.
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
     def train(**tensors: Any) -> float:

@@ -8,7 +8,8 @@
 
 A method is a gin file of gin_configs/tuning/: a new file is a new row. Each side of a row is a process of its own, and
 the two work in turn. Rows are those of train_step.py: 4 of 512/128, in flanjax packed ones with 4 segments and their
-masks, in transformers one sequence each. AdamW and dropout everywhere.
+masks, in transformers one sequence each; where there is a prompt, one sequence on both sides and the prompt before it.
+AdamW and dropout everywhere.
 
 Gradients and optimizer state are of what is trained alone. For flanjax the compiler's own figures stand beside them:
 what goes in (weights, optimizer state, batch), what is held meanwhile, and the arithmetic of a step, which is less
@@ -32,15 +33,29 @@ import common
 import train_step
 
 FULL = "full"
-ALL_LINEAR = ".*/(query|key|value|out|wi|wi_0|wi_1|wo)"
-# Rows beside those of the gin files: a file, and what is set after it.
-VARIANTS = {"lora_all_linear": ("lora.gin", {"LoRA.targets": ALL_LINEAR})}
+ALL_LINEAR = ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]
 # What peft has for a row of this name: the class and its settings, those of the gin file.
 PEFT: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("LoraConfig", {"r": 8, "lora_alpha": 8, "target_modules": ["q", "v"]}),
+    "lora_plus": ("LoraConfig", {"r": 8, "lora_alpha": 8, "target_modules": ["q", "v"]}),
     "lora_all_linear": (
         "LoraConfig",
-        {"r": 8, "lora_alpha": 8, "target_modules": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]},
+        {"r": 64, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ALL_LINEAR},
+    ),
+    "rslora": ("LoraConfig", {"r": 64, "lora_alpha": 16, "use_rslora": True, "target_modules": ["q", "v"]}),
+    "dora": (
+        "LoraConfig",
+        {
+            "r": 32,
+            "lora_alpha": 64,
+            "lora_dropout": 0.05,
+            "use_dora": True,
+            "target_modules": ["q", "k", "v", "wi_0", "wi_1", "wo"],
+        },
+    ),
+    "pissa": (
+        "LoraConfig",
+        {"r": 128, "lora_alpha": 128, "init_lora_weights": "pissa", "target_modules": ALL_LINEAR},
     ),
     "ia3": ("IA3Config", {"target_modules": ["k", "v", "wo"], "feedforward_modules": ["wo"]}),
     "layer_norms": ("LNTuningConfig", {"target_modules": ["layer_norm", "final_layer_norm"]}),
@@ -52,12 +67,8 @@ TINY = {"embed_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 64, "vocab_s
 TINY |= {"num_encoder_layers": 2, "num_decoder_layers": 2}
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A method: gin files after a run's own, and what is set after them."""
-
-    files: tuple[str, ...] = ()
-    overrides: tuple[tuple[str, str], ...] = ()
+# A row of the table: the method's gin files, after a run's own.
+Row = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +104,8 @@ def rows(names: str | None) -> dict[str, Row]:
     from flanjax import doors
 
     folder = Path(doors.find_gin_file("lora.gin")).parent
-    found = {FULL: Row()}
-    for name, (file, settings) in VARIANTS.items():
-        found[name] = Row((file,), tuple((key, repr(value)) for key, value in settings.items()))
-    found |= {path.stem: Row((path.name,)) for path in sorted(folder.glob("*.gin"))}
+    found: dict[str, Row] = {FULL: ()}
+    found |= {path.stem: (path.name,) for path in sorted(folder.glob("*.gin"))}
     if unknown := [name for name in (names or "").split(",") if name and name not in found]:
         raise SystemExit(f"--methods: there is no {', '.join(unknown)}; there are {', '.join(found)}")
     return {name: found[name] for name in (names.split(",") if names else found)}
@@ -154,7 +163,7 @@ def program(case: Case, row: Row) -> tuple[Program, Callable[[], Any]]:
     from flanjax.tuning.partition import begin, trainable_axes
 
     required = (("MODEL_DIR", "'none'"), ("MIXTURE", "'none'"), ("INIT_FROM", "'none'"))
-    sources = doors.GinSources(files=("finetune.gin", *row.files), overrides=required + row.overrides)
+    sources = doors.GinSources(files=("finetune.gin", *row), overrides=required)
     doors.configure(sources, CONFIGURABLES)
     run = doors.build(Run)
     assert isinstance(run, Run)
@@ -202,12 +211,25 @@ def compiled_facts(made: Program, compiled: Any) -> Facts:
     )
 
 
+def with_prompt(shapes: train_step.Shapes, length: int) -> train_step.Shapes:
+    """Rows with room for a prompt before their one sequence; as they are without a prompt."""
+    return dataclasses.replace(shapes, encoder=shapes.encoder + length, segments=1) if length else shapes
+
+
+def rows_of(shapes: train_step.Shapes, prompt_length: int) -> Any:
+    """A batch of `train_step.packed_rows`, with the places of a prompt."""
+    batch = train_step.packed_rows(with_prompt(shapes, prompt_length))
+    if prompt_length:
+        batch["encoder_input_tokens"][:, :prompt_length] = 0  # the number of the prompt
+    return batch
+
+
 def build_compiled(case: Case, row: Row) -> Callable[[], Facts]:
     """The step compiled for its shapes; no weight is made."""
     from flanjax.training.step import batch_shapes, compile_step
 
     made, _ = program(case, row)
-    shapes = case.shapes
+    shapes = with_prompt(case.shapes, made.config.prompt_length)
     batch = batch_shapes(shapes.rows, shapes.encoder, shapes.decoder, made.layout.mesh)
     facts = compiled_facts(made, compile_step(made.step, made.layout, batch))
     return lambda: facts
@@ -221,7 +243,7 @@ def build_flanjax(case: Case, row: Row) -> Callable[[], Facts]:
 
     libraries = memory("VmRSS")
     made, first = program(case, row)
-    batch = put_batch(train_step.packed_rows(case.shapes), made.layout.mesh)
+    batch = put_batch(rows_of(case.shapes, made.config.prompt_length), made.layout.mesh)
     compiled = compile_step(made.step, made.layout, batch)
     state = made.layout.start(first(), made.optimizer)
     del first  # it holds the weights that were read
@@ -258,6 +280,8 @@ def build_peft(case: Case, name: str) -> Callable[[], Facts]:
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     if name != FULL:
         kind, settings = PEFT[name]
+        if name == "prefix":  # peft takes the model's width for that of the keys, which on the small model it is not
+            settings = {**settings, "token_dim": model.config.num_heads * model.config.d_kv}
         model = peft.get_peft_model(model, getattr(peft, kind)(task_type="SEQ_2_SEQ_LM", **settings))
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -363,8 +387,7 @@ def quality(name: str, row: Row, flags: argparse.Namespace, given: Sequence[str]
             "EvaluationConfig.questions": 0,
         }
         command = [sys.executable, "-m", "flanjax.train", f"--gin_file={flags.quality_run}"]
-        command += [f"--gin_file={file}" for file in row.files]
-        command += [f"--gin.{key}={value}" for key, value in row.overrides]
+        command += [f"--gin_file={file}" for file in row]
         command += [f"--gin.{key}={value}" for key, value in settings.items()] + list(given)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
