@@ -54,7 +54,8 @@ class Partition:
           TuningError: a method does not fit the model, or nothing would move.
         """
         methods = methods_of(model)
-        names = [type(method).__name__ for method in methods]
+        # What a method adds is found again by the method's name; codes lie in the place of kernels and have none.
+        names = [type(method).__name__ for method in methods if not method.quantizes]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise TuningError(f"TUNING has {twice[0]} more than once: give one, whose patterns match all that is meant")
         paths = list(flatten(abstract_params(model)))

@@ -58,7 +58,7 @@ def test_it_is_merged_into_the_full_precision_original(qlora: Path, tmp_path: Pa
 def test_the_same_command_finds_the_run_whole_and_another_run_starts_from_it(qlora: Path, flanjax: Flanjax) -> None:
     tiny = qlora.parent
     done = flanjax("train", *arguments(tiny, "qlora", tiny / "qlora_base", "--gin_file=qlora.gin", *TINY))
-    assert "going on from the checkpoint of step 6" in done.stdout
+    assert "has a checkpoint of step 6 and is whole" in done.stdout
     done = flanjax("train", *arguments(tiny, "again", qlora, "--gin_file=qlora.gin", *TINY))
     assert "are trained" in done.stdout
     merged = read_hf_t5(tiny / "qlora_hf")[1]

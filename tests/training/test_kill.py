@@ -105,6 +105,7 @@ def test_interrupted_by_hand_saves(tmp_path, environment, uninterrupted):
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "SIGINT" in output
-    assert whole_steps(folder / "checkpoints")[-1] in (7, 8, 9)
+    # Step 6 is told of right after it where its checkpoint waits for it, and else one step late.
+    assert whole_steps(folder / "checkpoints")[-1] in (6, 7, 8, 9)
     finish(folder, environment)
     assert_same_run(folder, uninterrupted)
