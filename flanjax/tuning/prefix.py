@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from flanjax.models.config import T5Config
 from flanjax.models.layers import MultiHeadAttention, parameter
 from flanjax.models.prompts import Prefix
-from flanjax.tuning.method import Flat, Method, TuningError, check_pattern, no_match, projections
+from flanjax.tuning.method import Flat, Method, TuningError, check_pattern, matching, no_match, projections
 
 DECODER = r"decoder/layers/self_attention"
 
@@ -52,14 +52,10 @@ class PrefixTuning(Method):
 
     def attach(self, layer: nnx.Module, path: str) -> None:
         """Puts a prefix into every attention that matches."""
-        for inner, module in nnx.iter_modules(layer):
-            place = "/".join((path, *map(str, inner)))
-            if isinstance(module, MultiHeadAttention) and re.fullmatch(self.attentions, place):
-                if module.prefix is not None:
-                    raise TuningError(f"{place} has a prefix already: let one PrefixTuning alone match it")
-                if module.implementation == "per_head":
-                    raise TuningError("attention 'per_head' has no place for a prefix: set Compute.attention to 'auto'")
-                module.prefix = KeysAndValues(module, self.length)
+        for _, module in matching(layer, path, self.attentions, MultiHeadAttention):
+            if module.implementation == "per_head":
+                raise TuningError("attention 'per_head' has no place for a prefix: set Compute.attention to 'auto'")
+            module.prefix = KeysAndValues(module, self.length)
 
     def trains(self, path: str) -> bool:
         """The prefixes alone."""

@@ -360,7 +360,7 @@ def test_settings_that_mean_nothing_are_refused(make, message):
     ("methods", "message"),
     [
         ((PrefixTuning(attentions=".*atention"),), r"attentions = '\.\*atention' matches nothing"),
-        ((PrefixTuning(), PrefixTuning()), "decoder/layers/self_attention has a prefix already"),
+        ((PrefixTuning(), PrefixTuning()), "PrefixTuning more than once"),
     ],
 )
 def test_prefixes_that_do_not_fit_are_refused(methods, message):
