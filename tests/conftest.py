@@ -53,6 +53,15 @@ def few_programs() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """XLA takes a third of the time for programs that run for milliseconds; for rooms whose properties allow it."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> pathlib.Path:
     """The folder of real published files; tests that need it are skipped where it is absent."""

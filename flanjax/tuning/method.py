@@ -63,8 +63,12 @@ class Method(abc.ABC):
         return ()
 
     def prompt(self, model: T5Config) -> Prompt:
-        """The prompt of a method that has a `prompt_length`."""
-        raise NotImplementedError(f"{type(self).__name__} has no prompt")
+        """The prompt of a method that has a `prompt_length`.
+
+        Raises:
+          TuningError: this one has none.
+        """
+        raise TuningError(f"{type(self).__name__} has no prompt")
 
     def attach(self, layer: nnx.Module, path: str) -> None:  # noqa: B027  some methods add nothing
         """Puts what the method adds into one layer of a stack."""

@@ -21,6 +21,8 @@ from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, ATTENTION, LoRA
 from flanjax.tuning.method import Method, TuningError
 from flanjax.tuning.partition import added_paths, begin, flatten, unflatten
+from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Freeze, Train
 
 BLOCK = "base_model.model.encoder.block.0.layer.0.SelfAttention"
@@ -300,6 +302,10 @@ class Other(IA3):
         ((Train(),), "Train adds no parameters .* --format=hf"),
         ((Freeze(parameters="token_embedder.*"),), "Freeze adds no parameters"),
         ((), "full tuning adds no parameters"),
+        ((PromptTuning(length=3, tasks=("a", "b"), init="random"),), "a prompt for each of a, b, and a PEFT folder"),
+        ((PrefixTuning(length=3, attentions=".*attention"),), "in the decoder's self-attention alone"),
+        ((PromptTuning(length=3, init="random"), LoRA(rank=2)), "PromptTuning, LoRA are adapters of more than one"),
+        ((PromptTuning(length=3, init="random"), Train()), "was trained beside a PromptTuning"),
     ],
 )
 def test_what_a_folder_cannot_express_is_refused(

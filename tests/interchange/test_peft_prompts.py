@@ -17,13 +17,11 @@ from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.peft import adapter_on, read_peft, write_peft
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
-from flanjax.tuning.lora import LoRA
-from flanjax.tuning.method import Method, TuningError
+from flanjax.tuning.method import Method
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten
 from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
-from flanjax.tuning.select import Train
 
 from .test_peft import moved, our_logits, peft_logits, write_with_peft
 
@@ -136,25 +134,6 @@ def test_a_prompt_has_no_dead_rows_and_runs_no_code_of_others(hf_folder: Callabl
     assert stored.shape == (8, 32)
     np.testing.assert_array_equal(again, stored[:4])
     assert "trust_remote_code" not in (tmp_path / "again" / "adapter_config.json").read_text()
-
-
-@pytest.mark.parametrize(
-    ("methods", "message"),
-    [
-        ((PromptTuning(length=3, tasks=("a", "b"), init="random"),), "a prompt for each of a, b, and a PEFT folder"),
-        ((PrefixTuning(length=3, attentions=".*attention"),), "in the decoder's self-attention alone"),
-        ((PromptTuning(length=3, init="random"), LoRA(rank=2)), "PromptTuning, LoRA are adapters of more than one"),
-        ((PromptTuning(length=3, init="random"), Train()), "was trained beside a PromptTuning"),
-    ],
-)
-def test_what_a_folder_cannot_express_is_refused(
-    hf_folder: Callable[..., Path], tmp_path: Path, methods: tuple[Method, ...], message: str
-) -> None:
-    base, params = read_hf_t5(hf_folder("flan"))
-    model = dataclasses.replace(base, added=methods)
-    with pytest.raises(TuningError, match=message):
-        write_peft(tmp_path / "adapter", model, moved(model, params))
-    assert not (tmp_path / "adapter").exists()
 
 
 BASE = T5Config(

@@ -3,19 +3,13 @@
 import importlib.util
 import pathlib
 import types
-from collections.abc import Iterator
 
-import jax
 import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    """XLA takes a third of the time for programs that run for milliseconds; no property here depends on it."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def _quick_compilation(quick_compilation: None) -> None:
+    """For the whole room: no property here depends on how well a program is optimized."""
 
 
 @pytest.fixture(scope="session")

@@ -20,12 +20,9 @@ PLAIN = dataclasses.replace(GATED, mlp_activations=("relu",), tied_head=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    """XLA takes a third of the time for programs that run for milliseconds, and gives their memory maps back after."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+def _quick_compilation(quick_compilation: None) -> Iterator[None]:
+    """For the whole room, whose many models' programs are let go of after each module."""
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
 
 

@@ -45,8 +45,8 @@ def folder(tmp_path_factory, layers):
 
 
 @pytest.fixture
-def compare(folder):
-    """compare(peft config, method, {path: array of the peft model}) asserts equal logits; returns both models."""
+def assert_same_logits(folder):
+    """assert_same_logits(peft config, method, {path: array of the peft model}) asserts it; returns both models."""
 
     def check(config, method, arrays):
         torch.manual_seed(1)
@@ -70,13 +70,13 @@ def compare(folder):
     return check
 
 
-def test_prompt_tuning(compare):
+def test_prompt_tuning(assert_same_logits):
     config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, num_transformer_submodules=1)
-    compare(config, PromptTuning(length=LENGTH), lambda encoder: {EMBEDDING: encoder.embedding.weight[None]})
+    assert_same_logits(config, PromptTuning(length=LENGTH), lambda encoder: {EMBEDDING: encoder.embedding.weight[None]})
 
 
 @pytest.mark.parametrize("kind", ["MLP", "LSTM"])
-def test_p_tuning_and_the_prompt_that_it_makes(compare, kind):
+def test_p_tuning_and_the_prompt_that_it_makes(assert_same_logits, kind):
     config = peft.PromptEncoderConfig(
         task_type="SEQ_2_SEQ_LM",
         num_virtual_tokens=LENGTH,
@@ -101,12 +101,12 @@ def test_p_tuning_and_the_prompt_that_it_makes(compare, kind):
         return found
 
     method = PTuning(length=LENGTH, hidden_dim=HIDDEN, encoder=kind.lower())
-    encoder, model, params = compare(config, method, arrays)
+    encoder, model, params = assert_same_logits(config, method, arrays)
     expected = encoder(torch.arange(LENGTH)[None]).detach().numpy()
     np.testing.assert_allclose(prompt_table(model, params), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_prefix_tuning(compare, layers):
+def test_prefix_tuning(assert_same_logits, layers):
     def arrays(encoder):
         table = encoder.embedding.weight.view(LENGTH, layers, 2, HEADS, EMBED // HEADS)
         # peft deals out entries by four, of which a T5 uses the first two: see `flanjax.tuning.prefix`.
@@ -115,7 +115,7 @@ def test_prefix_tuning(compare, layers):
         return {f"{place}/key": used[:, :, 0], f"{place}/value": used[:, :, 1]}
 
     config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, num_layers=layers)
-    compare(config, PrefixTuning(length=LENGTH), arrays)
+    assert_same_logits(config, PrefixTuning(length=LENGTH), arrays)
 
 
 def test_first_values_are_as_large_as_those_of_peft(folder):
