@@ -17,19 +17,18 @@ For word = hot and the solved instance up -> down, the first reads "What is the 
 from __future__ import annotations
 
 import functools
-import random
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from flanjax.data.draws import Draw
 from flanjax.errors import FlanjaxError
 
 if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
-T = TypeVar("T")
 Fields = Mapping[str, str]
 
 CHAIN_OF_THOUGHT = "{rationale} The answer is {answer}."
@@ -37,42 +36,6 @@ CHAIN_OF_THOUGHT = "{rationale} The answer is {answer}."
 
 class PromptError(FlanjaxError):
     """A template asks for a field that the task's instances do not have."""
-
-
-class Draw:
-    """Random choices that depend on nothing but their key, on any machine and in any process.
-
-    Everything is made of `random.Random.random`, the one stream that Python promises to keep for a given seed.
-    """
-
-    def __init__(self, *key: str | int) -> None:
-        self._uniform = random.Random("/".join(str(part) for part in key)).random
-
-    def below(self, bound: int) -> int:
-        """An integer from 0 to bound - 1."""
-        return int(self._uniform() * bound)
-
-    def between(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
-        return low + self.below(high - low + 1)
-
-    def choice(self, items: Sequence[T]) -> T:
-        """One of the items, each equally likely."""
-        return items[self.below(len(items))]
-
-    def weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
-        """One of the items, likely in proportion to its weight; one of weight zero is never drawn."""
-        left = self._uniform() * sum(weights)
-        for item, weight in zip(items, weights, strict=True):
-            left -= weight
-            if left < 0:
-                return item
-        return next(item for item, weight in zip(items, weights, strict=True) if weight)  # rounding used it all up
-
-    def sample(self, items: Sequence[T], count: int) -> list[T]:
-        """`count` different places of the sequence, in random order."""
-        left = list(items)
-        return [left.pop(self.below(len(left))) for _ in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = _object(line.decode("utf-8").strip(), str(file), number)
         except UnicodeDecodeError as error:
-            report_bad_row(BadRow(f"{file}:{number}: not UTF-8 ({error.reason}): {_excerpt(line)}"))
+            report_bad_row(BadRow(f"{file}:{number}: not UTF-8 ({error.reason}): {excerpt(line)}"))
         except BadRow as error:
             report_bad_row(error)
         else:
@@ -118,15 +118,15 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def text_field(row: Mapping[str, Any], name: str, place: str) -> str:
     """A field that must be a string; raises BadRow with the place, the field and an excerpt of the row."""
     if name not in row:
-        raise BadRow(f"{place}: field {name!r} is missing: {_excerpt(row)}")
+        raise BadRow(f"{place}: field {name!r} is missing: {excerpt(row)}")
     if not isinstance(row[name], str):
-        raise BadRow(f"{place}: field {name!r} must be a string, not {type(row[name]).__name__}: {_excerpt(row)}")
+        raise BadRow(f"{place}: field {name!r} must be a string, not {type(row[name]).__name__}: {excerpt(row)}")
     try:
         row[name].encode()
     except UnicodeEncodeError as error:
         # JSON can say \ud800, which is half of a character.
         half = f"\\u{ord(row[name][error.start]):04x}"
-        raise BadRow(f"{place}: field {name!r} has {half}, half of a character: {_excerpt(row)}") from error
+        raise BadRow(f"{place}: field {name!r} has {half}, half of a character: {excerpt(row)}") from error
     return row[name]
 
 
@@ -201,12 +201,13 @@ def _object(text: str, file: str, line: int) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         # One line of a JSON-lines file is a text of its own: its first line is line `line` of the file.
         place = f"{file}:{line + error.lineno - 1}"
-        raise BadRow(f"{place}: not JSON ({error.msg}, column {error.colno}): {_excerpt(text)}") from error
+        raise BadRow(f"{place}: not JSON ({error.msg}, column {error.colno}): {excerpt(text)}") from error
     if not isinstance(value, dict):
-        raise BadRow(f"{file}:{line}: a JSON object is expected, not {type(value).__name__}: {_excerpt(text)}")
+        raise BadRow(f"{file}:{line}: a JSON object is expected, not {type(value).__name__}: {excerpt(text)}")
     return value
 
 
-def _excerpt(content: Any) -> str:
+def excerpt(content: Any) -> str:
+    """The beginning of a row or a text, for a message."""
     text = content if isinstance(content, str) else repr(content)
     return text.strip()[:80] + ("..." if len(text.strip()) > 80 else "")

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +129,10 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without an end-of-sequence id."""
         return self._processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on one thread."""
+        return self._processor.encode(texts, num_threads=1) if texts else []
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end of sequence; padding is left out, ids past the end are unknown."""

@@ -1,0 +1,281 @@
+"""Records of files in the formats that datasets are published in, one at a time, each with its place.
+
+    read_records("alpaca_data.json")              ("alpaca_data.json:2", {"instruction": ...}), ...
+    read_records("hf://datasets/user/name")       every file below, in order of the names
+    read_table("train.tsv", names=("question", "answer"))
+
+JSON (an array, which is streamed, or one object), JSON lines, CSV and TSV with a header, Parquet, and the Arrow files of
+`datasets.save_to_disk`; compressed as their names say (.gz, .bz2, .xz, .zst). A path may be local or any address that
+fsspec knows (https://, gs://, hf://). No more than a record, or a block of a columnar file, is held at a time.
+"""
+
+import csv
+import io
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+import fsspec
+
+from flanjax.data.sources import BadRow, excerpt, report_bad_row
+from flanjax.errors import FlanjaxError
+
+Record = dict[str, Any]
+
+FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_BLOCK = 1 << 16
+_BLANK = " \t\r\n"
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, ImportError)
+csv.field_size_limit(1 << 30)
+
+
+class RecordsError(FlanjaxError):
+    """A path with nothing to read at it."""
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Record]]:
+    """(place, record) pairs of a file, of a folder of files, or of a pattern such as "data/*.jsonl.gz".
+
+    Raises:
+        RecordsError: there is nothing of a known format.
+        BadRow: a file is damaged, or a record malformed where the policy is "error".
+    """
+    for file in record_files(path):
+        yield from _READERS[format_of(file)](file)
+
+
+def record_files(path: str | os.PathLike[str]) -> list[str]:
+    """The files that a path means, in order of their names; hidden ones and those of other formats are left out.
+
+    Raises:
+        RecordsError: there is none, or the file has no known format.
+    """
+    text = os.fspath(path)
+    try:
+        system, local = fsspec.core.url_to_fs(text)
+        found = system.glob(local) if any(sign in text for sign in "*?[") else [local]
+        if len(found) == 1 and system.isdir(found[0]):
+            inside = system.find(found[0])
+            found = [file for file in inside if not os.path.relpath(file, found[0]).startswith(".")]
+            found = [file for file in found if format_of(file) in _READERS]
+        elif not all(system.exists(file) for file in found):
+            found = []
+    except (*_UNREADABLE, RuntimeError) as error:
+        raise RecordsError(f"{text} cannot be read: {type(error).__name__}: {error}") from error
+    if not found:
+        raise RecordsError(f"{text}: there is no such file, or no file of a known format ({', '.join(FORMATS)}) in it")
+    if unknown := [file for file in found if format_of(file) not in _READERS]:
+        raise RecordsError(f"{unknown[0]}: its name ends in none of the known formats: {', '.join(FORMATS)}")
+    remote = "://" in text and not text.startswith("file://")
+    return sorted(system.unstrip_protocol(file) if remote else file for file in found)
+
+
+def format_of(file: str) -> str:
+    """The ending of a file's name, without that of its compression: ".jsonl" for "a.jsonl.gz"."""
+    name = file.lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return os.path.splitext(name)[1]
+
+
+def read_lines(file: str) -> Iterator[tuple[int, bytes]]:
+    """(number, line) pairs from 1 on, the line with its end.
+
+    Raises:
+        BadRow: the file is missing, or cut or damaged from some line on, whatever the policy.
+    """
+    number = 0
+    with _readable(file, lambda: f"{file}:{number + 1}") as stream:
+        for number, line in enumerate(stream, 1):
+            yield number, line
+
+
+def read_table(
+    file: str, *, names: Sequence[str] | None = None, delimiter: str | None = None, quoted: bool = True
+) -> Iterator[tuple[str, Record]]:
+    """Rows of a CSV or TSV file; a row with too many or too few columns is a bad one.
+
+    Args:
+        file: its path.
+        names: of the columns; None takes them from the first line.
+        delimiter: None: a tab where the name says .tsv or .txt, else a comma.
+        quoted: whether quotation marks enclose fields, as in CSV; if not, they are characters like others.
+    """
+    delimiter = delimiter or ("\t" if format_of(file) in (".tsv", ".txt") else ",")
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    with _readable(file, lambda: file) as stream:
+        # A wrong byte becomes U+FFFD here and is reported with its row below.
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+        reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
+        while True:
+            try:
+                values = next(reader, None)
+            except csv.Error as error:
+                report_bad_row(BadRow(f"{file}:{reader.line_num}: not {delimiter!r}-separated: {error}"))
+                continue
+            if values is None:
+                return
+            place = f"{file}:{reader.line_num}"
+            if names is None:
+                names = values
+            elif not values:
+                continue  # a blank line
+            elif len(values) != len(names):
+                report_bad_row(BadRow(f"{place}: {len(values)} columns, not {len(names)}: {excerpt(values)}"))
+            else:
+                yield place, dict(zip(names, values, strict=True))
+
+
+def read_json_file(file: str) -> Iterator[tuple[str, Record]]:
+    """The objects of a JSON array, one by one; or of JSON lines under this name; or one object as a single record."""
+    with _readable(file, lambda: file) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
+        yield from _Scanner(text, file).records()
+
+
+def read_json_lines(file: str) -> Iterator[tuple[str, Record]]:
+    """The object of each line that is not blank; a line that holds none is a bad row."""
+    for number, line in read_lines(file):
+        if not line.strip():
+            continue
+        place = f"{file}:{number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            report_bad_row(BadRow(f"{place}: not JSON ({error}): {excerpt(line.decode(errors='replace'))}"))
+            continue
+        if isinstance(record, dict):
+            yield place, record
+        else:
+            report_bad_row(BadRow(f"{place}: a JSON object is expected, not {type(record).__name__}"))
+
+
+def read_parquet(file: str) -> Iterator[tuple[str, Record]]:
+    """The rows of a Parquet file; places are rows from 1 on."""
+    import pyarrow.parquet
+
+    with _readable(file, lambda: file, compression=None) as stream:
+        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(1024)
+        yield from _numbered(file, batches)
+
+
+def read_arrow(file: str) -> Iterator[tuple[str, Record]]:
+    """The rows of an Arrow stream, which is what `datasets` writes; places are rows from 1 on."""
+    import pyarrow.ipc
+
+    with _readable(file, lambda: file, compression=None) as stream:
+        yield from _numbered(file, pyarrow.ipc.open_stream(stream))
+
+
+_READERS = {
+    ".json": read_json_file,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".csv": read_table,
+    ".tsv": read_table,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+
+
+def _numbered(file: str, batches: Any) -> Iterator[tuple[str, Record]]:
+    number = 0
+    for batch in batches:
+        for record in batch.to_pylist():
+            number += 1
+            yield f"{file}: row {number}", record
+
+
+@contextmanager
+def _readable(file: str, place: Any, compression: str | None = "infer") -> Iterator[IO[bytes]]:
+    """The opened file; what cannot be read of it becomes a BadRow that no policy skips."""
+    try:
+        with fsspec.open(file, "rb", compression=compression) as stream:
+            yield stream
+    except FlanjaxError:
+        raise
+    except _UNREADABLE as error:
+        report_bad_row(BadRow(f"{place()}: cannot be read: {error}"), always=True)
+
+
+class _Scanner:
+    """Reads JSON values one after the other from a text stream, counting lines.
+
+    The standard library decodes whole texts only; an array of a gigabyte must not be held in memory, and a record has to
+    say its line.
+    """
+
+    def __init__(self, stream: IO[str], file: str) -> None:
+        self._stream = stream
+        self._file = file
+        self._buffer = ""
+        self._position = 0
+        self._line = 1
+        self._ended = False
+        self._decode = json.JSONDecoder().raw_decode
+
+    def records(self) -> Iterator[tuple[str, Record]]:
+        """The records of an array, or of values in a row."""
+        sign = self._next()
+        array = sign == "["
+        if array:
+            self._position += 1
+        while (sign := self._next()) and not (array and sign == "]"):
+            place = f"{self._file}:{self._line}"
+            value = self._value(place)
+            if isinstance(value, dict):
+                yield place, value
+            else:
+                report_bad_row(BadRow(f"{place}: a JSON object is expected, not {type(value).__name__}"))
+            if array:
+                sign = self._next()
+                if sign == ",":
+                    self._position += 1
+                elif sign and sign != "]":
+                    self._fail(f"{self._file}:{self._line}", "a comma or ] is expected")
+        if array and not sign:
+            self._fail(f"{self._file}:{self._line}", "the array is cut short")
+
+    def _value(self, place: str) -> Any:
+        while True:
+            try:
+                value, end = self._decode(self._buffer, self._position)
+            except (json.JSONDecodeError, RecursionError) as error:
+                if self._fill():
+                    continue
+                reason = f"{error.msg}, line {self._line + error.lineno - 1}" if hasattr(error, "msg") else str(error)
+                self._fail(place, reason)
+            # A number at the end of the buffer may go on in what was not read yet; nothing else does.
+            if end == len(self._buffer) and self._fill():
+                continue
+            self._line += self._buffer.count("\n", self._position, end)
+            self._position = end
+            return value
+
+    def _next(self) -> str:
+        """The next sign that is not blank, at which the position then is; empty at the end."""
+        while True:
+            while self._position < len(self._buffer) and self._buffer[self._position] in _BLANK:
+                self._line += self._buffer[self._position] == "\n"
+                self._position += 1
+            if self._position < len(self._buffer):
+                return self._buffer[self._position]
+            if not self._fill():
+                return ""
+
+    def _fill(self) -> bool:
+        """Reads on, as much again as is held: a long record is then decoded a few times, not once a block."""
+        held = self._buffer[self._position :]
+        more = self._stream.read(max(_BLOCK, len(held))) if not self._ended else ""
+        self._ended = not more
+        if more:
+            self._buffer, self._position = held + more, 0
+        return bool(more)
+
+    def _fail(self, place: str, reason: str) -> None:
+        report_bad_row(BadRow(f"{place}: not JSON ({reason}): {excerpt(self._buffer[self._position :])}"), always=True)

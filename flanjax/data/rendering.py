@@ -1,0 +1,86 @@
+"""From the rows of a text task to tokens: in order, a chunk at a time, without TensorFlow.
+
+    rows_of(task, "train", seed=0)                    (number, place, row)
+    -> tokenized(task, "train", chunk, ...)           examples, with what was left out
+
+A chunk's examples depend on nothing but the chunk, the seed and the vocabulary, so that chunks may be made anywhere.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flanjax.data.cache import Example
+from flanjax.data.sources import BadRow, BadRows, bad_row_policy, report_bad_row
+from flanjax.data.tasks import Row, Text, TextTask, Tokenizer
+from flanjax.data.vocabularies import Vocabulary
+
+CHUNK_ROWS = 256
+
+NumberedRow = tuple[int, str, Row]  # its number in the split from 0 on, its place in the files, and the row
+
+
+@dataclass(kw_only=True)
+class Tokenized:
+    """The examples of a chunk of rows, and what became of the rows that gave none."""
+
+    examples: list[Example] = field(default_factory=list)
+    dropped_empty_targets: int = 0
+    bad_rows: BadRows = field(default_factory=BadRows)
+
+
+def rows_of(task: TextTask, split: str, *, seed: int) -> Iterator[NumberedRow]:
+    """The numbered rows of a split, in file order."""
+    for number, (place, row) in enumerate(task.source[split](seed)):
+        yield number, place, row
+
+
+def texts_of(
+    task: TextTask, split: str, rows: Iterable[NumberedRow], *, seed: int, tokenizer: Tokenizer
+) -> Iterator[tuple[int, Text]]:
+    """The text of each row that has one, with the row's number; malformed rows are reported as the policy says."""
+    for number, place, row in rows:
+        try:
+            text = task.text(row, number, place, split=split, seed=seed, tokenizer=tokenizer)
+        except BadRow as error:
+            report_bad_row(error)
+            continue
+        if text is not None:
+            yield number, text
+
+
+def tokenized(
+    task: TextTask, split: str, rows: Sequence[NumberedRow], *, seed: int, vocabulary: Vocabulary, policy: str
+) -> Tokenized:
+    """The examples of a chunk of rows, both features ending in EOS; splits other than "train" carry their text.
+
+    Raises:
+        BadRow: a row is malformed and the policy is "error".
+    """
+    made = Tokenized()
+    with bad_row_policy(policy) as made.bad_rows:
+        pairs = list(texts_of(task, split, rows, seed=seed, tokenizer=vocabulary))
+    inputs = vocabulary.encode_batch([text.inputs for _, text in pairs])
+    targets = vocabulary.encode_batch([text.targets for _, text in pairs])
+    for (number, text), source, target in zip(pairs, inputs, targets, strict=True):
+        if not target:
+            made.dropped_empty_targets += 1
+            continue
+        kept = None if split == "train" else kept_text(task, split, number, text)
+        made.examples.append(Example(inputs=_with_eos(source), targets=_with_eos(target), text=kept))
+    return made
+
+
+def kept_text(task: TextTask, split: str, number: int, text: Text) -> dict[str, object]:
+    """What evaluation reads beside the tokens."""
+    return {
+        "inputs": text.inputs,
+        "targets": text.targets,
+        "references": list(text.references or (text.targets,)),
+        "id": text.id or f"{task.name}-{split}-{number}",
+    }
+
+
+def _with_eos(tokens: list[int]) -> np.ndarray:
+    return np.array([*tokens, Vocabulary.eos_id], dtype=np.int32)
