@@ -4,9 +4,9 @@
     read_records("hf://datasets/user/name")       every file below, in order of the names
     read_table("train.tsv", names=("question", "answer"))
 
-JSON (an array, which is streamed, or one object), JSON lines, CSV and TSV with a header, Parquet, and the Arrow files of
-`datasets.save_to_disk`; compressed as their names say (.gz, .bz2, .xz, .zst). A path may be local or any address that
-fsspec knows (https://, gs://, hf://). No more than a record, or a block of a columnar file, is held at a time.
+JSON (an array, which is streamed, or one object), JSON lines, CSV and TSV with a header, Parquet, and the Arrow files
+of `datasets.save_to_disk`; compressed as their names say (.gz, .bz2, .xz, .zst). A path may be local or any address
+that fsspec knows (https://, gs://, hf://). No more than a record, or a block of a columnar file, is held at a time.
 """
 
 import csv
@@ -107,11 +107,10 @@ def read_table(
         quoted: whether quotation marks enclose fields, as in CSV; if not, they are characters like others.
     """
     delimiter = delimiter or ("\t" if format_of(file) in (".tsv", ".txt") else ",")
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with _readable(file, lambda: file) as stream:
         # A wrong byte becomes U+FFFD here and is reported with its row below.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
-        reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
+        reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
         while True:
             try:
                 values = next(reader, None)
@@ -206,8 +205,8 @@ def _readable(file: str, place: Any, compression: str | None = "infer") -> Itera
 class _Scanner:
     """Reads JSON values one after the other from a text stream, counting lines.
 
-    The standard library decodes whole texts only; an array of a gigabyte must not be held in memory, and a record has to
-    say its line.
+    The standard library decodes whole texts only; an array of a gigabyte must not be held in memory, and a record has
+    to say its line.
     """
 
     def __init__(self, stream: IO[str], file: str) -> None:
@@ -248,8 +247,7 @@ class _Scanner:
             except (json.JSONDecodeError, RecursionError) as error:
                 if self._fill():
                     continue
-                reason = f"{error.msg}, line {self._line + error.lineno - 1}" if hasattr(error, "msg") else str(error)
-                self._fail(place, reason)
+                self._fail(place, getattr(error, "msg", str(error)))
             # A number at the end of the buffer may go on in what was not read yet; nothing else does.
             if end == len(self._buffer) and self._fill():
                 continue

@@ -6,8 +6,8 @@ A family module of `tasks/` says what it has without reading anything:
         source = {"train": functools.partial(read_dolly, dataset_folder("dolly", data_dir))}
         return Family(tasks=[TextTask(name="dolly", source=source, render=render)], mixtures={"dolly": {"dolly": 1.0}})
 
-A source gives (place, row) pairs, the place being "file:line"; `render(row, context)` makes the text of one row. What it
-draws comes from `context.draw`, which is a function of the seed, the task, the split and the number of the row: the
+A source gives (place, row) pairs, the place being "file:line"; `render(row, context)` makes the text of one row. What
+it draws comes from `context.draw`, which is a function of the seed, the task, the split and the number of the row: the
 same seed gives the same bytes on any machine, in any number of processes. Materialising runs this without TensorFlow;
 `flanjax.data.seqio_tasks` makes an ordinary seqio Task of it, which takes its seed from seqio and gives the same text.
 """
