@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from flanjax.data.cache import EncodedExample
-from flanjax.data.rendering import CHUNK_ROWS, Tokenized, rows_of
+from flanjax.data.rendering import CHUNK_ROWS, NumberedRow, Tokenized, rows_of
 from flanjax.data.sources import BadRow, BadRows, bad_row_policy
 from flanjax.data.tasks import TextTask
 from flanjax.data.workers import Workers
@@ -30,11 +30,29 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class _End:
+class End:
     """The rows of a split have been read, or reading them failed."""
 
     bad_rows: BadRows
     error: FlanjaxError | None
+
+
+def read_chunks(task: TextTask, split: str, *, seed: int, on_bad_row: str) -> Iterator[list[NumberedRow] | End]:
+    """The rows of a split by the chunk, and then its end; an error of its reader is in that."""
+    bad_rows, error = BadRows(policy=on_bad_row), None
+    try:
+        rows = rows_of(task, split, seed=seed)
+        while True:
+            with bad_row_policy(bad_rows):
+                chunk = list(itertools.islice(rows, CHUNK_ROWS))
+            if not chunk:
+                break
+            yield chunk
+    except FlanjaxError as failure:
+        error = failure
+    except Exception as failure:
+        error = BadRow(f"{type(failure).__name__}: {failure}")
+    yield End(bad_rows, error)
 
 
 class Chunks:
@@ -48,7 +66,7 @@ class Chunks:
         self._jobs = self._read(splits, seed, on_bad_row)
         self._workers = workers
         self._ahead = 4 * workers.count if workers.count > 1 else 1
-        self._waiting: deque[tuple[Key, Future[Tokenized] | _End]] = deque()
+        self._waiting: deque[tuple[Key, Future[Tokenized] | End]] = deque()
         self._failed: set[Key] = set()
 
     def examples(self, key: Key, left_out: LeftOut) -> Iterator[EncodedExample]:
@@ -62,7 +80,7 @@ class Chunks:
                 of, outcome = self._next()
                 if of != key:
                     continue  # left by a split that failed
-                if isinstance(outcome, _End):
+                if isinstance(outcome, End):
                     left_out.add_bad_rows(outcome.bad_rows)
                     if outcome.error is not None:
                         raise outcome.error
@@ -75,27 +93,17 @@ class Chunks:
             self._failed.add(key)
             raise
 
-    def _next(self) -> "tuple[Key, Future[Tokenized] | _End]":
+    def _next(self) -> "tuple[Key, Future[Tokenized] | End]":
         while len(self._waiting) < self._ahead and (job := next(self._jobs, None)) is not None:
             self._waiting.append(job)
         return self._waiting.popleft()
 
     def _read(
         self, splits: Sequence[tuple[TextTask, str]], seed: int, on_bad_row: str
-    ) -> "Iterator[tuple[Key, Future[Tokenized] | _End]]":
+    ) -> "Iterator[tuple[Key, Future[Tokenized] | End]]":
         for task, split in splits:
             key = (task.name, split)
-            bad_rows, error = BadRows(policy=on_bad_row), None
-            try:
-                rows = rows_of(task, split, seed=seed)
-                while key not in self._failed:
-                    with bad_row_policy(bad_rows):
-                        chunk = list(itertools.islice(rows, CHUNK_ROWS))
-                    if not chunk:
-                        break
-                    yield key, self._workers.submit(task.name, split, chunk)
-            except FlanjaxError as failure:
-                error = failure
-            except Exception as failure:
-                error = BadRow(f"{type(failure).__name__}: {failure}")
-            yield key, _End(bad_rows, error)
+            for chunk in read_chunks(task, split, seed=seed, on_bad_row=on_bad_row):
+                if key in self._failed:
+                    break
+                yield key, chunk if isinstance(chunk, End) else self._workers.submit(task.name, split, chunk)

@@ -35,7 +35,7 @@ from flanjax.data.cache import (
     task_folder,
 )
 from flanjax.data.cache_writer import up_to_date, write_mixture, write_split
-from flanjax.data.chunks import Chunks, LeftOut
+from flanjax.data.chunks import Chunks, Key, LeftOut
 from flanjax.data.mixture_vocabulary import resolve_vocabulary
 from flanjax.data.provenance import Request, code_identities, record
 from flanjax.data.registry import AnyTask, Found, find_mixture, register_modules
@@ -99,6 +99,7 @@ def materialize(
     splits: Sequence[str] = ("train", "validation"),
     on_bad_row: str = "error",
     workers: int | None = None,
+    beam: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> MaterializeReport:
     """Writes every task of a mixture to the cache, and then the mixture's file.
@@ -113,6 +114,7 @@ def materialize(
         splits: a task without one of them is left out there, with a note.
         on_bad_row: "error" stops the task at a malformed row, "skip" counts it.
         workers: processes that tokenise; None: as many as there are cores to use.
+        beam: options of an Apache Beam pipeline that does it instead (`flanjax.data.beam`).
         progress: called with (task, split, examples done, examples in all if known).
 
     Raises:
@@ -141,7 +143,7 @@ def materialize(
     # Tasks that were registered here without a module are known to no other process.
     count = (workers or available_cores()) if tasks else 1
     with Workers(setting, resolved, count) as pool:
-        reports, failures = writer.write(wanted, pool)
+        reports, failures = writer.write(wanted, pool, beam)
     if failures:
         raise MaterializeError(
             f"{len(failures)} of {len(wanted)} task splits failed, the others are in {cache}; "
@@ -176,11 +178,14 @@ class _Writer:
         self.files = files
         self.progress = progress or (lambda *_: None)
 
-    def write(self, wanted: Sequence[tuple[AnyTask, str]], workers: Workers) -> tuple[list[SplitReport], list[str]]:
+    def write(
+        self, wanted: Sequence[tuple[AnyTask, str]], workers: Workers, beam: Sequence[str] | None
+    ) -> tuple[list[SplitReport], list[str]]:
         """Writes the splits that the cache does not have; returns a report of each, and what failed."""
         prints = {(task.name, split): self._fingerprint(task, split) for task, split in wanted}
         cached = {key: self._cached(*key, print_) for key, print_ in prints.items()}
         texts = [(task, split) for task, split in wanted if isinstance(task, TextTask) and not cached[task.name, split]]
+        on_beam = {} if beam is None else self._write_on_beam(texts, prints, workers.setting, beam)
         chunks = Chunks(texts, workers, seed=self.seed, on_bad_row=self.on_bad_row)
         reports, failures = [], []
         for task, split in wanted:
@@ -190,6 +195,8 @@ class _Writer:
             try:
                 if manifest is not None:
                     self.progress(task.name, split, manifest.examples, manifest.examples)
+                elif key in on_beam:
+                    manifest, first_bad_row = self._written_on_beam(key, on_beam[key])
                 elif isinstance(task, TextTask):
                     manifest, first_bad_row = self._write_text(task, split, prints[key], chunks)
                 else:
@@ -237,6 +244,33 @@ class _Writer:
         stream = chunks.examples((task.name, split), left_out)
         manifest = self._write_split(task, split, stream, fingerprint, left_out.counters)
         return manifest, left_out.first_bad_row
+
+    def _write_on_beam(
+        self,
+        texts: Sequence[tuple[TextTask, str]],
+        prints: Mapping[Key, str],
+        setting: Setting,
+        options: Sequence[str],
+    ) -> dict[Key, dict[str, Any]]:
+        try:
+            from flanjax.data.beam import write_splits
+        except ImportError as error:
+            raise MaterializeError(f"Apache Beam is not installed ({error}): pip install 'flanjax[beam]'") from error
+        missing = {(task.name, split): prints[task.name, split] for task, split in texts}
+        return write_splits(
+            missing, cache=self.cache, setting=setting, vocabulary_id=self.vocabulary.identity, options=options
+        )
+
+    def _written_on_beam(self, key: Key, outcome: Mapping[str, Any]) -> tuple[Manifest, str | None]:
+        if "error" in outcome:
+            raise MaterializeError(outcome["error"])
+        manifest = read_manifest(task_folder(self.cache, *key))
+        if manifest is None:
+            raise MaterializeError(
+                f"{task_folder(self.cache, *key)} is not here: the workers of the pipeline must write to this folder"
+            )
+        self.progress(*key, manifest.examples, manifest.examples)
+        return manifest, outcome["first_bad_row"]
 
     def _write_seqio(self, task: "seqio.Task", split: str, fingerprint: str) -> tuple[Manifest, str | None]:
         """Runs a task written in seqio; see `_write_text`."""

@@ -5,6 +5,7 @@ A reader raises `BadRow`, or calls `report_bad_row`, which raises it under the p
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,9 @@ class BadRows:
     error: BadRow | None = None
 
 
-# Readers run in TensorFlow's threads, where a context variable would not be seen.
+# Of each thread that has one of its own; readers of seqio tasks run in TensorFlow's threads and see the last one set.
 _current = BadRows()
+_of_thread = threading.local()
 
 
 def check_policy(policy: str) -> None:
@@ -48,21 +50,23 @@ def bad_row_policy(policy: str | BadRows) -> Iterator[BadRows]:
     if isinstance(policy, str):
         check_policy(policy)
         policy = BadRows(policy=policy)
-    before, _current = _current, policy
+    before, before_here = _current, getattr(_of_thread, "current", None)
+    _current = _of_thread.current = policy
     try:
         yield policy
     finally:
-        _current = before
+        _current, _of_thread.current = before, before_here
 
 
 def report_bad_row(error: BadRow, *, always: bool = False) -> None:
     """Raises the error, or counts it, as the policy says; `always` raises it: a whole file cannot be skipped."""
-    if always or _current.policy == "error":
-        _current.error = error
+    current = getattr(_of_thread, "current", None) or _current
+    if always or current.policy == "error":
+        current.error = error
         raise error
-    _current.skipped += 1
-    if len(_current.first) < 3:
-        _current.first.append(str(error))
+    current.skipped += 1
+    if len(current.first) < 3:
+        current.first.append(str(error))
 
 
 def text_field(row: Mapping[str, Any], name: str, place: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from flanjax.data.registry import register_modules, text_tasks
 from flanjax.data.rendering import NumberedRow, Tokenized, tokenized
+from flanjax.data.tasks import TextTask
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
 
@@ -50,10 +51,14 @@ class Tokenizing:
         register_modules(setting.modules)
         return cls(setting)
 
+    def task(self, name: str) -> TextTask:
+        """A task of the setting."""
+        return text_tasks[name]
+
     def __call__(self, task: str, split: str, rows: Sequence[NumberedRow]) -> Tokenized:
         """The examples of a chunk; see `tokenized`."""
         return tokenized(
-            text_tasks[task],
+            self.task(task),
             split,
             rows,
             seed=self._setting.seed,
@@ -73,7 +78,7 @@ class Workers:
 
     def __init__(self, setting: Setting, vocabulary: Vocabulary, count: int) -> None:
         self.count = count
-        self._setting = setting
+        self.setting = setting
         self._here = Tokenizing(setting, vocabulary)
         self._submitted = 0
         self._pool: ProcessPoolExecutor | None = None
@@ -116,7 +121,7 @@ class Workers:
         if self._pool is None:
             # Not forked: threads of this process, TensorFlow's among them, would be missing in the children.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, context, initializer=_start, initargs=(self._setting,))
+            self._pool = ProcessPoolExecutor(self.count, context, initializer=_start, initargs=(self.setting,))
         return self._pool
 
 
