@@ -11,8 +11,9 @@
     conversations, messages            turns {from, value} (ShareGPT) or {role, content}, or strings in turn (LIMA);
                                        with chosen, that is the last turn
 
-Any of them may have context (`input`, `context`), a system text (`system`, `system_prompt`), what was said before
-(`history`, pairs of texts) and `tools`. A text alone is refused: nothing in it says what is asked and what answered.
+Any of them may have a system text (`system`, `system_prompt`), `tools` and what was said before (`history`, pairs of
+texts), and those without turns may have context (`input`, `context`). A text alone is refused: nothing in it says what
+is asked and what answered.
 """
 
 import difflib

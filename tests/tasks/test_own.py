@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 
 import fsspec
 import pyarrow
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from flanjax.tasks.own import OwnDataError, family
 
+from flanjax.data.fingerprints import fingerprint
 from flanjax.data.records import RecordsError
 from flanjax.data.schemas import SchemaError
 from flanjax.data.sources import BadRow, bad_row_policy
@@ -200,6 +202,16 @@ def test_columns_of_other_names(written, texts, tmp_path):
     assert [(text.inputs, text.targets) for text in texts(task, "validation")] == [("1 + 2", "3")]
     with pytest.raises(SchemaError, match=r"has no column 'fragen' .did you mean 'frage'.*: frage, antwort"):
         _task(file, fields={"instruction": "fragen"})
+
+
+def test_a_task_can_be_sent_and_is_told_apart_by_its_records_and_options(written, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    prints = []
+    for records, options in ((RECORDS, {}), (RECORDS[:2], {}), (RECORDS[:2], {"fields": {"context": "input"}})):
+        task = pickle.loads(pickle.dumps(_task(written(file, records), **options)))
+        prints.append(fingerprint([task.source, task.render]))
+    assert len(set(prints)) == 3
+    assert prints[1] == fingerprint([_task(file).source, _task(file).render])
 
 
 def test_a_system_text_comes_first_and_the_style_goes_around_both(written, texts, tmp_path):
