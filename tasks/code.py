@@ -14,8 +14,8 @@ DATASETS = (
         name="code_alpaca",
         title="Code Alpaca: instructions about code in the manner of Self-Instruct, answered by text-davinci-003",
         paper="Chaudhary 2023, Code Alpaca: An Instruction-following LLaMA model for code generation",
-        licence="CC BY-NC 4.0 for the data",
-        page="https://github.com/sahil280114/codealpaca",
+        licence="CC BY 4.0 by its page",
+        page="https://huggingface.co/datasets/sahil2801/CodeAlpaca-20k",
         size="20,022 examples",
         downloads=(
             Download(url=f"https://raw.githubusercontent.com/sahil280114/codealpaca/master/data/{FILE}", file=FILE),

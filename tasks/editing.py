@@ -1,7 +1,7 @@
 """Text editing by instruction: CoEdIT, and the data of Writing-Alpaca.
 
     coedit              train.jsonl, validation.jsonl {_id, task, src, tgt}: src begins with the instruction ("Fix
-                        grammar: ..."); tasks gec, simplification, clarity, coherence, paraphrase and neutralize
+                        grammar: ..."); the task is gec (grammar), paraphrase, ...
                         Raheja et al. 2023, arXiv 2305.09857
     writing_alpaca      writing_alpaca.json {instruction, input, output}: seven writing tasks in Alpaca's form, made of
                         EditEval and other sets; the authors publish no file, so the name is ours

@@ -19,6 +19,7 @@ from flanjax.data.sources import BadRow, excerpt, report_bad_row
 from flanjax.data.tasks import Dataset, Download, Family, Row, Rows, TextTask, dataset_folder
 
 _FILES = "https://huggingface.co/datasets"
+_V2_FILE = "WizardLM_evol_instruct_V2_143k.json"
 _V2 = Schema(name="ShareGPT", prompt="conversations")
 
 DATASETS = (
@@ -33,6 +34,9 @@ DATASETS = (
             Download(
                 url=f"{_FILES}/WizardLMTeam/WizardLM_evol_instruct_70k/resolve/main/alpaca_evol_instruct_70k.json",
                 file="alpaca_evol_instruct_70k.json",
+            ),
+            Download(
+                url=f"{_FILES}/WizardLMTeam/WizardLM_evol_instruct_V2_196k/resolve/main/{_V2_FILE}", file=_V2_FILE
             ),
             Download(
                 url="https://raw.githubusercontent.com/nlpxucan/WizardLM/main/WizardLM/data/WizardLM_testset.jsonl",
@@ -73,7 +77,7 @@ def family(data_dir: str = "", code_dir: str = "", style: str = "alpaca") -> Fam
     folder = dataset_folder("wizardlm", data_dir)
     render = Instruct(style=style)
     first = published(folder, "alpaca_evol_instruct_70k.json")
-    second = published(folder, "WizardLM_evol_instruct_V2_143k.json", "data/train-*.parquet")
+    second = published(folder, _V2_FILE, "data/train-*.parquet")
     code = published(dataset_folder("wizardcoder", code_dir), "EvolInstruct-Code-80k.json")
     tasks = [
         instruction_task("wizardlm", first, render, total=70_000),

@@ -9,7 +9,8 @@ instructions of users, without answers.
     instruction_wild_seed       data/seed_prompts_en.jsonl {instruction}
     instruction_wild_v2         data_v2/user_*.jsonl {instruction, instruction_type, special_tag}
 
-The last two have no answers: they can be looked at and answered, and materialising leaves them out.
+The last two have no answers: they can be looked at and answered, and materialising leaves them out. Some published
+lines of data_v2 are no JSON (escapes such as \\d): they are bad rows, which a run may skip.
 """
 
 from flanjax.data.instructions import Instruct, instruction_task, published
@@ -24,7 +25,7 @@ DATASETS = (
         paper="Ni et al. 2023, Instruction in the Wild: A User-based Instruction Dataset",
         licence="for non-commercial research",
         page="https://github.com/XueFuzhao/InstructionWild",
-        size="52K examples in English and 52K in Chinese; 429 seed instructions; 110K instructions of users",
+        size="52,191 examples in English and 51,504 in Chinese; 429 seed instructions; 110K instructions of users",
         # The files with answers are on Google Drive; the page links to them.
         downloads=tuple(
             Download(url=f"{_FILES}/{file}", file=file)
@@ -52,8 +53,9 @@ def family(data_dir: str = "", style: str = "alpaca") -> Family:
             name,
             published(folder, f"instinwild_{language}.json", f"data/instinwild_{language}.json"),
             Instruct(style=style),
+            total=total,
         )
-        for name, language in (("instruction_wild", "en"), ("instruction_wild_zh", "ch"))
+        for name, language, total in (("instruction_wild", "en", 52_191), ("instruction_wild_zh", "ch", 51_504))
     ]
     seeds = TextTask(
         name="instruction_wild_seed",

@@ -172,7 +172,7 @@ def optional_text(record: Mapping[str, Any], name: str, place: str) -> str:
     return text_field(record, name, place) if record.get(name) is not None else ""
 
 
-def detect(record: Mapping[str, Any], place: str, fields: Mapping[str, str] | None = None) -> Schema:
+def detect(record: Mapping[str, Any], place: str = "the record", fields: Mapping[str, str] | None = None) -> Schema:
     """The form of a record, by its columns.
 
     Args:
