@@ -139,14 +139,14 @@ class _Sources:
         self.dataset = dataset
         self.folder = folder
         self.file = folder / SOURCES_FILE
+        self._files: dict[str, dict[str, Any]] = {}
         try:
-            self._files: dict[str, dict[str, Any]] = json.loads(self.file.read_text())["files"]
+            for name, known in json.loads(self.file.read_text())["files"].items():
+                self._files[name] = dict(known)
         except FileNotFoundError:
-            self._files = {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FetchError(
-                f"{self.file} cannot be read ({error!r}): mend it, or delete it with its folder"
-            ) from error
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FetchError(f"{self.file} cannot be read ({error!r}): mend it, or delete it") from error
 
     def expected(self, download: Download) -> str | None:
         """The digest that the file must have: the published one, or that of the first download."""
@@ -167,9 +167,9 @@ class _Sources:
         if download.unpack:
             known, members = self._files.get(download.file, {}), self.members(download)
             whole = all(_size(self.folder / name) == size for name, size in members.items())
-            if not (members and whole and known["sha256"] == expected):
+            if not (members and whole and expected and known.get("sha256") == expected):
                 return None
-            size, digest = int(known["bytes"]), str(expected)
+            size, digest = int(known.get("bytes", 0)), expected
         else:
             if not target.is_file():
                 return None

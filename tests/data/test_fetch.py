@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import http.server
 import json
@@ -37,6 +38,7 @@ class Site:
     ranges: bool = True
     validator: str | None = "ETag"
     ignores_if_range: bool = False
+    packs: bool = False  # sends gzip that nobody asked for
     requests: list[dict[str, str]] = field(default_factory=list)
 
     def ranges_asked(self) -> list[str | None]:
@@ -67,6 +69,9 @@ def handler(site: Site) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             else:
                 self.send_response(200)
+            if site.packs:
+                self.send_header("Content-Encoding", "gzip")
+                content = gzip.compress(content, 0)
             self.send_header("Content-Length", str(len(content) - start))
             if site.validator:
                 self.send_header(site.validator, version)
@@ -196,6 +201,13 @@ def test_a_server_that_cannot_go_on_starts_anew(
     get(one(site), tmp_path)
     assert (tmp_path / "train.bin").read_bytes() == CONTENT
     assert site.ranges_asked() == [None, f"bytes={CUT}-" if validator else None]
+
+
+def test_a_server_that_packs_what_it_sends(site: Site, tmp_path: Path) -> None:
+    site.packs, site.faults = True, [CUT]
+    get(one(site), tmp_path)
+    assert (tmp_path / "train.bin").read_bytes() == CONTENT
+    assert site.ranges_asked() == [None, None], "a range would be one of the packed bytes"
 
 
 def test_all_had_arrived_but_was_not_in_place_yet(site: Site, tmp_path: Path) -> None:
@@ -371,6 +383,24 @@ def test_a_damaged_archive_leaves_nothing(site: Site, tmp_path: Path) -> None:
     assert not names(tmp_path)
 
 
+def test_a_disk_that_fills_up_while_unpacking(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.files["train.bin"] = zipped(tmp_path / "packed", {"a.json": b"[1]", "b.json": CONTENT})
+    what, folder, ordinary = one(site, sha256=None, unpack=True), tmp_path / "data", Path.open
+
+    def opened(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        stream = ordinary(path, mode, *arguments, **options)
+        return FullDisk(stream, 1_000_000) if mode == "xb" else stream
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", opened)
+        with pytest.raises(FetchError, match="the disk is full"):
+            get(what, folder)
+    assert names(folder) == {"train.bin.partial", "train.bin.partial.json"}
+    get(what, folder)
+    assert names(folder) == {"a.json", "b.json", "SOURCES.json"}
+    assert site.ranges_asked() == [None, f"bytes={len(site.files['train.bin'])}-"]
+
+
 def test_other_file_systems(tmp_path: Path) -> None:
     with fsspec.open("memory://bucket/train.bin", "wb") as stream:
         stream.write(CONTENT)
@@ -436,9 +466,10 @@ def test_what_cannot_be_fetched(tmp_path: Path) -> None:
         get(dataset(), tmp_path)
     with pytest.raises(FetchError, match="hf://datasets/x is an address"):
         fetch(dataset(), "hf://datasets/x", accept=pytest.fail)
-    (tmp_path / "SOURCES.json").write_text("{")
-    with pytest.raises(FetchError, match=r"SOURCES\.json cannot be read"):
-        get(dataset(Download(url="memory://x", file="x")), tmp_path)
+    for content in ("{", "[]", '{"files": []}', '{"files": {"x": 3}}', "{}"):
+        (tmp_path / "SOURCES.json").write_text(content)
+        with pytest.raises(FetchError, match=r"SOURCES\.json cannot be read"):
+            get(dataset(Download(url="memory://x", file="x")), tmp_path)
 
 
 def test_a_record_that_cannot_be_written_is_said(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
