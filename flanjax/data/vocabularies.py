@@ -134,6 +134,11 @@ class Vocabulary:
         """`encode` of each text, on one thread."""
         return self._processor.encode(texts, num_threads=1) if texts else []
 
+    def pieces(self, text: str) -> list[tuple[int, str]]:
+        """The ids of a text, each with the part of the text it stands for; white space at the ends belongs to none."""
+        encoded = self._processor.encode(text, return_type="proto")
+        return [(piece.id, piece.surface) for piece in encoded.pieces]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end of sequence; padding is left out, ids past the end are unknown."""
         kept = []
