@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from flanjax.tasks.scoring import exact_match
+
 from flanjax.data.records import format_of, read_lines, read_records, record_files
 from flanjax.data.sources import BadRow, excerpt, report_bad_row, text_field
 from flanjax.data.tasks import Context, Dataset, Family, Row, Text, TextTask, dataset_folder
@@ -63,7 +65,7 @@ DATASETS = (
         name="absa",
         title="SemEval 2014 to 2016 aspect-based sentiment analysis, as instructions",
         paper="Varia et al. 2022, arXiv 2210.06629, on Pontiki et al. 2014, 2015, 2016",
-        licence="MS-Commons, no redistribution (SemEval 2014); CC BY-NC-SA 3.0 (2015, 2016), as far as known",
+        licence="META-SHARE licences: research only, no redistribution (as far as known)",
         page="https://alt.qcri.org/semeval2016/task5 (registration)",
         size="3,041 and 3,045 training sentences on restaurants and laptops (2014)",
         tested_on="hand-made file of the published schema",
@@ -84,7 +86,7 @@ def family(data_dir: str = "") -> Family:
         TextTask(name=f"absa_{name}", source=source, render=Extraction(elements=elements, question=question))
         for name, (elements, question) in TASKS.items()
     ]
-    tasks.insert(1, TextTask(name="absa_alsc", source=aspects, render=aspect_sentiment))
+    tasks.insert(1, TextTask(name="absa_alsc", source=aspects, render=aspect_sentiment, metric_fns=(exact_match,)))
     return Family(tasks=tasks, mixtures={"absa": {task.name: None for task in tasks}}, datasets=DATASETS)
 
 

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from flanjax.tasks.scoring import super_ni_scores
+
 from flanjax.data.records import read_records
 from flanjax.data.sources import BadRow, excerpt, report_bad_row, text_field
 from flanjax.data.tasks import Context, Dataset, Family, Row, Rows, Text, TextTask, dataset_folder, with_validation
@@ -75,7 +77,7 @@ def family(
             for split, sources in chains.items()
         }
         name = "instructdial" if only is None else f"instructdial_{only}"
-        made.append(TextTask(name=name, source=source, render=dialogue_text))
+        made.append(TextTask(name=name, source=source, render=dialogue_text, metric_fns=(super_ni_scores,)))
     return Family(tasks=made, mixtures={"instructdial": {"instructdial": None}}, datasets=DATASETS)
 
 

@@ -10,8 +10,8 @@ Avoid", "Emphasis & Caution", "Examples": {"Positive Examples": [{"input", "outp
 Every file is a task of the same name. Mixture `natural_instructions_v1` has the tasks to train on,
 `natural_instructions_v1_test` those held out: by default the twelve, two of each category, on which the paper evaluates
 (its random split). The encoding is that of the authors' `encodeinstruction`, with two deviations: the suggestion of a
-negative example stands on a line of its own, and white space around a text goes. Super-NaturalInstructions, the second version, is
-`flanjax.tasks.natural_instructions`.
+negative example stands on a line of its own, and white space around a text goes. The second
+version, Super-NaturalInstructions, is `flanjax.tasks.natural_instructions`.
 """
 
 import fnmatch
@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+
+from flanjax.tasks.scoring import super_ni_scores
 
 from flanjax.data.records import read_json_file, record_files
 from flanjax.data.sources import BadRow, excerpt, report_bad_row, text_field
@@ -164,7 +166,7 @@ def family(
             train.append(name)
             source = with_validation(functools.partial(first_rows, rows=rows, count=train_instances_per_task))
         render = Instructed(encoding=ENCODINGS[encoding], max_source=max_source)
-        tasks.append(TextTask(name=name, source=source, render=render))
+        tasks.append(TextTask(name=name, source=source, render=render, metric_fns=(super_ni_scores,)))
     mixtures = {TRAIN_MIXTURE: dict.fromkeys(train), TEST_MIXTURE: dict.fromkeys(test)}
     return Family(tasks=tasks, mixtures={name: rates for name, rates in mixtures.items() if rates}, datasets=DATASETS)
 

@@ -130,7 +130,10 @@ def test_who_takes_turns(conversation, expected):
         (["Hi"], r"chat.json:3: message 1: an object is expected, not str"),
         ([{"content": "Hi"}], r"chat.json:3: message 1: field 'role' is missing"),
         ([{"role": "user"}], r"chat.json:3: message 1: field 'content' is missing"),
-        ([{"role": "tool", "content": ""}], r"chat.json:3: message 1: field 'role' is 'tool', which is none of system,"),
+        (
+            [{"role": "tool", "content": ""}],
+            r"chat.json:3: message 1: field 'role' is 'tool', which is none of system,",
+        ),
     ],
 )
 def test_a_malformed_message_is_named_with_its_place(messages, message):
