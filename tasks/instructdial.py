@@ -3,9 +3,9 @@
 Its scripts write JSON lines {"prompt", "output", "all_outputs", "task", "dataset", "split", "index", "metadata", ...}
 (in files that end in .json), where the prompt already holds the instruction and the dialogue, as the paper encodes it.
 
-Tasks: `instructdial`, which reads every record once, and `instructdial_<task>` for each of the published tasks, for
-whoever wants them with rates of their own; mixture `instructdial` has the first. A record is of the split it names;
-those that name none, or only "train", are parted: each hundredth is validation.
+Tasks: `instructdial`, which reads every record once, and `instructdial_<task>` for the tasks of the published sample,
+or for those that are named, with rates of their own; mixture `instructdial` has the first. A record is of the split
+that it names; those that name none, or "train", are parted: each hundredth is validation.
 """
 
 import functools

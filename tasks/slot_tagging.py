@@ -9,8 +9,9 @@ an intent, the numbers of its slots, what slots to include, and annotated exampl
     <labels> [1=time , [2=date </labels> <examples> wake me at [1 five am ] <br> alarm for [2 today ] </examples>
     -> wake me up at [1 nine am ] on [2 friday ]
 
-A slot value may be hidden as the wildcard *, which the model fills as it likes. Tasks: `slot_tagging_<locale>`, such as
-`slot_tagging_en_us`; mixture: `slot_tagging`. The splits are the partitions of the files.
+A slot value may be hidden as the wildcard *, which the model fills as it likes. The five blocks are the paper's, their
+spelling may differ from it in details. Tasks: `slot_tagging_<locale>`, such as `slot_tagging_en_us`; mixture:
+`slot_tagging`. The splits are the partitions of the files.
 """
 
 import functools

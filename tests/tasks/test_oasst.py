@@ -2,11 +2,13 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 from flanjax.tasks.oasst import Selection, family, read_trees, tree_threads
 
 from flanjax.data.rendering import rows_of, texts_of
 from flanjax.data.sources import BadRow, bad_row_policy
+from flanjax.data.vocabularies import Vocabulary
 
 
 class Words:
@@ -59,13 +61,19 @@ def test_the_published_messages_of_the_same_trees_give_the_same_rows(test_data):
     assert rows(test_data / "oasst" / "en_100_message.jsonl") == rows(test_data / "oasst" / "en_100_tree.jsonl")
 
 
-def test_flat_messages_give_the_same_rows_as_trees(tmp_path, test_data, trees):
-    file = tmp_path / "messages.jsonl"
-    with file.open("w") as stream:
-        for tree in trees:
-            for message in messages_of(tree["prompt"]):
-                flat = {key: value for key, value in message.items() if key != "replies"}
-                stream.write(json.dumps({"parent_id": None, **flat, "message_tree_id": tree["message_tree_id"]}) + "\n")
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_flat_messages_give_the_same_rows_as_trees(tmp_path, test_data, trees, ending):
+    fields = ("message_id", "parent_id", "text", "role", "lang", "rank", "deleted", "synthetic", "review_result")
+    flat = [
+        {name: message.get(name) for name in (*fields, "model_name")} | {"message_tree_id": tree["message_tree_id"]}
+        for tree in trees
+        for message in messages_of(tree["prompt"])
+    ]
+    file = tmp_path / f"messages{ending}"
+    if ending == ".jsonl":
+        file.write_text("".join(json.dumps(message) + "\n" for message in flat))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), file)
     assert rows(file) == rows(test_data / "oasst" / "en_100_tree.jsonl")
 
 
@@ -103,6 +111,22 @@ def test_a_rendered_example(test_data):
     assert text.targets.startswith(
         "The main difference between ChatGPT and Instructional GPT is that ChatGPT is better"
     )
+
+
+def test_real_lengths_keep_to_the_budget_and_end_with_the_question(test_data, t5_spiece):
+    vocabulary = Vocabulary.from_file(t5_spiece)
+    task = family(str(test_data / "oasst" / "en_100_tree.jsonl"), max_source=128).tasks[0]
+    cut = 0
+    for number, place, row in rows_of(task, "train", seed=0):
+        text = task.text(row, number, place, split="train", seed=0, tokenizer=vocabulary)
+        assert len(vocabulary.encode(text.inputs)) + 1 <= 128
+        question = row["turns"][-2][1].strip()
+        whole = text.inputs.endswith(f"User: {question}\nAssistant:")
+        cut += not whole
+        if len(vocabulary.encode(f"User: {question}\nAssistant:")) + 1 <= 128:
+            assert whole
+        assert text.inputs.startswith("User: ")
+    assert 0 < cut < 100
 
 
 def message(name, role="assistant", **fields):
