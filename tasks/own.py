@@ -41,8 +41,6 @@ READERS: Mapping[str, Callable[[str], Iterator[tuple[str, records.Record]]]] = {
     "parquet": records.read_parquet,
     "arrow": records.read_arrow,
 }
-# What `datasets` writes beside the records.
-_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 class OwnDataError(FlanjaxError):
@@ -150,9 +148,7 @@ def _split(path: str, format: str) -> dict[str, list[str]]:
     """The files of each split."""
     if format:
         return {"train": [path]}
-    files = [file for file in records.record_files(path) if os.path.basename(file) not in _DESCRIPTIONS]
-    if not files:
-        raise OwnDataError(f"{path}: there is no file of records in it, only what describes them")
+    files = records.record_files(path)
     if len(files) == 1:
         return {"train": files}
     paths = [file.split("/") for file in files]

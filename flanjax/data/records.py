@@ -12,10 +12,9 @@ that fsspec knows (https://, gs://, hf://). No more than a record, or a block of
 import csv
 import io
 import json
-import lzma
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -28,9 +27,12 @@ Record = dict[str, Any]
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# What `fetch` and the `datasets` library write beside the records.
+_DESCRIPTIONS = ("SOURCES.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _BLOCK = 1 << 16
 _BLANK = " \t\r\n"
-_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, ImportError)
+_LONGEST_WORD = len("-Infinity")
+_WRONG_BYTE = re.compile("[\udc80-\udcff]")  # as `surrogateescape` decodes what is not UTF-8
 csv.field_size_limit(1 << 30)
 
 
@@ -50,7 +52,9 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Record]]:
 
 
 def record_files(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> list[str]:
-    """The files that a path means, in order of their names; hidden ones and those of other formats are left out.
+    """The files that a path means, in order of their names.
+
+    Of a folder hidden files, those of other formats, and those that only describe the records are left out.
 
     A reader of a format of its own, such as XML, gives the endings that it reads as `formats`.
 
@@ -60,14 +64,12 @@ def record_files(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS)
     text = os.fspath(path)
     try:
         system, local = fsspec.core.url_to_fs(text)
-        found = system.glob(local) if any(sign in text for sign in "*?[") else [local]
+        is_pattern = any(sign in text for sign in "*?[")
+        found = [local] if system.exists(local) else system.glob(local) if is_pattern else []
         if len(found) == 1 and system.isdir(found[0]):
-            inside = system.find(found[0])
-            found = [file for file in inside if not os.path.relpath(file, found[0]).startswith(".")]
-            found = [file for file in found if format_of(file) in formats]
-        elif not all(system.exists(file) for file in found):
-            found = []
-    except (*_UNREADABLE, RuntimeError) as error:
+            shown = [file for file in system.find(found[0]) if not _is_beside(os.path.relpath(file, found[0]))]
+            found = [file for file in shown if format_of(file) in formats]
+    except Exception as error:  # of the file system, each of which has its own
         raise RecordsError(f"{text} cannot be read: {type(error).__name__}: {error}") from error
     if not found:
         raise RecordsError(f"{text}: there is no such file, or no file of a known format ({', '.join(formats)}) in it")
@@ -75,6 +77,11 @@ def record_files(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS)
         raise RecordsError(f"{unknown[0]}: its name ends in none of the known formats: {', '.join(formats)}")
     remote = "://" in text and not text.startswith("file://")
     return sorted(system.unstrip_protocol(file) if remote else file for file in found)
+
+
+def _is_beside(file: str) -> bool:
+    """Whether a file of a folder is there beside the records: a hidden one, or a description of them."""
+    return re.search(r"(^|/)\.", file) is not None or os.path.basename(file) in _DESCRIPTIONS
 
 
 def format_of(file: str) -> str:
@@ -115,7 +122,7 @@ def read_json(file: str | os.PathLike[str]) -> Record:
 def read_table(
     file: str, *, names: Sequence[str] | None = None, delimiter: str | None = None, quoted: bool = True
 ) -> Iterator[tuple[str, Record]]:
-    """Rows of a CSV or TSV file; a row with too many or too few columns is a bad one.
+    """Rows of a CSV or TSV file, each at its first line; one with too many or too few columns is a bad one.
 
     Args:
         file: its path.
@@ -125,32 +132,42 @@ def read_table(
     """
     delimiter = delimiter or ("\t" if format_of(file) in (".tsv", ".txt") else ",")
     with _readable(file, lambda: file) as stream:
-        # A wrong byte becomes U+FFFD here and is reported with its row below.
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
-        reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        # Strict, for else a quotation mark that is never closed takes the rest of the file into its field.
+        reader = csv.reader(
+            text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
+        )
         while True:
+            place = f"{file}:{reader.line_num + 1}"
             try:
                 values = next(reader, None)
             except csv.Error as error:
-                report_bad_row(BadRow(f"{file}:{reader.line_num}: not {delimiter!r}-separated: {error}"))
+                report_bad_row(BadRow(f"{place}: not {delimiter!r}-separated: {error}"))
                 continue
             if values is None:
                 return
-            place = f"{file}:{reader.line_num}"
-            if names is None:
-                names = values
-            elif not values:
+            if not values:
                 continue  # a blank line
+            if not all(map(_is_utf8, values)):
+                report_bad_row(BadRow(f"{place}: not UTF-8: {excerpt(values)}"), always=names is None)
+            elif names is None:
+                names = values
+                if again := [name for name in names if names.count(name) > 1]:
+                    report_bad_row(BadRow(f"{place}: two columns are called {again[0]!r}"), always=True)
             elif len(values) != len(names):
                 report_bad_row(BadRow(f"{place}: {len(values)} columns, not {len(names)}: {excerpt(values)}"))
             else:
                 yield place, dict(zip(names, values, strict=True))
 
 
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not _WRONG_BYTE.search(text)
+
+
 def read_json_file(file: str) -> Iterator[tuple[str, Record]]:
     """The objects of a JSON array, one by one; or of JSON lines under this name; or one object as a single record."""
     with _readable(file, lambda: file) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
         yield from _Scanner(text, file).records()
 
 
@@ -168,8 +185,8 @@ def read_json_lines(file: str | os.PathLike[str]) -> Iterator[tuple[str, Record]
         except json.JSONDecodeError as error:
             reason = f"not JSON ({error.msg}, column {error.colno})"
             report_bad_row(BadRow(f"{place}: {reason}: {excerpt(line.decode(errors='replace'))}"))
-        except RecursionError:
-            report_bad_row(BadRow(f"{place}: not JSON (nested too deeply): {excerpt(line)}"))
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or nested too deeply
+            report_bad_row(BadRow(f"{place}: not JSON ({error}): {excerpt(line.decode(errors='replace'))}"))
         else:
             if isinstance(record, dict):
                 yield place, record
@@ -209,21 +226,29 @@ _READERS = {
 def _numbered(file: str, batches: Any) -> Iterator[tuple[str, Record]]:
     number = 0
     for batch in batches:
+        batch.validate(full=True)  # offsets beyond the data would end the process
         for record in batch.to_pylist():
             number += 1
             yield f"{file}: row {number}", record
 
 
 @contextmanager
-def _readable(file: str, place: Any, compression: str | None = "infer") -> Iterator[IO[bytes]]:
+def _readable(file: str, place: Callable[[], str], compression: str | None = "infer") -> Iterator[IO[bytes]]:
     """The opened file; what cannot be read of it becomes a BadRow that no policy skips."""
     try:
-        with fsspec.open(file, "rb", compression=compression) as stream:
-            yield stream
+        if compression == "infer" and file.lower().endswith(".zst"):
+            # zstandard, which fsspec would unpack it with, takes a file that was cut for one that has ended.
+            import pyarrow
+
+            with fsspec.open(file, "rb", compression=None) as packed:
+                yield io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(packed, mode="r"), "zstd"))
+        else:
+            with fsspec.open(file, "rb", compression=compression) as stream:
+                yield stream
     except FlanjaxError:
         raise
-    except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or error
+    except Exception as error:  # of a file system, a compression or a format, each of which has its own
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         report_bad_row(BadRow(f"{place()}: cannot be read: {reason}"), always=True)
 
 
@@ -245,40 +270,53 @@ class _Scanner:
 
     def records(self) -> Iterator[tuple[str, Record]]:
         """The records of an array, or of values in a row."""
-        sign = self._next()
-        array = sign == "["
+        array = self._next() == "["
         if array:
             self._position += 1
         while (sign := self._next()) and not (array and sign == "]"):
-            place = f"{self._file}:{self._line}"
-            value = self._value(place)
-            if isinstance(value, dict):
-                yield place, value
-            else:
+            place = self._place()
+            value, text = self._value(place)
+            if not _is_utf8(text):
+                report_bad_row(BadRow(f"{place}: not UTF-8: {excerpt(text)}"))
+            elif not isinstance(value, dict):
                 report_bad_row(BadRow(f"{place}: a JSON object is expected, not {type(value).__name__}"))
-            if array:
-                sign = self._next()
-                if sign == ",":
-                    self._position += 1
-                elif sign and sign != "]":
-                    self._fail(f"{self._file}:{self._line}", "a comma or ] is expected")
+            else:
+                yield place, value
+            if array and (sign := self._next()) == ",":
+                self._position += 1
+            elif array and sign and sign != "]":
+                self._fail(self._place(), "a comma or ] is expected")
         if array and not sign:
-            self._fail(f"{self._file}:{self._line}", "the array is cut short")
+            self._fail(self._place(), "the array is cut short")
+        self._position += 1
+        if array and self._next():
+            self._fail(self._place(), "nothing is expected after the array")
 
-    def _value(self, place: str) -> Any:
+    def _place(self) -> str:
+        return f"{self._file}:{self._line}"
+
+    def _value(self, place: str) -> tuple[Any, str]:
+        """The value that begins at the position, and its text; the position is then behind it."""
         while True:
             try:
                 value, end = self._decode(self._buffer, self._position)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if self._fill():
+            except (ValueError, RecursionError) as error:
+                if self._may_be_cut(error) and self._fill():
                     continue
                 self._fail(place, getattr(error, "msg", str(error)))
             # A number at the end of the buffer may go on in what was not read yet; nothing else does.
             if end == len(self._buffer) and self._fill():
                 continue
-            self._line += self._buffer.count("\n", self._position, end)
+            text = self._buffer[self._position : end]
+            self._line += text.count("\n")
             self._position = end
-            return value
+            return value, text
+
+    def _may_be_cut(self, error: Exception) -> bool:
+        """Whether more of the file may mend the value: not where an error lies before what was read last."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._buffer) - _LONGEST_WORD
 
     def _next(self) -> str:
         """The next sign that is not blank, at which the position then is; empty at the end."""

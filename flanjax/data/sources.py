@@ -87,4 +87,5 @@ def text_field(row: Mapping[str, Any], name: str, place: str) -> str:
 def excerpt(content: Any) -> str:
     """The beginning of a row or a text, for a message."""
     text = content if isinstance(content, str) else repr(content)
+    text = text.encode(errors="backslashreplace").decode()  # bytes that are not UTF-8 could not be printed
     return text.strip()[:80] + ("..." if len(text.strip()) > 80 else "")

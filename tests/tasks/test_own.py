@@ -241,7 +241,7 @@ def test_nothing_to_read_is_said(tmp_path):
         _task(tmp_path / "mine.jsonl")
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text("{}")
-    with pytest.raises(OwnDataError, match="only what describes them"):
+    with pytest.raises(RecordsError, match="no file of a known format"):
         _task(tmp_path / "saved")
 
 
