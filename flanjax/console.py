@@ -49,7 +49,8 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._out.is_terminal:  # where there is none, stopping prints an empty line
+            self._progress.stop()
 
     def line(self, text: str = "") -> None:
         """One line of plain text."""

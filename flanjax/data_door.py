@@ -131,6 +131,17 @@ def _entry(flags: argparse.Namespace) -> "Entry":
     return find(flags.name, modules)
 
 
+def _entry_with_split(flags: argparse.Namespace) -> "Entry":
+    """What the name means, where some task of it has the split that is asked for."""
+    entry = _entry(flags)
+    splits = list(dict.fromkeys(split for task in entry.tasks for split in task.splits))
+    if not splits:
+        raise FlanjaxError(f"{entry.name} has no tasks before its data is there: --option=data_dir=FOLDER says where")
+    if flags.split not in splits:
+        raise FlanjaxError(f"{entry.name} has no split {flags.split!r}; it has {', '.join(splits)}")
+    return entry
+
+
 def _vocabulary(flags: argparse.Namespace) -> "Vocabulary":
     from flanjax.data.vocabularies import Vocabulary
 
@@ -146,7 +157,7 @@ def _show(flags: argparse.Namespace, console: "Console") -> int:
     vocabulary = _vocabulary(flags)
     pick = drawn_rows if flags.drawn else first_rows
     shown = 0
-    for task in _entry(flags).tasks:
+    for task in _entry_with_split(flags).tasks:
         if flags.split not in task.splits:
             continue
         rows = pick(task, flags.split, flags.number, seed=flags.seed).rows
@@ -157,7 +168,7 @@ def _show(flags: argparse.Namespace, console: "Console") -> int:
         if shown >= flags.number and not flags.drawn:
             break
     if not shown:
-        raise FlanjaxError(f"{flags.name} gives no example of split {flags.split!r}")
+        raise FlanjaxError(f"the rows of {flags.name}, split {flags.split!r}, give no example")
     return 0
 
 
@@ -165,9 +176,11 @@ def _show_row(row: "PreviewedRow", console: "Console") -> None:
     for side, spans, padding in zip(("inputs", "targets"), (row.inputs, row.targets), row.padding, strict=True):
         console.line(f"{side}: {len(spans):,} tokens, {padding:,} of padding")
         console.styled(_parts(spans))
+        if unknown := sorted({span.text for span in spans if span.kind == "unknown"}):
+            console.line(f"  the vocabulary has no piece for: {' '.join(unknown)}")
     for example in row.examples:
         cut = ", cut to the row" if example.truncated else ""
-        console.line(f"  segment {example.segment}: {example.place}{cut}")
+        console.line(f"  segment {example.segment}: row {example.number + 1}, {example.place}{cut}")
         if example.text.references:
             console.line(f"    accepted: {' | '.join(example.text.references)}")
 
@@ -193,7 +206,7 @@ def _stats(flags: argparse.Namespace, console: "Console") -> int:
 
         found = cached_statistics(CachedMixture.open(flags.cache_dir, flags.name, flags.split))
     else:
-        entry = _entry(flags)
+        entry = _entry_with_split(flags)
         rated = list(zip(entry.tasks, entry.rates.values(), strict=True))
         how: dict[str, Any] = {"split": flags.split, "seed": flags.seed, "sample": flags.sample}
         found = sampled_statistics(entry.name, rated, vocabulary=_vocabulary(flags), **how)
@@ -238,7 +251,7 @@ def _lint(flags: argparse.Namespace, console: "Console") -> int:
             console.progress("looking", examples, None)
 
     report = lint(
-        _entry(flags).tasks,
+        _entry_with_split(flags).tasks,
         flags.split,
         vocabulary=_vocabulary(flags),
         seed=flags.seed,
