@@ -119,13 +119,12 @@ def _family_lines(family: "Family") -> Iterator[str]:
 
 def _entry(flags: argparse.Namespace) -> "Entry":
     """What the name means, under the options given for its module."""
-    from flanjax.data.catalog import OWN, find, is_path
+    from flanjax.data.catalog import bringing, find
 
     modules: dict[str, Mapping[str, Any]] = {name: {} for name in flags.tasks}
     options = doors.option_values(flags.option)
     if options and not modules:
-        module = OWN if is_path(flags.name) else find(flags.name).module
-        modules = {module: options}
+        modules = {bringing(flags.name): options}
     elif options:
         modules = dict.fromkeys(modules, options)
     return find(flags.name, modules)

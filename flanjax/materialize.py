@@ -3,11 +3,11 @@
 What the mixture is made of comes from a run's gin file, or from flags:
 
     python -m flanjax.materialize --gin_file=demo.gin
-    python -m flanjax.materialize --mixture=super_natural_instructions --cache_dir=cache --vocabulary=spiece.model \
-        --tasks=flanjax.tasks.natural_instructions --option=data_dir=super_natural_instructions
+    python -m flanjax.materialize --mixture=alpaca --cache_dir=cache --vocabulary=spiece.model --option=data_dir=alpaca
     python -m flanjax.materialize --mixture=reviews.jsonl --cache_dir=cache --vocabulary=spiece.model
 
-Run again, it redoes only what changed.
+A mixture that no shipped module has needs its module: --tasks=my_tasks, which then gets the options. Run again, it
+redoes only what changed.
 """
 
 import argparse
@@ -31,13 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = doors.gin_parser("flanjax.materialize", "Tokenises a mixture of seqio tasks once, for training to read.")
-    parser.add_argument("--mixture", help="names of mixtures or tasks, separated by commas (default: the gin file's)")
+    parser = doors.gin_parser("flanjax.materialize", "Tokenises a mixture once, for training to read.")
+    parser.add_argument(
+        "--mixture", help="mixtures, tasks or paths of your own data, separated by commas (default: the gin file's)"
+    )
     parser.add_argument("--cache_dir", help="where the tokens go (default: the gin file's)")
     parser.add_argument("--vocabulary", help="a SentencePiece model or a folder with spiece.model")
-    parser.add_argument("--tasks", action="append", default=[], metavar="MODULE", help="a module that registers tasks")
+    parser.add_argument("--tasks", action="append", default=[], metavar="MODULE", help="a task module of your own")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="given to register() of each --tasks module"
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="for each --tasks module, or the mixture's"
     )
     parser.add_argument("--workers", type=int, help="processes that tokenise (default: one for each core)")
     parser.add_argument(
@@ -58,12 +60,12 @@ def _materialize(argv: Sequence[str]) -> int:
     flags, sources = doors.parse_gin_flags(parser, argv)
     if not sources.files and not (flags.mixture and flags.cache_dir):
         parser.error("give --gin_file, or --mixture and --cache_dir")
+    if flags.option and not (flags.tasks or flags.mixture):
+        parser.error("--option goes with --tasks or --mixture; TASKS of the gin file has the options of its modules")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tokenising needs no accelerator; leave it to training
 
     request = _from_gin(sources) if sources.files else {"tasks": {}, "vocabulary": None}
-    if flags.tasks:
-        request["tasks"] = dict.fromkeys(flags.tasks, doors.option_values(flags.option))
     if flags.splits:
         request["splits"] = tuple(flags.splits.split(","))
     for name in ("cache_dir", "seed", "on_bad_row", "workers"):
@@ -72,12 +74,16 @@ def _materialize(argv: Sequence[str]) -> int:
     if flags.beam is not None:
         request["beam"] = tuple(shlex.split(flags.beam))
     mixtures = flags.mixture.split(",") if flags.mixture else request["mixtures"]
-    request.pop("mixtures", None)
 
-    from flanjax.data.catalog import resolve_all
+    from flanjax.data.catalog import bringing, resolve_all
     from flanjax.data.vocabularies import VocabularySource
 
-    mixtures, request["tasks"] = resolve_all(mixtures, request["tasks"], request["cache_dir"])
+    options = doors.option_values(flags.option)
+    if modules := flags.tasks or (options and [bringing(mixture) for mixture in mixtures]):
+        request["tasks"] = dict.fromkeys(modules, options)
+    # The gin file's as well: training names the mixture that comes of a path there.
+    names, request["tasks"] = resolve_all([*request.pop("mixtures", []), *mixtures], request["tasks"], None)
+    mixtures = names[-len(mixtures) :]
 
     if flags.vocabulary or request["vocabulary"] is None:
         request["vocabulary"] = VocabularySource(path=flags.vocabulary)
@@ -128,12 +134,11 @@ def _left_out(report: "MaterializeReport") -> Iterator[str]:
 
 def _from_gin(sources: doors.GinSources) -> dict[str, Any]:
     """The part of a run's configuration that materialising needs."""
-    from flanjax.run import CONFIGURABLES, Run, with_modules
+    from flanjax.run import CONFIGURABLES, Run
 
     doors.configure(sources, CONFIGURABLES)
-    built = doors.build(Run)
-    assert isinstance(built, Run)
-    run = with_modules(built)
+    run = doors.build(Run)
+    assert isinstance(run, Run)
     return {
         "mixtures": [run.data.mixture, *run.evaluation.mixtures],
         "cache_dir": run.data.cache_dir,

@@ -175,11 +175,16 @@ def test_stats_are_a_hand_count(run: Run, vocabulary: str, t5_spiece: Path, revi
 
 
 def test_stats_of_a_cache_are_those_of_its_rows(
-    run: Run, vocabulary: str, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run,
+    vocabulary: str,
+    reviews: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as the materialising door sets it
     cache = f"--cache_dir={tmp_path / 'cache'}"
-    flags = ["--tasks=flanjax.tasks.own", f"--option=path={reviews}", ALL, "--workers=1", "--splits=train"]
-    assert materialize(["--mixture=reviews", cache, vocabulary, *flags]) == 0
+    assert materialize([f"--mixture={reviews}", cache, vocabulary, ALL, "--workers=1", "--splits=train"]) == 0
     capsys.readouterr()
     assert run("stats", "reviews", cache) == run("stats", reviews, vocabulary, ALL)
     assert len(CachedMixture.open(tmp_path / "cache", "reviews", "train").tasks[0]) == 3

@@ -83,12 +83,17 @@ def resolve(mixture: str, modules: Modules) -> tuple[str, dict[str, Mapping[str,
     """A mixture and the task modules that bring it; a path or an address becomes a task of one's own data.
 
     Raises:
-        FlanjaxError: there is nothing to read at the path, or its records have no known form.
+        FlanjaxError: there is nothing to read at the path, its records have no known form, or `modules` name another.
     """
     modules = dict(modules)
     if not is_path(mixture):
         return mixture, modules
-    options = {**modules.get(OWN, {}), "path": mixture}
+    options = {"path": mixture, **modules.get(OWN, {})}
+    if options["path"] != mixture:
+        raise CatalogError(
+            f"{options['path']} and {mixture}: one path can be given; what is trained on and what is held out belong "
+            "into one folder, as train.jsonl and validation.jsonl"
+        )
     family = load_family(OWN, options)
     assert family is not None
     modules[OWN] = options
@@ -96,18 +101,18 @@ def resolve(mixture: str, modules: Modules) -> tuple[str, dict[str, Mapping[str,
 
 
 def resolve_all(
-    mixtures: Sequence[str], modules: Modules, cache_dir: str | Path
+    mixtures: Sequence[str], modules: Modules, cache_dir: str | Path | None
 ) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
     """Mixtures and the task modules that bring them, where `modules` names none.
 
-    The name of a shipped mixture brings its module, unless the cache has it already: without modules it is taken as it
-    was written. See `resolve` for paths, which bring a module in any case.
+    The name of a shipped mixture brings its module, unless it is in a cache that is given: without modules it is taken
+    from there as it was written. See `resolve` for paths, which bring a module in any case.
     """
     names, found = [], dict(modules)
     for mixture in mixtures:
         name, found = resolve(mixture, found)
         names.append(name)
-        if not modules and name == mixture and not is_cached(cache_dir, name):
+        if not modules and name == mixture and not (cache_dir and is_cached(cache_dir, name)):
             module = module_of(name)
             if module is not None:
                 found.setdefault(module, {})
@@ -117,6 +122,15 @@ def resolve_all(
 def is_path(mixture: str) -> bool:
     """Whether a mixture's name is meant as a file, a folder or an address: no registered name looks like one."""
     return "/" in mixture or os.sep in mixture or format_of(mixture) in FORMATS
+
+
+def bringing(mixture: str) -> str:
+    """The shipped module that a mixture, a task, a dataset or a path of one's own comes from.
+
+    Raises:
+        CatalogError: no family has it; the message has the nearest name.
+    """
+    return OWN if is_path(mixture) else find(mixture).module
 
 
 def module_of(name: str) -> str | None:
