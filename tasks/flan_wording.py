@@ -23,12 +23,13 @@ instance has an `answer` (text), and `options` (a list of texts) where the type 
 `commonsense_cause`, `question` is "cause" or "effect".
 """
 
-from flanjax.tasks import wording_sentences
+from flanjax.tasks import wording_labels, wording_questions, wording_sentences, wording_texts
 
 from flanjax.data.prompts import PromptError, TaskType
 from flanjax.errors import nearest
 
-TASK_TYPES = {type.name: type for module in (wording_sentences,) for type in module.TYPES}
+_MODULES = (wording_sentences, wording_labels, wording_questions, wording_texts)
+TASK_TYPES = {type.name: type for module in _MODULES for type in module.TYPES}
 
 
 def task_type(name: str) -> TaskType:

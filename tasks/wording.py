@@ -8,9 +8,9 @@
         options=True,
     )
 
-An instance of a type with options is asked in two forms, stored apart: "...Does it follow that ...?\n{options}\nAnswer:"
-and the same without the block, which must not speak of options either. Among exemplars the cue at the end ("Answer:")
-gives way to what introduces the exemplars' answers (`FRAMES`).
+An instance of a type with options is asked in two forms, stored apart: "...Does it follow that ...?\n{options}" and
+then the cue, "\nAnswer:"; and the same without the block, which must not speak of options either. Among exemplars the
+cue gives way to what introduces their answers (`FRAMES`).
 """
 
 from dataclasses import dataclass
