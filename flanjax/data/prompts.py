@@ -206,8 +206,8 @@ class TypeTemplate(Template):
 
     @property
     def shows_options(self) -> bool:
-        """Whether the input has the options."""
-        return "{options}" in self.inputs
+        """Whether its text has the options."""
+        return "{options}" in self.inputs + self.targets
 
     def field_names(self) -> set[str]:
         """The fields that its strings ask for."""
