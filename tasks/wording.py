@@ -62,7 +62,7 @@ class Wording:
         body = self.shown if shown else self.hidden
         if self.framed:
             return TypeTemplate(inputs=body, targets=self.targets, mixed=self.mixed, **vars(frame))
-        delimiter = " " if self.cue else "\n"
+        delimiter = " " if self.cue or body.endswith("{dialog}") else "\n"
         return TypeTemplate(inputs=body + self.cue, targets=self.targets, mixed=self.mixed, delimiter=delimiter)
 
 

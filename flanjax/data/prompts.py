@@ -322,7 +322,8 @@ def render_arm(
     options, dialog = OPTIONS, DIALOG
     if template.shows_options:
         options = settings.styles.options.draw(context.draw, len(_texts(instance, "options", context.place)))
-    if arm is Arm.ZSOPT and "history" in type.fields:
+    # A target in a drawn style could not be foreseen from the input.
+    if arm is Arm.ZSOPT and "history" in type.fields and "{history}" not in template.targets:
         dialog = settings.styles.dialog.draw(context.draw)
     inputs, targets = template.render(_values(type, template, instance, context.place, options, dialog))
     return Text(inputs=inputs, targets=targets)

@@ -95,7 +95,7 @@ class PromptTemplate:
                 raise ValueError("a row may not have a field 'answer_choices', which a template uses for itself")
             values = {**_protected(row), _DRAW: draw}
             choices = None if self.answer_choices is None else _parts(self.answer_choices, values)
-            parts = _parts(self.jinja, {**values, "answer_choices": choices})
+            parts = _parts(self.jinja, {**values, "answer_choices": _protected(choices)})
         except Exception as error:  # whatever an expression can raise
             raise BadRow(f"{place}: template {self.name!r}: {type(error).__name__}: {error}: {excerpt(row)}") from error
         if len(parts) == 1 and parts[0]:

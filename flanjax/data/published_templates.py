@@ -101,14 +101,16 @@ def with_names(type: TaskType, names: Mapping[str, str]) -> TaskType:
 
 
 def _type(key: str, pairs: Sequence[Pair], without: Sequence[Pair], few_shot: Sequence[Any], path: str) -> TaskType:
-    shown = [_pair_template(pair) for pair in pairs]
-    hidden = [_pair_template(pair) for pair in without]
     try:
+        shown = [_pair_template(pair) for pair in pairs]
+        hidden = [_pair_template(pair) for pair in without]
         among = [_few_shot_template(pattern) for pattern in few_shot]
         among_hidden = [_few_shot_template(_deleted_fields(pattern)) for pattern in few_shot]
-    except (TypeError, KeyError, ValueError) as error:
-        raise PromptError(f"{path}: few-shot templates of {key}: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise PromptError(f"{path}: templates of {key!r}: {error}") from error
     names = set().union(*(template.field_names() for template in (*shown, *hidden, *among)))
+    if unnamed := sorted(name for name in names if not name.isidentifier()):
+        raise PromptError(f"{path}: templates of {key!r}: {unnamed[0]!r} is no name of a field")
     published = TaskType(
         name=key,
         fields=tuple(sorted(names - {"answer", "options", "rationale", "dialog", "history"}))
