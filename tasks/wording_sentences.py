@@ -41,7 +41,7 @@ TYPES = (
     worded(
         "paraphrase",
         ("sentence1", "sentence2"),
-        ask("{sentence1}\n{sentence2}\nIs one of these a rewording of the other?"),
+        ask("{sentence1}\n{sentence2}\nIs either of the two a rewording of the other?"),
         ask("First: {sentence1}\nSecond: {sentence2}\nIs the same thing said twice?", "\nAnswer:", framed=False),
         ask('Would a reader learn the same from "{sentence1}" as from "{sentence2}"?'),
         ask("Here are two sentences.\n(1) {sentence1}\n(2) {sentence2}\nAre they equal in meaning?", "\nJudgement:"),
