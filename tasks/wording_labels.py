@@ -24,7 +24,7 @@ TYPES = (
     worded(
         "topic",
         ("text",),
-        ask("{text}\nWhat is this about?", "\nTopic:"),
+        ask("{text}\nTell what that deals with.", "\nTopic:"),
         ask("In which section of a newspaper would you look for this text?\n{text}", "\nSection:"),
         ask("Article: {text}", "\nSubject:", framed=False),
         ask(

@@ -53,7 +53,7 @@ TYPES = (
         "passage_choice",
         ("context", "question"),
         ask("{context}\n{question}", "\nSettled:"),
-        ask("Text: {context}\nQuestion: {question}", "\nAnswer:", framed=False),
+        ask("To be read: {context}\nTo be answered: {question}", "\nAnswer:", framed=False),
         ask("Read and answer.\n{context}\n{question}", shown="Read and choose.\n{context}\n{question}\n{options}"),
         ask("{question}\nBase what you say on this.\n{context}"),
         ask('Given "{context}", {question}', "\nReply:"),
@@ -159,7 +159,7 @@ TYPES = (
     worded(
         "cot_inversion",
         ("question",),
-        invert("{rationale} The answer is {answer}.\nWhat was the question?", "{question}"),
+        invert("{rationale} That makes {answer}.\nWhat had to be found out?", "{question}"),
         invert('Somebody reasoned "{rationale}" and came to {answer}. What had they been asked?', "{question}"),
         invert("Explanation: {rationale}\nResult: {answer}\nProblem:", "{question}"),
         invert(
