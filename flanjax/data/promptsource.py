@@ -14,9 +14,9 @@ import collections
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import fsspec
 import jinja2
 import jinja2.sandbox
 import yaml
@@ -112,11 +112,12 @@ def read_promptsource(file: str) -> dict[str, PromptTemplate]:
         PromptError: it cannot be read, or is no file of templates.
     """
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
+        with fsspec.open(file, "rt", encoding="utf-8") as stream:
+            content = yaml.load(stream.read(), Loader=_Loader)
         templates = [_template(entry, content, file) for entry in content["templates"].values()]
     except yaml.YAMLError as error:
         raise PromptError(f"{file} is not YAML, or has tags that are no data: {error}") from error
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise PromptError(f"{file} is no file of templates: {type(error).__name__}: {error}") from error
     return {template.name: template for template in templates}
 

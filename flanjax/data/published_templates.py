@@ -21,8 +21,9 @@ import dataclasses
 import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+import fsspec
 
 from flanjax.data.prompts import PromptError, TaskType, TypeTemplate
 
@@ -100,6 +101,30 @@ def with_names(type: TaskType, names: Mapping[str, str]) -> TaskType:
     )
 
 
+def over_fields(type: TaskType, fields: Sequence[str]) -> TaskType:
+    """The type whose instances have these fields: templates that ask for others are left out.
+
+    Raises:
+        PromptError: there would be no template in some form.
+    """
+    known = {*fields, "answer", "options", "rationale", *(("dialog",) if "history" in fields else ())}
+
+    def kept(templates: Sequence[TypeTemplate]) -> tuple[TypeTemplate, ...]:
+        left = tuple(template for template in templates if template.field_names() <= known)
+        if templates and not left:
+            raise PromptError(f"{type.name}: all templates ask for more than {', '.join(fields)}")
+        return left
+
+    return dataclasses.replace(
+        type,
+        fields=tuple(fields),
+        templates=kept(type.templates),
+        hidden=kept(type.hidden),
+        few_shot=kept(type.few_shot),
+        few_shot_hidden=kept(type.few_shot_hidden),
+    )
+
+
 def _type(key: str, pairs: Sequence[Pair], without: Sequence[Pair], few_shot: Sequence[Any], path: str) -> TaskType:
     try:
         shown = [_pair_template(pair) for pair in pairs]
@@ -171,9 +196,10 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
 
 def _read_tables(path: str) -> Tables:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with fsspec.open(path, "rt", encoding="utf-8") as file:
+            text = file.read()
         tables = json.loads(text) if path.endswith(".json") else _literal_tables(text, path)
-    except (OSError, ValueError, SyntaxError, RecursionError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError, ImportError) as error:
         raise PromptError(f"{path} is no file of templates: {error}") from error
     tables = {name: table for name, table in tables.items() if name in _TABLES} if isinstance(tables, dict) else {}
     if not tables.get("PATTERNS"):
