@@ -38,12 +38,14 @@ TYPES = (
         ("question",),
         ask("{question}"),
         ask("Item: {question}", "\nKey:", framed=False),
-        ask("Give the right answer. {question}", "\nRight is:", shown="Pick the right answer. {question}\n{options}"),
+        ask(
+            "Give the right answer. {question}", "\nRight answer:", shown="Pick the right answer. {question}\n{options}"
+        ),
         ask("From a school examination: {question}", "\nSolution:"),
         ask("{question}\nWhat is correct?", shown="{question}\nWhich one is correct?\n{options}"),
         ask("A pupil is stuck on this: {question}\nHelp them.", "\nAnswer:"),
         ask("Work out the answer. {question}", shown="Solve by choosing. {question}\n{options}"),
-        ask("{question}\nState what you hold to be true.", "\nTrue is:"),
+        ask("{question}\nState what you hold to be true.", "\nYour statement:"),
         ask("Quiz time!\n{question}", shown="Quiz time!\n{question}\nYour choices: {options}"),
         invert('Write an examination question to which "{answer}" is the right answer.', "{question}"),
         invert("The answer is: {answer}\nWhat was asked?", "{question}"),
@@ -52,7 +54,7 @@ TYPES = (
     worded(
         "passage_choice",
         ("context", "question"),
-        ask("{context}\n{question}", "\nSettled:"),
+        ask("{context}\n{question}", "\nConclusion:"),
         ask("To be read: {context}\nTo be answered: {question}", "\nAnswer:", framed=False),
         ask("Read and answer.\n{context}\n{question}", shown="Read and choose.\n{context}\n{question}\n{options}"),
         ask("{question}\nBase what you say on this.\n{context}"),
@@ -104,7 +106,7 @@ TYPES = (
     worded(
         "entity_cloze",
         ("context", "query"),
-        ask("{context}\nWho or what is meant by the underscore in this sentence? {query}", "\nMeant is:"),
+        ask("{context}\nWho or what is meant by the underscore in this sentence? {query}", "\nThat is:"),
         ask("News: {context}\nGap: {query}", "\nFilled by:", framed=False),
         ask(
             "Fill the gap with a name from the article.\n{query}\nArticle: {context}",
@@ -127,8 +129,8 @@ TYPES = (
         ask("Exercise: {question}", "\nSolution:", framed=False),
         ask("From a book of arithmetic: {question}", "\nAnswer:"),
         ask("{question}\nGive nothing but the result."),
-        ask("What comes out? {question}"),
-        ask("A calculator would show what for this: {question}"),
+        ask("What does this come to? {question}"),
+        ask("What would a calculator show for this? {question}"),
         ask("Compute and simplify.\n{question}", "\nResult:"),
         ask("Homework: {question}", "\nSolved:"),
         invert("Set an exercise that has the result {answer}.", "{question}"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from flanjax.data.exemplars import Exemplars
+from flanjax.data.fingerprints import fingerprint
 from flanjax.data.records import read_json_lines
 from flanjax.data.sources import BadRow, bad_row_policy, text_field
 
@@ -90,6 +91,14 @@ def test_bad_rows_are_no_exemplars_and_are_not_reported(tmp_path, policy):
         pool = Exemplars(source=Lines(str(file)), to_instance=as_instance).pool(0)
     assert sorted(instance["question"] for instance in pool) == ["a", "b"]
     assert bad.skipped == 0
+
+
+def test_a_pool_that_was_drawn_leaves_the_fingerprint_as_it_was():
+    exemplars = Exemplars(source=Counting(20, reads=[]), to_instance=as_instance)
+    before = fingerprint(Exemplars(source=Counting(20), to_instance=as_instance))
+    exemplars.pool(0)
+    exemplars.source.reads.clear()
+    assert fingerprint(exemplars) == before
 
 
 def test_a_missing_file_is_an_error(tmp_path):

@@ -14,6 +14,7 @@ from flanjax.tasks.flan_wording import TASK_TYPES, task_type
 from flanjax.data.draws import Draw
 from flanjax.data.prompts import Arm, PromptError, render_arm
 from flanjax.data.tasks import Context
+from flanjax.data.vocabularies import Vocabulary
 
 FIELDS = {
     "nli": ("premise", "hypothesis"),
@@ -181,6 +182,125 @@ def copied_from(published):
         if re.search(r"\w", re.sub(r"\{[^}]*\}", "", template.inputs))
     ]
     return sorted({text for text in ours if normalised(text) in published})
+
+
+OPINIONS = [
+    {"text": text, "options": ["positive", "negative"], "answer": answer}
+    for text, answer in (
+        *(("A joy to watch.", "positive"), ("Two wasted hours.", "negative"), ("Warm and clever.", "positive")),
+        *(("It never ends.", "negative"), ("See it twice.", "positive"), ("I left early.", "negative")),
+        ("A small marvel.", "positive"),
+    )
+]
+QUESTIONS = [
+    {"question": "Can a fish climb a tree?", "rationale": "Fish have no limbs.", "answer": "no"},
+    {"question": "Is ice lighter than water?", "rationale": "Ice floats on water.", "answer": "yes"},
+    {"question": "Do cats lay eggs?", "rationale": "Cats are mammals.", "answer": "no"},
+]
+TALKS = [
+    {"history": ["Is it far?", "Ten minutes."], "answer": "Let us walk."},
+    {"history": ["Tea or coffee?"], "answer": "Tea, please."},
+    {"history": ["I lost my key."], "answer": "Look in your coat."},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "arm", "pool", "inputs", "targets"),
+    [
+        (
+            *("sentiment", Arm.ZSOPT, OPINIONS),
+            "A joy to watch.\nName the attitude of the author.\n"
+            "Choose your answer from:\n(i). positive.\n(ii). negative.\nAttitude:",
+            "(i).",
+        ),
+        (
+            *("sentiment", Arm.ZSNOOPT, OPINIONS),
+            *("A joy to watch.\nWhat does the writer feel about it?\nFeeling:", "positive"),
+        ),
+        (
+            *("sentiment", Arm.FSOPT_FIVE, OPINIONS),
+            'Problem: "Two wasted hours." Is whoever wrote this pleased?\nOPTIONS:\n- positive\n- negative\n'
+            "Solution: negative\n"
+            "Opinion: A small marvel.\nOPTIONS:\n- positive\n- negative\nSentiment: positive\n"
+            "Warm and clever.\nWhat does the writer feel about it?\nOPTIONS:\n- positive\n- negative\npositive\n"
+            'Problem: "It never ends." Is whoever wrote this pleased?\nOPTIONS:\n- positive\n- negative\n'
+            "Solution: negative\n"
+            'Problem: "I left early." Is whoever wrote this pleased?\nOPTIONS:\n- positive\n- negative\n'
+            "Solution: negative\n"
+            "Opinion: A joy to watch.\nOPTIONS:\n- positive\n- negative\nSentiment:",
+            "positive",
+        ),
+        (
+            *("sentiment", Arm.FSOPT_X, OPINIONS),
+            "It never ends.\nWhat does the writer feel about it?\nOPTIONS:\n- positive\n- negative\nnegative\n\n"
+            "Two wasted hours.\nWhat does the writer feel about it?\nOPTIONS:\n- positive\n- negative\nnegative\n\n"
+            "A joy to watch.\nWhat does the writer feel about it?\nOPTIONS:\n- positive\n- negative\n",
+            "positive",
+        ),
+        (
+            *("sentiment", Arm.FSNOOPT, OPINIONS),
+            "Would the person who says this recommend it or warn of it? Two wasted hours.\n=> negative\n\n"
+            "Would the person who says this recommend it or warn of it? I left early.\n=> negative\n\n"
+            "Would the person who says this recommend it or warn of it? A joy to watch.\n=>",
+            "positive",
+        ),
+        (
+            *("cot", Arm.ZSOPT, QUESTIONS),
+            *("A teacher solves this on the blackboard: Can a fish climb a tree?", "Fish have no limbs.\nResult: no"),
+        ),
+        (
+            *("cot", Arm.FSOPT_X, QUESTIONS),
+            "Question: Is ice lighter than water?\nReasoning and answer: Ice floats on water.\nAnswer: yes\n\n"
+            "Question: Do cats lay eggs?\nReasoning and answer: Cats are mammals.\nAnswer: no\n\n"
+            "Question: Can a fish climb a tree?\nReasoning and answer:",
+            "Fish have no limbs.\nAnswer: no",
+        ),
+        (
+            *("cot_inversion", Arm.ZSOPT, QUESTIONS),
+            *("Justify no as the answer to this: Can a fish climb a tree?", "Fish have no limbs."),
+        ),
+        (
+            *("cot_inversion", Arm.FSOPT_X, QUESTIONS),
+            "Think of a question with the answer yes, and of the way to it.\n"
+            "Is ice lighter than water?\nReasoning: Ice floats on water.\n\n"
+            "Think of a question with the answer no, and of the way to it.\n"
+            "Do cats lay eggs?\nReasoning: Cats are mammals.\n\n"
+            "Think of a question with the answer no, and of the way to it.\n",
+            "Can a fish climb a tree?\nReasoning: Fish have no limbs.",
+        ),
+        (
+            *("dialog_reply", Arm.ZSOPT, TALKS),
+            *("Conversation transcript:\nSpeaker A) Is it far?\nSpeaker B) Ten minutes.\nSpeaker A)", "Let us walk."),
+        ),
+        (
+            *("dialog_reply", Arm.FSOPT_X, TALKS),
+            "DIALOG:\n- I lost my key.\n- Look in your coat.\n\nDIALOG:\n- Tea or coffee?\n- Tea, please.\n\n"
+            "DIALOG:\n- Is it far?\n- Ten minutes.\n-",
+            "Let us walk.",
+        ),
+        (
+            *("dialog_inversion", Arm.ZSOPT, TALKS),
+            "Think of an exchange that leads to this remark: Let us walk.",
+            "DIALOG:\n- Is it far?\n- Ten minutes.",
+        ),
+    ],
+)
+def test_each_arm_as_literal_text(name, arm, pool, inputs, targets):
+    context = Context(draw=Draw(name, arm, 1), split="train", tokenizer=Words(), seed=0, place="here")
+    text = render_arm(task_type(name), pool[0], context, arm, pool)
+    assert (text.inputs, text.targets) == (inputs, targets)
+
+
+def test_t5_can_read_every_template(t5_spiece):
+    vocabulary = Vocabulary.from_file(t5_spiece)
+    for type in TASK_TYPES.values():
+        for template in (*type.templates, *type.hidden, *type.few_shot, *type.few_shot_hidden):
+            for text in (template.solved(an_instance_of_words(template)), template.separator):
+                assert vocabulary.unk_id not in vocabulary.encode(text), text
+
+
+def an_instance_of_words(template):
+    return dict.fromkeys(template.field_names(), "word")
 
 
 def all_texts():
