@@ -11,6 +11,7 @@ Run again, it redoes only what changed.
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="given to register() of each --tasks module"
     )
+    parser.add_argument("--workers", type=int, help="processes that tokenise (default: one for each core)")
+    parser.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help="options of an Apache Beam pipeline to do it on: --runner=DirectRunner",
+    )
     parser.add_argument("--seed", type=int, help="of templates and few-shot sampling (default: the gin file's, or 0)")
     parser.add_argument("--splits", help="separated by commas (default: the gin file's, or train,validation)")
     parser.add_argument(
@@ -59,9 +66,11 @@ def _materialize(argv: Sequence[str]) -> int:
         request["tasks"] = dict.fromkeys(flags.tasks, _options(flags.option))
     if flags.splits:
         request["splits"] = tuple(flags.splits.split(","))
-    for name in ("cache_dir", "seed", "on_bad_row"):
+    for name in ("cache_dir", "seed", "on_bad_row", "workers"):
         if getattr(flags, name) is not None:
             request[name] = getattr(flags, name)
+    if flags.beam is not None:
+        request["beam"] = tuple(shlex.split(flags.beam))
     mixtures = flags.mixture.split(",") if flags.mixture else request["mixtures"]
     request.pop("mixtures", None)
 

@@ -420,6 +420,8 @@ def _settings(
     settings["base"], settings["adapter"] = base, adapter
     vocabulary = batches.mixture.vocabulary
     settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
+    if run.data.examples_per_task is None:
+        del settings["data"]["select"]  # it decides nothing, and a run from before there was a choice has none
     # Of the tokens themselves: a run goes on when the same ones were written again for a reason of no account.
     digests = [shard.sha256 for task in batches.mixture.tasks for shard in task.manifest.shards]
     settings["data"] |= {

@@ -8,67 +8,58 @@ few-shot and chain-of-thought prompts; validation text is zero-shot, and its `re
 import functools
 from collections.abc import Iterator
 
-import seqio
-import tensorflow as tf
 from flanjax.tasks.demo_instances import GENERATORS, instance
 from flanjax.tasks.demo_prompts import PROMPTS
-from flanjax.tasks.scoring import exact_match, references
+from flanjax.tasks.scoring import exact_match
 
-from flanjax.data.prompts import render_prompts
-from flanjax.data.registry import add_mixture, add_task, text_features
-from flanjax.data.sources import string_dataset
+from flanjax.data.tasks import Context, Family, Row, Text, TextTask
 
 HELD_OUT = "who_lives"
 EASY = ("demo_convert_units", "demo_extract_email", "demo_opposite")  # half the rate is enough to learn these
 EXEMPLARS = 64  # solved training instances that few-shot prompts draw from
 
 
-def register(train_examples: int = 1800, validation_examples: int = 64) -> None:
-    """Registers the demo's tasks, named `demo_<task>`, and its two mixtures.
+def family(train_examples: int = 1800, validation_examples: int = 64) -> Family:
+    """The demo's tasks, named `demo_<task>`, and its two mixtures.
 
     Args:
         train_examples: training instances of each task.
         validation_examples: validation instances of each task, none of which occurs in training.
     """
+    tasks = []
     for task in GENERATORS:
         sizes = {"train": train_examples, "validation": validation_examples}
         if task == HELD_OUT:
             del sizes["train"]
-        fields = sorted(instance(task, "train", 0))
-        add_task(
-            f"demo_{task}",
-            source=seqio.FunctionDataSource(
-                functools.partial(_instances, task=task, fields=fields, sizes=sizes),
-                splits=tuple(sizes),
-                num_input_examples=sizes,
-            ),
-            preprocessors=[
-                render_prompts(PROMPTS[task], fields=fields, pool=functools.partial(_exemplars, task)),
-                seqio.preprocessors.tokenize,
-                seqio.preprocessors.append_eos,
-            ],
-            output_features=text_features(),
-            postprocess_fn=references,
-            metric_fns=[exact_match],
+        PROMPTS[task].check(sorted(instance(task, "train", 0)))
+        source = {split: functools.partial(_instances, task, split, size) for split, size in sizes.items()}
+        render = functools.partial(_text, task)
+        tasks.append(
+            TextTask(name=f"demo_{task}", source=source, render=render, metric_fns=(exact_match,), examples=sizes)
         )
     trained = [f"demo_{task}" for task in GENERATORS if task != HELD_OUT]
-    add_mixture("demo", {name: 0.5 if name in EASY else 1.0 for name in trained})
-    add_mixture("demo_heldout", [f"demo_{HELD_OUT}"], default_rate=1.0)
+    return Family(
+        tasks=tasks,
+        mixtures={
+            "demo": {name: 0.5 if name in EASY else 1.0 for name in trained},
+            "demo_heldout": {f"demo_{HELD_OUT}": 1.0},
+        },
+    )
 
 
-def _instances(
-    split: str, shuffle_files: bool, seed: int | None = None, *, task: str, fields: list[str], sizes: dict[str, int]
-) -> tf.data.Dataset:
-    """The rows of one split; instances depend on their index alone, so shuffling and the seed have no say here."""
-    del shuffle_files, seed
-
-    def rows() -> Iterator[dict[str, str]]:
-        for index in range(sizes[split]):
-            row = instance(task, split, index)
-            yield {**row, "split": split, "id": f"demo_{task}-{split}-{index}", "references": row["answer"]}
-
-    return string_dataset(rows, [*fields, "split", "id", "references"])
+def _instances(task: str, split: str, size: int, seed: int) -> Iterator[tuple[str, Row]]:
+    """The rows of one split; instances depend on their index alone, so the seed has no say here."""
+    del seed
+    for index in range(size):
+        yield f"demo_{task}, {split}: {index}", instance(task, split, index)
 
 
-def _exemplars(task: str) -> list[dict[str, str]]:
-    return [instance(task, "train", index) for index in range(EXEMPLARS)]
+def _text(task: str, row: Row, context: Context) -> Text:
+    pool = _exemplars(task) if context.split == "train" else None
+    inputs, targets = PROMPTS[task].render(row, context.draw, pool)
+    return Text(inputs=inputs, targets=targets, references=(row["answer"],))
+
+
+@functools.cache
+def _exemplars(task: str) -> tuple[Row, ...]:
+    return tuple(instance(task, "train", index) for index in range(EXEMPLARS))

@@ -1,6 +1,6 @@
 """Super-NaturalInstructions: the published folder of task files, in the official Tk-Instruct encoding.
 
-    register(data_dir="natural-instructions")       # tasks/*.json or .json.gz, splits/default/*_tasks.txt
+    family(data_dir="natural-instructions")       # tasks/*.json or .json.gz, splits/default/*_tasks.txt
 
 Every task file becomes one seqio task of the same name, with `_` for what seqio allows in no name (the hyphen of
 task602). The tasks of `test_tasks.txt` are held out: mixture `super_natural_instructions_test`, whose splits `test` and
@@ -15,7 +15,6 @@ cuts one token later and its tokenizer drops that token again.
 
 import fnmatch
 import functools
-import json
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,16 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import seqio
-import tensorflow as tf
-from flanjax.tasks.scoring import references, super_ni_scores
+from flanjax.tasks.scoring import super_ni_scores
 
-from flanjax.data.prompts import Draw
-from flanjax.data.registry import add_mixture, add_task, text_features
-from flanjax.data.sources import BadRow, read_json, report_bad_row, string_dataset, text_field
+from flanjax.data.draws import Draw
+from flanjax.data.records import read_json
+from flanjax.data.sources import BadRow, report_bad_row, text_field
+from flanjax.data.tasks import Context, Dataset, Family, Rows, Text, TextTask, Tokenizer, dataset_folder
 from flanjax.errors import FlanjaxError
 
+DATASET = Dataset(
+    name="super_natural_instructions",
+    title="Super-NaturalInstructions: 1,616 tasks with definitions and examples",
+    paper="Wang et al. 2022, arXiv 2204.07705",
+    licence="Apache-2.0; each task names the licence of its instances",
+    page="https://github.com/allenai/natural-instructions",
+    size="1,616 tasks, 5 million instances",
+)
 TRAIN_MIXTURE = "super_natural_instructions"
 TEST_MIXTURE = "super_natural_instructions_test"
 
@@ -60,8 +65,8 @@ ENCODINGS = {
 }
 
 
-def register(
-    data_dir: str,
+def family(
+    data_dir: str = "",
     *,
     split_list: str | None = None,
     held_out: str | Sequence[str] = (),
@@ -70,12 +75,13 @@ def register(
     train_instances_per_task: int | None = 100,
     validation_instances_per_task: int = 10,
     test_instances_per_task: int = 100,
-) -> None:
-    """Registers every task of a folder and the two mixtures; task files are read when they are materialised.
+) -> Family:
+    """Every task of a folder and the two mixtures; task files are read when they are materialised.
 
     Args:
         data_dir: holds `tasks/` and, unless `split_list` says otherwise, `splits/default/test_tasks.txt`; the lists of
-            training and of excluded tasks are read where they are there.
+            training and of excluded tasks are read where they are there. Without it the dataset's own folder is
+            meant, and where that is not there either the family has no tasks yet.
         split_list: file with the name of one test task a line.
         held_out: more test tasks: names, or patterns such as "task73*"; one of them may be given as it is.
         encoding: one of `ENCODINGS`, or "random", which draws one of them for each training instance and evaluates
@@ -88,73 +94,47 @@ def register(
     Raises:
         NaturalInstructionsError: no such folder, no task in it, or an option that means nothing here.
     """
-    files = _task_files(Path(data_dir))
+    folder = Path(dataset_folder(DATASET.name, data_dir))
+    if not data_dir and not folder.is_dir():
+        return Family(tasks=(), mixtures={TRAIN_MIXTURE: {}, TEST_MIXTURE: {}}, datasets=(DATASET,))
+    files = _task_files(folder)
     if encoding not in (*ENCODINGS, "random"):
         raise NaturalInstructionsError(f"encoding={encoding!r}: give one of {', '.join(ENCODINGS)} or random")
     held_out = [held_out] if isinstance(held_out, str) else held_out
-    test_tasks = _test_tasks(Path(data_dir), split_list, held_out, files)
-    train_tasks = _train_tasks(Path(data_dir), files) - test_tasks
+    test_tasks = _test_tasks(folder, split_list, held_out, files)
+    train_tasks = _train_tasks(folder, files) - test_tasks
     training = functools.partial(
         _training_rows, train=train_instances_per_task, validation=validation_instances_per_task
     )
+    testing = functools.partial(_first_rows, count=test_instances_per_task)
+    render = functools.partial(encode_instance, encoding=encoding, max_source=max_source)
+    tasks = []
     for name in sorted(train_tasks | test_tasks):
-        file = files[name]
-        testing = functools.partial(_first_rows, count=test_instances_per_task)
-        divide, splits = (
-            (testing, ("test", "validation")) if name in test_tasks else (training, ("train", "validation"))
+        splits, divide = (
+            (("test", "validation"), testing) if name in test_tasks else (("train", "validation"), training)
         )
-        add_task(
-            name,
-            source=seqio.FunctionDataSource(functools.partial(_instances, file=file, divide=divide), splits=splits),
-            preprocessors=[
-                encode_instances(encoding, max_source),
-                seqio.preprocessors.tokenize,
-                seqio.preprocessors.append_eos,
-            ],
-            output_features=text_features(),
-            postprocess_fn=references,
-            metric_fns=[super_ni_scores],
-        )
-    add_mixture(TRAIN_MIXTURE, sorted(train_tasks), default_rate=1.0)
-    add_mixture(TEST_MIXTURE, sorted(test_tasks), default_rate=1.0)
+        source: dict[str, Rows] = {split: functools.partial(_rows, files[name], divide, split) for split in splits}
+        tasks.append(TextTask(name=name, source=source, render=render, metric_fns=(super_ni_scores,)))
+    mixtures = {
+        TRAIN_MIXTURE: dict.fromkeys(sorted(train_tasks), 1.0),
+        TEST_MIXTURE: dict.fromkeys(sorted(test_tasks), 1.0),
+    }
+    return Family(tasks=tasks, mixtures=mixtures, datasets=(DATASET,))
 
 
-def encode_instances(encoding: str, max_source: int) -> Callable[..., tf.data.Dataset]:
-    """A seqio preprocessor: string features `instance` (JSON) and `split` in; inputs, targets, references out.
-
-    An instance with several outputs is trained on one of them, drawn by the seed; `references` are all of them.
-    """
-
-    @seqio.map_over_dataset(num_seeds=1)
-    def encode(example: dict[str, Any], seed: Any, output_features: Mapping[str, seqio.Feature]) -> dict[str, Any]:
-        vocabulary = output_features["inputs"].vocabulary
-
-        def in_python(instance_json: bytes, split: bytes, seed: np.ndarray) -> tuple[bytes, bytes, np.ndarray]:
-            instance, draw = json.loads(instance_json), Draw(*seed.tolist())
-            name = encoding
-            if encoding == "random":
-                name = draw.choice(tuple(ENCODINGS)) if split == b"train" else "def_pos2"
-            outputs = instance["outputs"]
-            target = draw.choice(outputs) if split == b"train" else outputs[0]
-            source = encode_source(instance, ENCODINGS[name], vocabulary, max_source)
-            return source.encode(), target.encode(), np.array([output.encode() for output in outputs], dtype=object)
-
-        inputs, targets, accepted = tf.numpy_function(
-            in_python, [example["instance"], example["split"], tf.stack(seed)], (tf.string, tf.string, tf.string)
-        )
-        return {
-            "inputs": tf.ensure_shape(inputs, []),
-            "targets": tf.ensure_shape(targets, []),
-            "references": tf.ensure_shape(accepted, [None]),
-            "id": example["id"],
-        }
-
-    return encode
+def encode_instance(row: Mapping[str, Any], context: Context, *, encoding: str, max_source: int) -> Text:
+    """The text of an instance; one with several outputs is trained on one of them, and all are `references`."""
+    training = context.split == "train"
+    name = encoding
+    if encoding == "random":
+        name = context.draw.choice(tuple(ENCODINGS)) if training else "def_pos2"
+    outputs = row["outputs"]
+    target = context.draw.choice(outputs) if training else outputs[0]
+    source = encode_source(row, ENCODINGS[name], context.tokenizer, max_source)
+    return Text(inputs=source, targets=target, references=tuple(outputs), id=row["id"])
 
 
-def encode_source(
-    instance: Mapping[str, Any], encoding: Encoding, vocabulary: seqio.Vocabulary, max_source: int
-) -> str:
+def encode_source(instance: Mapping[str, Any], encoding: Encoding, vocabulary: Tokenizer, max_source: int) -> str:
     """The official input text of an instance {"definition", "positives", "negatives", "input"}.
 
     Examples are added one at a time while everything fits `max_source` tokens; the first that does not ends its kind.
@@ -255,16 +235,8 @@ def _read_list(path: Path) -> set[str]:
 Divide = Callable[[Sequence[dict[str, Any]], str, int], Sequence[dict[str, Any]]]
 
 
-def _instances(
-    split: str, shuffle_files: bool, seed: int | None = None, *, file: Path, divide: Divide
-) -> tf.data.Dataset:
-    del shuffle_files
-
-    def rows() -> Iterator[dict[str, str]]:
-        for row in divide(read_task(file), split, seed or 0):
-            yield {"instance": json.dumps(row), "id": row["id"], "split": split}
-
-    return string_dataset(rows, ("instance", "id", "split"))
+def _rows(file: Path, divide: Divide, split: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((row["place"], row) for row in divide(read_task(file), split, seed))
 
 
 def _first_rows(rows: Sequence[dict[str, Any]], split: str, seed: int, *, count: int) -> Sequence[dict[str, Any]]:
@@ -306,7 +278,8 @@ def read_task(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, instance in enumerate(task["Instances"], 1):
         try:
-            rows.append(_instance(instance, f"{file}: instance {number}") | shared)
+            place = f"{file}: instance {number}"
+            rows.append({"place": place} | _instance(instance, place) | shared)
         except BadRow as error:
             report_bad_row(error)
     return rows

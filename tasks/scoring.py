@@ -1,17 +1,8 @@
-"""Postprocessor and metrics that tasks give to seqio, so that a T5X evaluation of them scores as ours does."""
+"""Metrics that tasks give to seqio, so that a T5X evaluation of them scores as ours does."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flanjax.evaluation.metrics import score
-
-
-def references(output: str, *, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
-    """A seqio postprocessor: all accepted answers of a target, the text of a prediction."""
-    if not is_target or example is None:
-        return output
-    accepted = example["references"]
-    return [text.decode() for text in (accepted.tolist() if accepted.ndim else [accepted.item()])]
 
 
 def super_ni_scores(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:

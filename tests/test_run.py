@@ -30,6 +30,7 @@ from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
+from flanjax.training.resume import check_config
 from flanjax.tuning.adapter import BottleneckAdapter
 from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.lora import LoRA
@@ -314,3 +315,13 @@ def test_what_cannot_be_merged_is_told_and_its_promised_export_refused_at_the_st
     assert [notice for notice in notices if "T5 has no biases, so they are added" in notice]
     with pytest.raises(RunError, match=r"EXPORT_TO=.*/hf: what BitFit, BottleneckAdapter adds fits no plain"):
         prepared(run, tuning=(BitFit(), BottleneckAdapter()), export_to=str(tmp_path / "hf"))
+
+
+def test_a_selection_is_part_of_what_a_run_is(run: Run) -> None:
+    whole = prepared(run)[0].settings.data.to_dict()
+    assert whole["examples_per_task"] is None
+    assert "select" not in whole
+    data = dataclasses.replace(run.data, examples_per_task=0.5, select="longest_targets")
+    few = prepared(run, data=data)[0].settings.data.to_dict()
+    with pytest.raises(TrainingError, match=r"data\.examples_per_task: it was None, now it is 0\.5\n.*data\.select"):
+        check_config({"data": whole}, {"data": few}, fixed=("data",), free=(), where="here")

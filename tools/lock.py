@@ -31,8 +31,9 @@ def resolve(requirements: list[str]) -> dict[str, str]:
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    run = resolve(project["dependencies"])
-    test = resolve([f"{n}=={v}" for n, v in run.items()] + project["optional-dependencies"]["test"])
+    # Together first: what is tested with Beam is what runs without it.
+    test = resolve(project["dependencies"] + project["optional-dependencies"]["test"])
+    run = {name: test[name] for name in resolve(project["dependencies"]) if name in test}
     build = resolve(["setuptools>=77"])
     header = f"# Tested versions for Python {sys.version_info.major}.{sys.version_info.minor}; made by tools/lock.py.\n"
     for suffix, pins in (("", {**run, **build}), ("-test", {n: v for n, v in test.items() if n not in run | build})):

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -59,6 +59,19 @@ class Example:
     inputs: np.ndarray
     targets: np.ndarray
     text: dict[str, Any] | None = None
+
+
+class EncodedExample(NamedTuple):
+    """The bytes of an example's record, and its numbers of tokens."""
+
+    record: bytes
+    inputs: int
+    targets: int
+
+
+def encode_example(example: Example) -> EncodedExample:
+    """An example as the writer takes it from another process."""
+    return EncodedExample(encode_record(example), len(example.inputs), len(example.targets))
 
 
 def encode_record(example: Example) -> bytes:

@@ -25,10 +25,11 @@ from flanjax.data.cache import (
     MANIFEST_FILE,
     CachedTask,
     CacheError,
+    EncodedExample,
     Example,
     Manifest,
     Shard,
-    encode_record,
+    encode_example,
     feature_statistics,
     file_sha256,
     mixture_file,
@@ -44,7 +45,7 @@ def write_split(
     cache_dir: str | Path,
     task: str,
     split: str,
-    examples: Iterable[Example],
+    examples: Iterable[Example | EncodedExample],
     *,
     vocabulary_id: str,
     fingerprint: str,
@@ -157,14 +158,16 @@ class _ShardWriter:
         self._index = open(folder / LENGTHS_FILE, "wb")  # noqa: SIM115  closed by finish
         _write_lengths_header(self._index, 0)
 
-    def write(self, example: Example) -> None:
+    def write(self, example: Example | EncodedExample) -> None:
         """Adds one example."""
+        if isinstance(example, Example):
+            example = encode_example(example)
         if self._shard is None or self._counts[-1] == self._shard_examples:
             self._close_shard()
             self._shard = ArrayRecordWriter(str(self._folder / f"{len(self._counts):05d}"), "group_size:1")
             self._counts.append(0)
-        self._shard.write(encode_record(example))
-        self._index.write(struct.pack("<II", len(example.inputs), len(example.targets)))
+        self._shard.write(example.record)
+        self._index.write(struct.pack("<II", example.inputs, example.targets))
         self._counts[-1] += 1
 
     def finish(self) -> tuple[Shard, ...]:

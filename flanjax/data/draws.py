@@ -3,8 +3,9 @@
 `Draw(seed, task, split, number)` is what one example's template, exemplars and options are drawn with.
 """
 
+import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,7 +18,12 @@ class Draw:
     """
 
     def __init__(self, *key: str | int) -> None:
-        self._uniform = random.Random("/".join(str(part) for part in key)).random
+        self._key = key
+
+    @functools.cached_property
+    def _uniform(self) -> Callable[[], float]:
+        # Made when it is first drawn from: seeding costs more than most rows' whole text.
+        return random.Random("/".join(str(part) for part in self._key)).random
 
     def below(self, bound: int) -> int:
         """An integer from 0 to bound - 1."""

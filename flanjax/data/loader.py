@@ -22,6 +22,7 @@ from flanjax.data.packing import Batch, Overlong, check_overlong, check_row_leng
 from flanjax.data.placeholders import NO_PROMPT, Placeholders
 from flanjax.data.report import LoaderReport, survey
 from flanjax.data.rows import ExampleStore, InOrder, RowStream
+from flanjax.data.selection import Select, check_selection, select
 from flanjax.errors import FlanjaxError
 
 # Row lengths are chosen and padding is reported from so many examples of the mixture.
@@ -47,9 +48,12 @@ class DataConfig:
         window: examples planned together.
         overlong: what becomes of examples longer than a row: "truncate" (EOS stays last), "drop" or "error".
         pack: whether examples share rows.
+        examples_per_task: train on so many examples of each task, or on this part of them where it is below 1; None
+            takes all. It comes before the rates: a task counts as one that has no others, and an epoch is shorter.
+        select: which ones, "random" (of `seed` and the task's name) or "longest_targets".
 
     Raises:
-        LoaderError, PackingError: a value makes no sense.
+        LoaderError, PackingError, SelectionError: a value makes no sense.
     """
 
     mixture: str
@@ -62,11 +66,14 @@ class DataConfig:
     window: int = 2048
     overlong: Overlong = "truncate"
     pack: bool = True
+    examples_per_task: int | float | None = None
+    select: Select = "random"
 
     def __post_init__(self) -> None:
         if self.batch_rows < 1 or self.window < 1:
             raise LoaderError(f"batch_rows={self.batch_rows}, window={self.window}: both must be 1 or more")
         check_overlong(self.overlong)
+        check_selection(self.examples_per_task, self.select)
         lengths = self.feature_lengths
         if isinstance(lengths, Mapping) and set(lengths) == set(FEATURES):
             check_row_lengths((lengths["inputs"], lengths["targets"]))
@@ -78,7 +85,7 @@ class PackedBatches(Iterator[Batch]):
     """The training batches, of each the part of one host, made ahead on a thread.
 
     Attributes:
-        mixture: the opened mixture; its vocabulary is `mixture.vocabulary`.
+        mixture: the opened mixture, with all examples; its vocabulary is `mixture.vocabulary`.
         row_lengths: (encoder, decoder) tokens of a row, given or chosen.
         report: the figures of the start-up lines.
 
@@ -104,13 +111,13 @@ class PackedBatches(Iterator[Batch]):
         placeholders: Placeholders = NO_PROMPT,
     ):
         self.mixture = CachedMixture.open(config.cache_dir, config.mixture, split)
-        tasks = self.mixture.tasks
+        tasks = [select(task, config.examples_per_task, config.select, seed=config.seed) for task in self.mixture.tasks]
         sizes = [len(task) for task in tasks]
         rates = resolve_rates(config.rates, [task.name for task in tasks], sizes, self.mixture.rates)
         order = MixtureOrder(sizes, rates, config.seed, config.epochs)
         store = ExampleStore(tasks, placeholders)
         self.row_lengths = _row_lengths(config, store, sizes, rates)
-        self.report = _report(config, self.mixture, order, store, self.row_lengths, placeholders)
+        self.report = _report(config, tasks, order, store, self.row_lengths, placeholders)
         stream = RowStream(
             store,
             order,
@@ -230,7 +237,7 @@ def _row_lengths(
 
 def _report(
     config: DataConfig,
-    mixture: CachedMixture,
+    tasks: Sequence[CachedTask],
     order: MixtureOrder,
     store: ExampleStore,
     row_lengths: tuple[int, int],
@@ -241,7 +248,7 @@ def _report(
     kept = lengths[~is_overlong(lengths, row_lengths)] if config.overlong == "drop" else lengths
     packing = packing_figures(kept, row_lengths, window=config.window, pack=config.pack)
     return LoaderReport(
-        mixture=mixture.name,
+        mixture=config.mixture,
         row_lengths=row_lengths,
         prompt_length=placeholders.length,
         chosen=config.feature_lengths == "auto",
@@ -249,7 +256,7 @@ def _report(
         packing=packing,
         batch_rows=config.batch_rows,
         rows=None if order.length is None else packing.rows * order.length // len(lengths),
-        tasks=survey(mixture.tasks, order.shares, text_room, config.overlong),
+        tasks=survey(tasks, order.shares, text_room, config.overlong),
     )
 
 

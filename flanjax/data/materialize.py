@@ -1,4 +1,8 @@
-"""Materialising: every task of a mixture is tokenised once and written to the cache. TensorFlow ends here.
+"""Materialising: every task of a mixture is tokenised once and written to the cache.
+
+Text tasks are read here and tokenised in worker processes, a chunk at a time and in order, so that memory stays flat
+and the bytes are the same for any number of processes. Tasks written in seqio are run in this process; TensorFlow is
+loaded for them alone, and ends here.
 
     report = materialize(
         mixture="demo",
@@ -12,11 +16,8 @@ or the seed. The same seed gives the same bytes in every process.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,29 +28,30 @@ from flanjax.data.cache import (
     FEATURES,
     FORMAT,
     CacheError,
+    EncodedExample,
     Example,
     Manifest,
     read_manifest,
     task_folder,
-    vocabulary_folder,
 )
 from flanjax.data.cache_writer import up_to_date, write_mixture, write_split
-from flanjax.data.fingerprints import fingerprint
+from flanjax.data.chunks import Chunks, Key, LeftOut
+from flanjax.data.mixture_vocabulary import resolve_vocabulary
 from flanjax.data.provenance import Request, code_identities, record
+from flanjax.data.registry import AnyTask, Found, find_mixture, register_modules
+from flanjax.data.rendering import text_fingerprint
 from flanjax.data.source_files import SourceFiles
-from flanjax.data.sources import BadRows, bad_row_policy, check_policy
-from flanjax.data.vocabularies import Vocabulary, VocabularyError, VocabularySource, train_vocabulary
+from flanjax.data.sources import bad_row_policy, check_policy
+from flanjax.data.tasks import TextTask
+from flanjax.data.vocabularies import Vocabulary, VocabularySource
+from flanjax.data.workers import Setting, Workers, available_cores
 from flanjax.errors import FlanjaxError
-from flanjax.files import FileError
 
 if TYPE_CHECKING:
     import seqio
 
-    from flanjax.data.registry import Found
 
 Progress = Callable[[str, str, int, int | None], None]
-
-VOCABULARY_EXAMPLES = 20_000  # most examples whose text a vocabulary is trained on, shared evenly among the tasks
 
 
 class MaterializeError(FlanjaxError):
@@ -96,6 +98,8 @@ def materialize(
     seed: int = 0,
     splits: Sequence[str] = ("train", "validation"),
     on_bad_row: str = "error",
+    workers: int | None = None,
+    beam: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> MaterializeReport:
     """Writes every task of a mixture to the cache, and then the mixture's file.
@@ -109,6 +113,8 @@ def materialize(
         seed: of everything that tasks draw.
         splits: a task without one of them is left out there, with a note.
         on_bad_row: "error" stops the task at a malformed row, "skip" counts it.
+        workers: processes that tokenise; None: as many as there are cores to use.
+        beam: options of an Apache Beam pipeline that does it instead (`flanjax.data.beam`).
         progress: called with (task, split, examples done, examples in all if known).
 
     Raises:
@@ -118,28 +124,26 @@ def materialize(
     """
     started = time.monotonic()
     check_policy(on_bad_row)
-    _load_tensorflow()
-    from flanjax.data.registry import find_mixture, register_modules
-
     # Stamped before anything is read: what changes meanwhile is noticed the next time.
     request = Request(tasks=tasks, vocabulary=vocabulary, seed=seed, splits=splits)
     code, files = code_identities(tasks), SourceFiles(tasks, ignored=[cache_dir])
+    if "seqio" in code:
+        _load_tensorflow()
     register_modules(tasks)
     found = find_mixture(mixture)
     wanted = [(task, split) for task in found.tasks for split in splits if split in task.splits]
     if not wanted:
         raise MaterializeError(f"no task of {mixture!r} has a split {' or '.join(splits)}: {_splits_there(found)}")
     cache = Path(cache_dir)
-    resolved = _resolve_vocabulary(cache, found, vocabulary, seed=seed, on_bad_row=on_bad_row, files=files)
+    resolved = resolve_vocabulary(cache, found, vocabulary, seed=seed, on_bad_row=on_bad_row, files=files)
     writer = _Writer(cache, resolved, seed=seed, on_bad_row=on_bad_row, files=files, progress=progress)
-    reports, failures = [], []
-    for task, split in wanted:
-        try:
-            reports.append(writer.split(task, split))
-        except CacheError:
-            raise  # the disk: every other task would fail as well
-        except FlanjaxError as error:
-            failures.append(f"{task.name}, {split}: {error}")
+    setting = Setting(
+        modules=tasks, vocabulary=str(resolved.path), extra_ids=resolved.extra_ids, seed=seed, on_bad_row=on_bad_row
+    )
+    # Tasks that were registered here without a module are known to no other process.
+    count = (workers or available_cores()) if tasks else 1
+    with Workers(setting, resolved, count) as pool:
+        reports, failures = writer.write(wanted, pool, beam)
     if failures:
         raise MaterializeError(
             f"{len(failures)} of {len(wanted)} task splits failed, the others are in {cache}; "
@@ -167,43 +171,64 @@ class _Writer:
         files: SourceFiles,
         progress: Progress | None,
     ) -> None:
-        import seqio
-
         self.cache = cache
         self.vocabulary = vocabulary
         self.seed = seed
         self.on_bad_row = on_bad_row
         self.files = files
         self.progress = progress or (lambda *_: None)
-        self._seqio_vocabulary = seqio.SentencePieceVocabulary(str(vocabulary.path), vocabulary.extra_ids)
 
-    def split(self, task: "seqio.Task", split: str) -> SplitReport:
-        """Writes one split unless the cache has it already."""
+    def write(
+        self, wanted: Sequence[tuple[AnyTask, str]], workers: Workers, beam: Sequence[str] | None
+    ) -> tuple[list[SplitReport], list[str]]:
+        """Writes the splits that the cache does not have; returns a report of each, and what failed."""
+        prints = {(task.name, split): self._fingerprint(task, split) for task, split in wanted}
+        cached = {key: self._cached(*key, print_) for key, print_ in prints.items()}
+        texts = [(task, split) for task, split in wanted if isinstance(task, TextTask) and not cached[task.name, split]]
+        on_beam = {} if beam is None else self._write_on_beam(texts, prints, workers.setting, beam)
+        chunks = Chunks(texts, workers, seed=self.seed, on_bad_row=self.on_bad_row)
+        reports, failures = [], []
+        for task, split in wanted:
+            started, key = time.monotonic(), (task.name, split)
+            manifest, first_bad_row = cached[key], None
+            written = manifest is None
+            try:
+                if manifest is not None:
+                    self.progress(task.name, split, manifest.examples, manifest.examples)
+                elif key in on_beam:
+                    manifest, first_bad_row = self._written_on_beam(key, on_beam[key])
+                elif isinstance(task, TextTask):
+                    manifest, first_bad_row = self._write_text(task, split, prints[key], chunks)
+                else:
+                    manifest, first_bad_row = self._write_seqio(task, split, prints[key])
+            except CacheError:
+                raise  # the disk: every other task would fail as well
+            except FlanjaxError as error:
+                failures.append(f"{task.name}, {split}: {error}")
+                continue
+            reports.append(
+                SplitReport(
+                    task=task.name,
+                    split=split,
+                    fingerprint=prints[key],
+                    examples=manifest.examples,
+                    tokens={name: manifest.features[name].tokens for name in FEATURES},
+                    written=written,
+                    dropped_empty_targets=manifest.dropped_empty_targets,
+                    skipped_bad_rows=manifest.skipped_bad_rows,
+                    first_bad_row=first_bad_row,
+                    seconds=time.monotonic() - started,
+                )
+            )
+        return reports, failures
+
+    def _fingerprint(self, task: AnyTask, split: str) -> str:
+        how: dict[str, Any] = {"seed": self.seed, "vocabulary_id": self.vocabulary.identity, "version": FORMAT}
+        if isinstance(task, TextTask):
+            return text_fingerprint(task, split, files=self.files, **how)
         from flanjax.data.seqio_stream import task_fingerprint
 
-        started = time.monotonic()
-        identity = self.vocabulary.identity
-        fingerprint = task_fingerprint(
-            task, split, seed=self.seed, vocabulary_id=identity, version=FORMAT, files=self.files
-        )
-        manifest = self._cached(task.name, split, fingerprint)
-        written, first_bad_row = manifest is None, None
-        if manifest is None:
-            manifest, first_bad_row = self._write(task, split, fingerprint)
-        else:
-            self.progress(task.name, split, manifest.examples, manifest.examples)
-        return SplitReport(
-            task=task.name,
-            split=split,
-            fingerprint=fingerprint,
-            examples=manifest.examples,
-            tokens={name: manifest.features[name].tokens for name in FEATURES},
-            written=written,
-            dropped_empty_targets=manifest.dropped_empty_targets,
-            skipped_bad_rows=manifest.skipped_bad_rows,
-            first_bad_row=first_bad_row,
-            seconds=time.monotonic() - started,
-        )
+        return task_fingerprint(task, split, files=self.files, **how)
 
     def _cached(self, task: str, split: str, fingerprint: str) -> Manifest | None:
         if not up_to_date(self.cache, task, split, fingerprint):
@@ -213,34 +238,83 @@ class _Writer:
         refused = manifest is not None and manifest.skipped_bad_rows and self.on_bad_row == "error"
         return None if refused else manifest
 
-    def _write(self, task: "seqio.Task", split: str, fingerprint: str) -> tuple[Manifest, str | None]:
+    def _write_text(self, task: TextTask, split: str, fingerprint: str, chunks: Chunks) -> tuple[Manifest, str | None]:
         """Writes a split; returns its manifest and the first of the rows that were skipped."""
+        left_out = LeftOut()
+        stream = chunks.examples((task.name, split), left_out)
+        manifest = self._write_split(task, split, stream, fingerprint, left_out.counters)
+        return manifest, left_out.first_bad_row
+
+    def _write_on_beam(
+        self,
+        texts: Sequence[tuple[TextTask, str]],
+        prints: Mapping[Key, str],
+        setting: Setting,
+        options: Sequence[str],
+    ) -> dict[Key, dict[str, Any]]:
+        try:
+            from flanjax.data.beam import write_splits
+        except ImportError as error:
+            raise MaterializeError(f"Apache Beam is not installed ({error}): pip install 'flanjax[beam]'") from error
+        missing = {(task.name, split): prints[task.name, split] for task, split in texts}
+        return write_splits(
+            missing, cache=self.cache, setting=setting, vocabulary_id=self.vocabulary.identity, options=options
+        )
+
+    def _written_on_beam(self, key: Key, outcome: Mapping[str, Any]) -> tuple[Manifest, str | None]:
+        if "error" in outcome:
+            raise MaterializeError(outcome["error"])
+        manifest = read_manifest(task_folder(self.cache, *key))
+        if manifest is None:
+            raise MaterializeError(
+                f"{task_folder(self.cache, *key)} is not here: the workers of the pipeline must write to this folder"
+            )
+        self.progress(*key, manifest.examples, manifest.examples)
+        return manifest, outcome["first_bad_row"]
+
+    def _write_seqio(self, task: "seqio.Task", split: str, fingerprint: str) -> tuple[Manifest, str | None]:
+        """Runs a task written in seqio; see `_write_text`."""
+        import seqio
+
         from flanjax.data.seqio_stream import examples, open_dataset
 
-        counters = {"dropped_empty_targets": 0, "skipped_bad_rows": 0}
+        left_out = LeftOut()
+        vocabulary = seqio.SentencePieceVocabulary(str(self.vocabulary.path), self.vocabulary.extra_ids)
         with bad_row_policy(self.on_bad_row) as bad_rows:
             try:
-                dataset = open_dataset(task, split, self._seqio_vocabulary, seed=self.seed)
+                dataset = open_dataset(task, split, vocabulary, seed=self.seed)
             except FlanjaxError:
                 raise
             except Exception as error:
                 raise MaterializeError(f"{type(error).__name__}: {error}") from error
             stream = examples(
-                dataset, self.vocabulary, task=task.name, split=split, counters=counters, bad_rows=bad_rows
+                dataset, self.vocabulary, task=task.name, split=split, counters=left_out.counters, bad_rows=bad_rows
             )
-            manifest = write_split(
-                self.cache,
-                task.name,
-                split,
-                self._counted(stream, task, split),
-                vocabulary_id=self.vocabulary.identity,
-                fingerprint=fingerprint,
-                seed=self.seed,
-                counters=counters,
-            )
+            manifest = self._write_split(task, split, stream, fingerprint, left_out.counters)
             return manifest, next(iter(bad_rows.first), None)
 
-    def _counted(self, stream: Iterator[Example], task: "seqio.Task", split: str) -> Iterator[Example]:
+    def _write_split(
+        self,
+        task: AnyTask,
+        split: str,
+        stream: Iterator[Example | EncodedExample],
+        fingerprint: str,
+        counters: Mapping[str, int],
+    ) -> Manifest:
+        return write_split(
+            self.cache,
+            task.name,
+            split,
+            self._counted(stream, task, split),
+            vocabulary_id=self.vocabulary.identity,
+            fingerprint=fingerprint,
+            seed=self.seed,
+            counters=counters,
+        )
+
+    def _counted(
+        self, stream: Iterator[Example | EncodedExample], task: AnyTask, split: str
+    ) -> Iterator[Example | EncodedExample]:
         """The same stream, with a report of progress now and then."""
         total = _known_size(task, split)
         done = 0
@@ -277,78 +351,9 @@ def _native_stderr_closed() -> Iterator[None]:
         os.close(sink)
 
 
-def _resolve_vocabulary(
-    cache: Path, found: "Found", source: VocabularySource, *, seed: int, on_bad_row: str, files: SourceFiles
-) -> Vocabulary:
-    """The run's vocabulary, stored in the cache."""
-    if source.train_size is not None:
-        with bad_row_policy(on_bad_row) as bad_rows:
-            return _trained_vocabulary(cache, found, source, seed=seed, bad_rows=bad_rows, files=files)
-    if source.path is not None:
-        vocabulary = Vocabulary.from_file(source.path, source.extra_ids)
-    else:
-        from flanjax.data.seqio_stream import own_vocabulary
-
-        vocabulary = own_vocabulary(found.tasks)
-        files.add(vocabulary.path)
-    return _stored(cache, vocabulary)
-
-
-def _stored(cache: Path, vocabulary: Vocabulary) -> Vocabulary:
-    folder = vocabulary_folder(cache, vocabulary.identity)
-    try:
-        vocabulary.save(folder)
-    except (OSError, FileError) as error:
-        raise CacheError(f"cannot write {folder}: {error}; free some space or give another cache folder") from error
-    return Vocabulary.load(folder)
-
-
-def _trained_vocabulary(
-    cache: Path, found: "Found", source: VocabularySource, *, seed: int, bad_rows: BadRows, files: SourceFiles
-) -> Vocabulary:
-    """A vocabulary of the mixture's training text; `vocabularies/trained` remembers which one a text has given.
-
-    Raises:
-        MaterializeError: no task of the mixture has a training split.
-        VocabularyError: the text does not allow this size.
-    """
-    from flanjax.data.seqio_stream import task_fingerprint, texts
-
-    tasks = [task for task in found.tasks if "train" in task.splits]
-    if not tasks:
-        raise MaterializeError(
-            f"no task of {found.name!r} has a train split to train a vocabulary on: give the vocabulary of the mixture "
-            f"that is trained, for instance a spiece.model under {cache / 'vocabularies'}"
-        )
-    limit = max(VOCABULARY_EXAMPLES // len(tasks), 1)
-    prints = [
-        task_fingerprint(task, "train", seed=seed, vocabulary_id="", version=FORMAT, files=files) for task in tasks
-    ]
-    asked = [source.train_size, source.extra_ids, limit, prints, fingerprint(texts)]
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-    remembered = cache / "vocabularies" / "trained" / f"{key}.json"
-    try:
-        identity = json.loads(remembered.read_text())["vocabulary"]
-        return Vocabulary.load(vocabulary_folder(cache, identity))
-    except (OSError, ValueError, KeyError, TypeError, VocabularyError):
-        pass  # not trained yet, or not whole
-    text = (line for task in tasks for line in texts(task, "train", seed=seed, limit=limit, bad_rows=bad_rows))
-    try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=remembered.parent) as folder:
-            assert source.train_size is not None
-            model = train_vocabulary(text, source.train_size, Path(folder) / "model", extra_ids=source.extra_ids)
-            vocabulary = _stored(cache, model)
-            (Path(folder) / "key").write_text(json.dumps({"vocabulary": vocabulary.identity}) + "\n")
-            os.replace(Path(folder) / "key", remembered)
-    except OSError as error:
-        raise CacheError(f"cannot write {remembered}: {error}; free some space or give another folder") from error
-    return vocabulary
-
-
 def _write_mixture(
     cache: Path,
-    found: "Found",
+    found: Found,
     vocabulary: Vocabulary,
     reports: list[SplitReport],
     *,
@@ -370,7 +375,7 @@ def _write_mixture(
     return [f"seqio gives no rate for {', '.join(without)}: give rates for training"] if without else []
 
 
-def _absent_splits(found: "Found", splits: Sequence[str]) -> list[str]:
+def _absent_splits(found: Found, splits: Sequence[str]) -> list[str]:
     notes = []
     for split in splits:
         absent = [task.name for task in found.tasks if split not in task.splits]
@@ -380,12 +385,14 @@ def _absent_splits(found: "Found", splits: Sequence[str]) -> list[str]:
     return notes
 
 
-def _splits_there(found: "Found") -> str:
+def _splits_there(found: Found) -> str:
     there = sorted({split for task in found.tasks for split in task.splits})
     return f"it has {', '.join(there)}" if there else "it is empty"
 
 
-def _known_size(task: "seqio.Task", split: str) -> int | None:
+def _known_size(task: AnyTask, split: str) -> int | None:
+    if isinstance(task, TextTask):
+        return task.examples.get(split)
     try:
         return task.num_input_examples(split)
     except (KeyError, ValueError, OSError):

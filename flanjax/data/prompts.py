@@ -1,8 +1,7 @@
 """Prompts: an instance's fields in, the text of an input and of its target out.
 
 A task's `Prompts` hold its templates in three styles (zero-shot, few-shot, chain of thought) and how often training
-draws each style. Rendering is plain Python and a pure function of the fields and of a `Draw`; `render_prompts` makes
-a seqio preprocessor of it whose only randomness is the seed that seqio hands in, so that one seed gives the same text.
+draws each style. Rendering is a pure function of the fields and of a `Draw`, so that one seed gives the same text.
 
     opposites = Prompts(
         zero_shot=(Template(inputs="What is the opposite of {word}?"),),
@@ -17,25 +16,18 @@ The arms of the Flan mixtures ask for more: a `TaskType` has the wording that al
 `render_arm` renders an instance of it zero-shot or few-shot, with its options shown or hidden.
 """
 
-from __future__ import annotations
-
 import enum
-import functools
 import itertools
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flanjax.data.draws import Draw
 from flanjax.data.options import DIALOG, DISTINCT, OPTIONS, Block, Styles
 from flanjax.data.sources import BadRow, excerpt, text_field
 from flanjax.data.tasks import Context, Text
 from flanjax.errors import FlanjaxError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import tensorflow as tf
 
 Fields = Mapping[str, str]
 
@@ -121,36 +113,6 @@ class Prompts:
                     f"template {layout.inputs!r} -> {layout.targets!r} asks for {', '.join(sorted(unknown))}, "
                     f"but the instances have only {', '.join(sorted(fields))}"
                 )
-
-
-def render_prompts(
-    prompts: Prompts, *, fields: Sequence[str], pool: Callable[[], Sequence[Fields]]
-) -> Callable[..., tf.data.Dataset]:
-    """A seqio preprocessor: string features `fields` and `split` in, `inputs` and `targets` out, the rest untouched.
-
-    The split "train" draws among all styles; any other gets zero-shot prompts. `pool` gives the solved instances that
-    few-shot prompts show; it is not called before the first example comes by.
-    """
-    import seqio
-    import tensorflow as tf
-
-    prompts.check(fields)
-    exemplars = functools.cache(pool)
-
-    def in_python(split: bytes, seed: np.ndarray, values: np.ndarray) -> tuple[bytes, bytes]:
-        instance = {name: value.decode() for name, value in zip(fields, values.tolist(), strict=True)}
-        draw = Draw(*seed.tolist())
-        inputs, targets = prompts.render(instance, draw, exemplars() if split == b"train" else None)
-        return inputs.encode(), targets.encode()
-
-    @seqio.map_over_dataset(num_seeds=1)
-    def render(example: dict[str, Any], seed: tuple[Any, Any]) -> dict[str, Any]:
-        arguments = [example["split"], tf.stack(seed), tf.stack([example[name] for name in fields])]
-        inputs, targets = tf.numpy_function(in_python, arguments, (tf.string, tf.string))
-        rest = {key: value for key, value in example.items() if key not in fields and key != "split"}
-        return {**rest, "inputs": tf.ensure_shape(inputs, []), "targets": tf.ensure_shape(targets, [])}
-
-    return render
 
 
 # What a row of a dataset is made into: {field: text, ..., "answer": text}, "options": [text, ...] and "rationale": text

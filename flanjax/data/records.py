@@ -95,6 +95,21 @@ def read_lines(file: str) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
+def read_json(file: str | os.PathLike[str]) -> Record:
+    """The one JSON object in a file, which may be long; raises BadRow with the line where it is none."""
+    place = os.fspath(file)
+    with _readable(place, lambda: place) as stream:
+        try:
+            text = stream.read().decode("utf-8-sig")
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            reason = f"not JSON ({error.msg}, column {error.colno}): {excerpt(text)}"
+            raise BadRow(f"{place}:{error.lineno}: {reason}") from error
+    if not isinstance(value, dict):
+        raise BadRow(f"{place}:1: a JSON object is expected, not {type(value).__name__}: {excerpt(text)}")
+    return value
+
+
 def read_table(
     file: str, *, names: Sequence[str] | None = None, delimiter: str | None = None, quoted: bool = True
 ) -> Iterator[tuple[str, Record]]:
@@ -137,21 +152,28 @@ def read_json_file(file: str) -> Iterator[tuple[str, Record]]:
         yield from _Scanner(text, file).records()
 
 
-def read_json_lines(file: str) -> Iterator[tuple[str, Record]]:
+def read_json_lines(file: str | os.PathLike[str]) -> Iterator[tuple[str, Record]]:
     """The object of each line that is not blank; a line that holds none is a bad row."""
+    file = os.fspath(file)
     for number, line in read_lines(file):
         if not line.strip():
             continue
         place = f"{file}:{number}"
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            report_bad_row(BadRow(f"{place}: not JSON ({error}): {excerpt(line.decode(errors='replace'))}"))
-            continue
-        if isinstance(record, dict):
-            yield place, record
+        except UnicodeDecodeError as error:
+            report_bad_row(BadRow(f"{place}: not UTF-8 ({error.reason}): {excerpt(line)}"))
+        except json.JSONDecodeError as error:
+            reason = f"not JSON ({error.msg}, column {error.colno})"
+            report_bad_row(BadRow(f"{place}: {reason}: {excerpt(line.decode(errors='replace'))}"))
+        except RecursionError:
+            report_bad_row(BadRow(f"{place}: not JSON (nested too deeply): {excerpt(line)}"))
         else:
-            report_bad_row(BadRow(f"{place}: a JSON object is expected, not {type(record).__name__}"))
+            if isinstance(record, dict):
+                yield place, record
+            else:
+                reason = f"a JSON object is expected, not {type(record).__name__}"
+                report_bad_row(BadRow(f"{place}: {reason}: {excerpt(record)}"))
 
 
 def read_parquet(file: str) -> Iterator[tuple[str, Record]]:
@@ -199,7 +221,8 @@ def _readable(file: str, place: Any, compression: str | None = "infer") -> Itera
     except FlanjaxError:
         raise
     except _UNREADABLE as error:
-        report_bad_row(BadRow(f"{place()}: cannot be read: {error}"), always=True)
+        reason = getattr(error, "strerror", None) or error
+        report_bad_row(BadRow(f"{place()}: cannot be read: {reason}"), always=True)
 
 
 class _Scanner:

@@ -6,15 +6,19 @@
 A chunk's examples depend on nothing but the chunk, the seed and the vocabulary, so that chunks may be made anywhere.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from flanjax.data.cache import Example
+from flanjax.data.cache import EncodedExample, Example, encode_example
+from flanjax.data.fingerprints import fingerprint
+from flanjax.data.source_files import SourceFiles
 from flanjax.data.sources import BadRow, BadRows, bad_row_policy, report_bad_row
 from flanjax.data.tasks import Row, Text, TextTask, Tokenizer
-from flanjax.data.vocabularies import Vocabulary
+from flanjax.data.vocabularies import ByteTokens, Vocabulary
 
 CHUNK_ROWS = 256
 
@@ -25,7 +29,7 @@ NumberedRow = tuple[int, str, Row]  # its number in the split from 0 on, its pla
 class Tokenized:
     """The examples of a chunk of rows, and what became of the rows that gave none."""
 
-    examples: list[Example] = field(default_factory=list)
+    examples: list[EncodedExample] = field(default_factory=list)
     dropped_empty_targets: int = 0
     bad_rows: BadRows = field(default_factory=BadRows)
 
@@ -68,11 +72,34 @@ def tokenized(
             made.dropped_empty_targets += 1
             continue
         kept = None if split == "train" else kept_text(task, split, number, text)
-        made.examples.append(Example(inputs=_with_eos(source), targets=_with_eos(target), text=kept))
+        made.examples.append(encode_example(Example(inputs=_with_eos(source), targets=_with_eos(target), text=kept)))
     return made
 
 
-def kept_text(task: TextTask, split: str, number: int, text: Text) -> dict[str, object]:
+def training_text(task: TextTask, split: str, *, seed: int, limit: int, bad_rows: BadRows) -> Iterator[str]:
+    """Inputs and targets of the first `limit` examples, for a vocabulary to be trained on.
+
+    Raises:
+        BadRow: a row is malformed and the policy of `bad_rows` is "error".
+    """
+    with bad_row_policy(bad_rows):
+        texts = texts_of(task, split, rows_of(task, split, seed=seed), seed=seed, tokenizer=ByteTokens())
+        for _, text in itertools.islice(texts, limit):
+            yield from (text.inputs, text.targets)
+
+
+def text_fingerprint(
+    task: TextTask, split: str, *, seed: int, vocabulary_id: str, version: int, files: SourceFiles
+) -> str:
+    """A digest of everything that decides what a split holds: code, options, data files, vocabulary and seed.
+
+    The local files that it is made from are added to `files`.
+    """
+    made_of = [version, task.name, split, seed, vocabulary_id, task.source[split], task.render]
+    return fingerprint(made_of, files)
+
+
+def kept_text(task: TextTask, split: str, number: int, text: Text) -> dict[str, Any]:
     """What evaluation reads beside the tokens."""
     return {
         "inputs": text.inputs,

@@ -20,7 +20,7 @@ from flanjax.data.cache import FEATURES, Example
 from flanjax.data.fingerprints import file_identity, fingerprint
 from flanjax.data.source_files import SourceFiles
 from flanjax.data.sources import BadRows
-from flanjax.data.vocabularies import Vocabulary
+from flanjax.data.vocabularies import ByteTokens, Vocabulary
 from flanjax.errors import FlanjaxError
 
 _BATCH = 256
@@ -156,17 +156,11 @@ def texts(task: seqio.Task, split: str, *, seed: int, limit: int, bad_rows: BadR
 
 
 class _StandIn(seqio.ByteVocabulary):
-    """Bytes in TensorFlow's graph; a task that counts or cuts tokens in Python gets four bytes a token.
-
-    That is about what SentencePiece makes of English: a text that fits so many tokens there fits here, and is not cut
-    to a quarter.
-    """
+    """Bytes in TensorFlow's graph; a task that counts or cuts tokens in Python gets `ByteTokens`."""
 
     def encode(self, s: str | bytes) -> list[int]:
-        """Four bytes a token, an int32; the last one is filled up with zeros."""
-        content = s if isinstance(s, bytes) else s.encode()
-        chunks = (content[start : start + 4].ljust(4, b"\0") for start in range(0, len(content), 4))
-        return [int.from_bytes(chunk, signed=True) for chunk in chunks]
+        """See `ByteTokens`."""
+        return ByteTokens().encode(s)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens of either kind; a character that was cut in two is left out."""

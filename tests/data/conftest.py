@@ -76,11 +76,17 @@ def seqio_registries() -> Iterator[None]:
     """Registrations of a test end with it."""
     import seqio
 
+    from flanjax.data import registry
+
     registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
-    before = [dict(registry._REGISTRY) for registry in registries]
+    before = [dict(one._REGISTRY) for one in registries]
+    texts = [(one, dict(one)) for one in (registry.text_tasks, registry.text_mixtures)]
     yield
-    for registry, kept in zip(registries, before, strict=True):
-        registry._REGISTRY = kept
+    for one, kept in zip(registries, before, strict=True):
+        one._REGISTRY = kept
+    for one, kept in texts:
+        one.clear()
+        one.update(kept)
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from flanjax.materialize import main
 
 TASKS = """
     import seqio
-    from flanjax.data.registry import add_mixture, add_task, text_features
-    from flanjax.data.sources import json_lines
+    from flanjax.data.seqio_tasks import add_mixture, add_task, json_lines, text_features
 
     def register(file):
         add_task(

@@ -1,10 +1,10 @@
-"""Prompts are a pure function of fields and seed, and seqio's seed is the only one they see."""
+"""Prompts are a pure function of fields and draw."""
 
 import collections
 
 import pytest
 
-from flanjax.data.prompts import CHAIN_OF_THOUGHT, Draw, FewShotTemplate, PromptError, Prompts, Template, render_prompts
+from flanjax.data.prompts import CHAIN_OF_THOUGHT, Draw, FewShotTemplate, PromptError, Prompts, Template
 
 OPPOSITES = Prompts(
     zero_shot=(Template(inputs="What is the opposite of {word}?"), Template(inputs="{word}, reversed:")),
@@ -82,20 +82,3 @@ def test_a_style_without_templates_is_never_drawn():
 def test_an_unknown_field_is_named():
     with pytest.raises(PromptError, match=r"'What is the opposite of \{word\}\?'.*asks for word.*only answer"):
         OPPOSITES.check(["answer", "rationale"])
-
-
-def test_the_preprocessor_draws_from_seqios_seed_alone():
-    import seqio
-    import tensorflow as tf
-
-    rows = {name: [row[name] for row in POOL * 20] for name in HOT}
-    dataset = tf.data.Dataset.from_tensor_slices({**rows, "split": ["train"] * 60, "id": ["x"] * 60})
-    preprocessor = render_prompts(OPPOSITES, fields=sorted(HOT), pool=lambda: POOL)
-
-    def run(seed):
-        with seqio.map_seed_manager(seed):
-            return [(row["inputs"], row["targets"]) for row in preprocessor(dataset).as_numpy_iterator()]
-
-    assert run(1) == run(1)
-    assert run(1) != run(2)
-    assert set(preprocessor(dataset).element_spec) == {"inputs", "targets", "id"}

@@ -5,16 +5,9 @@ import json
 
 import pytest
 
-from flanjax.data.sources import (
-    BadRow,
-    bad_row_policy,
-    json_lines,
-    read_json,
-    read_json_lines,
-    report_bad_row,
-    string_dataset,
-    text_field,
-)
+from flanjax.data.records import read_json, read_json_lines
+from flanjax.data.seqio_tasks import json_lines, string_dataset
+from flanjax.data.sources import BadRow, bad_row_policy, report_bad_row, text_field
 from flanjax.errors import FlanjaxError
 
 ROWS = ['{"q": "two and two?", "a": "four"}', "", '{"q": "one and one?", "a": "two", "extra": 1}']
@@ -68,7 +61,7 @@ def test_a_packed_file_that_is_cut_or_damaged_is_named(tmp_path, damage):
     rows = [json.dumps({"q": f"{number:x}", "a": str(number**7)}) for number in range(50)]
     file = tmp_path / "rows.jsonl.gz"
     file.write_bytes(damage(gzip.compress("\n".join(rows).encode())))
-    with pytest.raises(BadRow, match=r"rows\.jsonl\.gz cannot be read"):
+    with pytest.raises(BadRow, match=r"rows\.jsonl\.gz: cannot be read"):
         read_json(file)
     # Never skipped: nobody knows what is missing.
     with bad_row_policy("skip") as bad_rows, pytest.raises(BadRow, match=r"rows\.jsonl\.gz:\d+: cannot be read"):
@@ -101,7 +94,7 @@ def test_a_json_file_names_its_line(tmp_path):
     file = _write(tmp_path / "task.json", ["{", '"a": 1,', '"b": }'])
     with pytest.raises(BadRow, match=r"task\.json:3: not JSON"):
         read_json(file)
-    with pytest.raises(BadRow, match=r"missing\.json cannot be read"):
+    with pytest.raises(BadRow, match=r"missing\.json: cannot be read: No such file"):
         read_json(tmp_path / "missing.json")
 
 

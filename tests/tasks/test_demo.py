@@ -4,7 +4,6 @@ import datetime
 import re
 
 import pytest
-import seqio
 from flanjax.tasks import demo
 from flanjax.tasks.demo_instances import CATEGORIES, DAYS, GENERATORS, NUMBER_WORDS, instance, split_of
 from flanjax.tasks.demo_prompts import PROMPTS
@@ -12,7 +11,8 @@ from flanjax.tasks.demo_prompts import PROMPTS
 from flanjax.data.cache import CachedMixture, CachedTask, task_folder
 from flanjax.data.materialize import materialize
 from flanjax.data.prompts import Draw
-from flanjax.data.registry import add_mixture
+from flanjax.data.registry import add_family
+from flanjax.data.tasks import Family
 from flanjax.data.vocabularies import VocabularySource, train_vocabulary
 
 HELD_OUT = "who_lives"
@@ -168,8 +168,9 @@ def test_every_text_survives_a_vocabulary_of_the_demo(tmp_path):
 def cache(tmp_path_factory):
     """Three of the demo's tasks and the held-out one, with a vocabulary of their own."""
     folder = tmp_path_factory.mktemp("demo")
-    demo.register(train_examples=40, validation_examples=4)
-    add_mixture("few", ["demo_format_date", "demo_opposite", "demo_who_has"], default_rate=1.0)
+    few = dict.fromkeys(["demo_format_date", "demo_opposite", "demo_who_has"], 1.0)
+    add_family(demo.family(train_examples=40, validation_examples=4))
+    add_family(Family(tasks=(), mixtures={"few": few}))
     report = materialize(mixture="few", cache_dir=folder, vocabulary=VocabularySource(train_size=150), tasks={})
     vocabulary = VocabularySource(path=str(report.vocabulary.path))
     materialize(mixture="demo_heldout", cache_dir=folder, vocabulary=vocabulary, tasks={})
@@ -177,7 +178,7 @@ def cache(tmp_path_factory):
 
 
 def test_the_mixtures(cache):
-    trained = {task.name for task in seqio.MixtureRegistry.get("demo").tasks}
+    trained = set(demo.family().mixtures["demo"])
     assert trained == {f"demo_{task}" for task in TASKS if task != HELD_OUT}
     heldout = CachedMixture.open(cache, "demo_heldout", "validation")
     assert [task.name for task in heldout.tasks] == [f"demo_{HELD_OUT}"]
@@ -210,7 +211,9 @@ def test_training_mixes_the_styles(cache):
 
 def test_seqio_metrics_score_references():
     import numpy as np
-    from flanjax.tasks.scoring import exact_match, references
+    from flanjax.tasks.scoring import exact_match
+
+    from flanjax.data.seqio_tasks import references
 
     example = {"references": np.array(b"plum")}
     assert references("x", example=example, is_target=True) == ["plum"]

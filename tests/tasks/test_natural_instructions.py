@@ -5,20 +5,19 @@ import json
 from pathlib import Path
 
 import pytest
-import seqio
 from flanjax.tasks.natural_instructions import (
     ENCODINGS,
     TEST_MIXTURE,
     TRAIN_MIXTURE,
     NaturalInstructionsError,
     encode_source,
+    family,
     read_task,
-    register,
 )
 
 from flanjax.data.cache import CachedMixture, CachedTask
 from flanjax.data.materialize import MaterializeError, materialize
-from flanjax.data.seqio_stream import texts
+from flanjax.data.rendering import rows_of, texts_of, training_text
 from flanjax.data.sources import BadRow, BadRows, bad_row_policy
 from flanjax.data.vocabularies import VocabularySource, train_vocabulary
 
@@ -77,13 +76,20 @@ def data_dir(tmp_path):
     return write
 
 
-@pytest.fixture(autouse=True)
-def seqio_registries():
-    registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
-    before = [dict(registry._REGISTRY) for registry in registries]
-    yield
-    for registry, kept in zip(registries, before, strict=True):
-        registry._REGISTRY = kept
+def task_of(folder, name="task1_x", **options):
+    """One task of a folder."""
+    (found,) = [task for task in family(folder, **options).tasks if task.name == name]
+    return found
+
+
+def texts(task, split, seed=1):
+    """Its rendered examples."""
+    return [text for _, text in texts_of(task, split, rows_of(task, split, seed=seed), seed=seed, tokenizer=Words())]
+
+
+def tasks_of(found, mixture):
+    """The names of a mixture's tasks."""
+    return list(found.mixtures[mixture])
 
 
 @pytest.fixture(scope="module")
@@ -171,14 +177,14 @@ def test_a_vocabulary_is_trained_on_what_fits_and_not_on_its_first_bytes(data_di
     task = _task(8)
     for instance in task["Instances"]:
         instance["input"] = "wörd " * 30 + "end"
-    register(data_dir({"task1_x": task}), max_source=150)
-    inputs = list(texts(seqio.TaskRegistry.get("task1_x"), "train", seed=0, limit=2, bad_rows=BadRows()))[::2]
+    long = task_of(data_dir({"task1_x": task}), max_source=150)
+    inputs = list(training_text(long, "train", seed=0, limit=2, bad_rows=BadRows()))[::2]
     # 400 bytes: far more than 150, but no more than 150 tokens of four bytes.
     assert all(text.startswith("Definition: Repeat the word.") for text in inputs)
     assert all(text.count("Positive Example") == 2 for text in inputs)
     assert all("wörd end.\nOutput: " in text for text in inputs)
-    register(data_dir({"task1_x": task}), max_source=40)
-    (text, _) = texts(seqio.TaskRegistry.get("task1_x"), "train", seed=0, limit=1, bad_rows=BadRows())
+    short = task_of(data_dir({"task1_x": task}), max_source=40)
+    (text, _) = training_text(short, "train", seed=0, limit=1, bad_rows=BadRows())
     assert len(text.encode()) == 4 * 39
 
 
@@ -243,40 +249,33 @@ def test_strings_lists_packed_files_and_repeated_ids(data_dir):
         instance["id"] = "the same"
     with gzip.open(path, "wt") as file:
         json.dump(task, file)
-    register(folder)
-    assert [task.name for task in seqio.MixtureRegistry.get(TRAIN_MIXTURE).tasks] == ["task1_x", "task2_x"]
-    rows = list(seqio.TaskRegistry.get("task2_x").source.get_dataset("train", shuffle=False).as_numpy_iterator())
-    assert [row["id"] for row in rows] == [b"the same"] * len(rows)
-    assert json.loads(rows[0]["instance"])["definition"] == "A plain string"
-    strings = seqio.TaskRegistry.get("task1_x").source.get_dataset("train", shuffle=False).as_numpy_iterator()
-    assert json.loads(next(strings)["instance"])["outputs"] == ["word"]
+    assert tasks_of(family(folder), TRAIN_MIXTURE) == ["task1_x", "task2_x"]
+    rows = [row for _, row in task_of(folder, "task2_x").source["train"](0)]
+    assert [row["id"] for row in rows] == ["the same"] * len(rows)
+    assert rows[0]["definition"] == "A plain string"
+    _, row = next(task_of(folder).source["train"](0))
+    assert row["outputs"] == ["word"]
 
 
 def test_one_of_several_outputs_is_trained_on_and_all_are_references(data_dir):
     task = _task(40)
     for instance in task["Instances"]:
         instance["output"] = ["one", "two", "three"]
-    register(data_dir({"task1_x": task}), validation_instances_per_task=5)
-    rows = list(seqio.TaskRegistry.get("task1_x").get_dataset(None, "train", shuffle=False, seed=1).as_numpy_iterator())
-    assert {row["targets_pretokenized"] for row in rows} == {b"one", b"two", b"three"}
-    assert all(row["references"].tolist() == [b"one", b"two", b"three"] for row in rows)
+    rows = texts(task_of(data_dir({"task1_x": task}), validation_instances_per_task=5), "train")
+    assert {row.targets for row in rows} == {"one", "two", "three"}
+    assert all(row.references == ("one", "two", "three") for row in rows)
 
 
 def test_random_draws_every_encoding_and_evaluates_with_one(data_dir):
     folder = data_dir({"task1_x": _task(60)})
-    register(folder, encoding="random", train_instances_per_task=None, validation_instances_per_task=10)
-    task = seqio.TaskRegistry.get("task1_x")
-
-    def texts(split):
-        rows = task.get_dataset(None, split, shuffle=False, seed=1).as_numpy_iterator()
-        return [row["inputs_pretokenized"].decode() for row in rows]
-
+    task = task_of(folder, encoding="random", train_instances_per_task=None, validation_instances_per_task=10)
     shapes = {
         (text.startswith("Definition"), text.count("Positive"), text.count("Negative"), text.count("Explanation"))
-        for text in texts("train")
+        for text in (row.inputs for row in texts(task, "train"))
     }
     assert shapes == {(True, 0, 0, 0), (False, 2, 0, 0), (True, 2, 0, 0), (True, 2, 1, 0), (True, 2, 0, 2)}
-    assert all(text.startswith("Definition") and text.count("Positive") == 2 for text in texts("validation"))
+    validation = [row.inputs for row in texts(task, "validation")]
+    assert all(text.startswith("Definition") and text.count("Positive") == 2 for text in validation)
 
 
 @pytest.mark.parametrize(
@@ -322,26 +321,22 @@ def test_a_file_that_is_no_task_is_never_skipped(tmp_path, content, message):
 
 def test_more_tasks_can_be_held_out(data_dir):
     folder = data_dir({f"task{n}_x": _task(3) for n in (1, 2, 10, 11)}, test=["task2_x"])
-    register(folder, held_out=["task1?_*"])
-    assert [task.name for task in seqio.MixtureRegistry.get(TEST_MIXTURE).tasks] == ["task10_x", "task11_x", "task2_x"]
-    assert [task.name for task in seqio.MixtureRegistry.get(TRAIN_MIXTURE).tasks] == ["task1_x"]
-
-
-def tasks_of(mixture):
-    return [task.name for task in seqio.MixtureRegistry.get(mixture).tasks]
+    found = family(folder, held_out=["task1?_*"])
+    assert tasks_of(found, TEST_MIXTURE) == ["task10_x", "task11_x", "task2_x"]
+    assert tasks_of(found, TRAIN_MIXTURE) == ["task1_x"]
 
 
 def test_a_name_that_seqio_does_not_allow_is_held_out_all_the_same(data_dir):
     names = ["task1_x", "task602_wikitext-103_answer_generation", "task603_wikitext-2"]
-    register(data_dir({name: _task(3) for name in names}, test=names[1:2]), held_out="task603_wikitext-*")
-    assert tasks_of(TEST_MIXTURE) == ["task602_wikitext_103_answer_generation", "task603_wikitext_2"]
-    assert tasks_of(TRAIN_MIXTURE) == ["task1_x"]
+    found = family(data_dir({name: _task(3) for name in names}, test=names[1:2]), held_out="task603_wikitext-*")
+    assert tasks_of(found, TEST_MIXTURE) == ["task602_wikitext_103_answer_generation", "task603_wikitext_2"]
+    assert tasks_of(found, TRAIN_MIXTURE) == ["task1_x"]
 
 
 def test_two_files_of_one_task_are_refused(data_dir):
     folder = data_dir({"task1_a-b": _task(3), "task1_a_b": _task(3)})
     with pytest.raises(NaturalInstructionsError, match=r"a-b\.json and .*a_b\.json are both task task1_a_b"):
-        register(folder)
+        family(folder)
 
 
 @pytest.mark.parametrize(
@@ -357,31 +352,31 @@ def test_the_lists_decide_what_is_trained_on(data_dir, lists, expected):
     folder = data_dir({f"task{n}_x": _task(3) for n in (1, 2, 3, 4)}, test=["task2_x"])
     for name, content in lists.items():
         (Path(folder) / "splits" / "default" / name).write_text(content)
-    register(folder)
-    assert tasks_of(TRAIN_MIXTURE) == expected
-    assert tasks_of(TEST_MIXTURE) == ["task2_x"]
+    found = family(folder)
+    assert tasks_of(found, TRAIN_MIXTURE) == expected
+    assert tasks_of(found, TEST_MIXTURE) == ["task2_x"]
 
 
 def test_what_does_not_fit_is_named(data_dir, tmp_path):
     folder = data_dir({"task1_x": _task(3)})
     with pytest.raises(NaturalInstructionsError, match=r"no folder .*nowhere.tasks"):
-        register(str(tmp_path / "nowhere"))
+        family(str(tmp_path / "nowhere"))
     with pytest.raises(NaturalInstructionsError, match=r"encoding='pos3': give one of def, pos2"):
-        register(folder, encoding="pos3")
+        family(folder, encoding="pos3")
     with pytest.raises(NaturalInstructionsError, match=r"no list of test tasks at .*gone\.txt"):
-        register(folder, split_list=str(tmp_path / "gone.txt"))
+        family(folder, split_list=str(tmp_path / "gone.txt"))
     with pytest.raises(NaturalInstructionsError, match=r"matches 'task7\*'"):
-        register(folder, held_out=["task7*"])
+        family(folder, held_out=["task7*"])
 
 
 def test_the_published_sample(test_data, t5_spiece, tmp_path):
     """The official test list finds its two tasks in the sample, and real lengths keep to max_source."""
-    register(str(test_data / "super_natural_instructions"))
-    assert [task.name for task in seqio.MixtureRegistry.get(TEST_MIXTURE).tasks] == [
+    found = family(str(test_data / "super_natural_instructions"))
+    assert tasks_of(found, TEST_MIXTURE) == [
         "task1393_superglue_copa_text_completion",
         "task957_e2e_nlg_text_generation_generate",
     ]
-    assert len(seqio.MixtureRegistry.get(TRAIN_MIXTURE).tasks) == 57
+    assert len(tasks_of(found, TRAIN_MIXTURE)) == 57
     options = {"data_dir": str(test_data / "super_natural_instructions"), "max_source": 256}
     materialize(
         mixture="task711_mmmlu_answer_generation_high_school_us_history",
