@@ -19,8 +19,8 @@ instance has an `answer` (text), and `options` (a list of texts) where the type 
     t0_question_answer(prompt)           t0_multiple_choice(prompt: its options are in it)
     t0_separated_options*(prompt)        natinst(definition, input)
 
-`history` is a list of turns; where the reply is asked for, the last of them is what is replied to. In sentence pairs of
-`commonsense_cause`, `question` is "cause" or "effect".
+`history` is a list of turns; in `dialog_*` the last of them is what is replied to. The `question` of `commonsense_cause`
+is "cause" or "effect". `flan_published` has FLAN's wording for the same instances.
 """
 
 from flanjax.tasks import wording_labels, wording_questions, wording_sentences, wording_texts

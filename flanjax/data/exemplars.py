@@ -9,15 +9,13 @@ all arms of a dataset, so that the split is read once for all of them.
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from flanjax.data.draws import Draw
+from flanjax.data.prompts import Instance
 from flanjax.data.sources import BadRow, bad_row_policy
 from flanjax.data.tasks import Row, Rows
-
-Instance = Mapping[str, Any]
 
 POOLS = 256  # held at a time, for a seqio mixture reads all of its tasks at once
 

@@ -6,7 +6,8 @@
 A block is a start, then each item between its name and an end; the three are drawn apart, each equally likely. Where
 the names of a block tell its items from each other, `target` gives the name in place of the answer, so that whoever
 reads the block is asked for what it shows. `RELEASE` has the styles of the Flan 2022 release as often as they occur
-there (87 of names, 63 of them different); `DISTINCT`, the default, has each once.
+there (87 of names, 63 of them different); `DISTINCT`, the default, has each once; `PLAIN` has only those of few-shot
+prompts, `OPTIONS` and `DIALOG`.
 """
 
 from collections.abc import Sequence
@@ -145,4 +146,9 @@ DISTINCT = Styles(
         starts=tuple(start.removeprefix("CONVERSATION:") for start in RELEASE.dialog.starts),  # two that ran together
         names=RELEASE.dialog.distinct().names,
     ),
+)
+
+PLAIN = Styles(
+    options=BlockStyles(starts=(OPTIONS.start,), names=(OPTIONS.names,)),
+    dialog=BlockStyles(starts=(DIALOG.start,), names=(DIALOG.names,)),
 )

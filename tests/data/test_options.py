@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 
 from flanjax.data.draws import Draw
-from flanjax.data.options import DIALOG, DISTINCT, OPTIONS, RELEASE, Block
+from flanjax.data.options import DIALOG, DISTINCT, OPTIONS, PLAIN, RELEASE, Block
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=8)
 STYLES = st.sampled_from([RELEASE, DISTINCT])
@@ -70,6 +70,12 @@ def test_distinct_styles_are_those_of_the_release_once():
     assert set(DISTINCT.dialog.names) == set(RELEASE.dialog.names)
     assert len(DISTINCT.dialog.names) == 49
     assert all(start.count(":") <= 1 for start in DISTINCT.dialog.starts)
+
+
+def test_plain_styles_are_those_of_few_shot_prompts():
+    for seed in range(20):
+        assert PLAIN.options.draw(Draw(seed), 30) == OPTIONS
+        assert PLAIN.dialog.draw(Draw(seed)) == DIALOG
 
 
 def test_the_start_strings_are_the_published_ones(test_data):
