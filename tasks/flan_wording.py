@@ -19,7 +19,7 @@ instance has an `answer` (text), and `options` (a list of texts) where the type 
     t0_question_answer(prompt)           t0_multiple_choice(prompt: its options are in it)
     t0_separated_options*(prompt)        natinst(definition, input)
 
-`history` is a list of turns; in `dialog_*` the last of them is what is replied to. The `question` of `commonsense_cause`
+`history` is a list of turns, the last of which is replied to in `dialog_*`. The `question` of `commonsense_cause`
 is "cause" or "effect". `flan_published` has FLAN's wording for the same instances.
 """
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 
@@ -37,10 +38,29 @@ def test_a_template_as_literal_text():
     }
 
 
-def test_all_published_files_parse(test_data):
+@pytest.fixture(scope="module")
+def published(test_data):
     files = sorted((test_data / "promptsource" / "templates").rglob("templates.yaml"))
-    templates = [template for file in files for template in read_promptsource(str(file)).values()]
     assert len(files) == 279
+    return [template for file in files for template in read_promptsource(str(file)).values()]
+
+
+def test_every_published_template_gives_text_or_a_bad_row_with_its_name(published):
+    texts = 0
+    for template in published:
+        names = set(re.findall(r"[A-Za-z_]\w*", template.jinja + (template.answer_choices or "")))
+        row = {name: f"some {name}" for name in names - {"answer_choices"}}
+        try:
+            texts += template.render(row, Draw(0), "rows:3") is not None
+            message = ""
+        except BadRow as error:
+            message = str(error)
+        assert not message or message.startswith(f"rows:3: template {template.name!r}")
+    assert texts > 500
+
+
+def test_all_published_files_parse(published, test_data):
+    templates = published
     assert len(templates) == 2085
     assert {type(template.original_task) for template in templates} == {bool}
     recommend = read_promptsource(str(test_data / "promptsource" / "templates" / "ag_news" / "templates.yaml"))[
