@@ -4,6 +4,7 @@ On a terminal progress is one live bar; in a log file it is a plain line every f
 library code reports through callables and typed reports.
 """
 
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -13,6 +14,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -24,7 +26,9 @@ class Console:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._out = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+        # A log file has no width of its own, and tables would be cut to 80.
+        width = None if sys.stdout.isatty() else 160
+        self._out = RichConsole(highlight=False, soft_wrap=True, quiet=quiet, width=width)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -63,6 +67,19 @@ class Console:
     def notice(self, text: str) -> None:
         """Something the person should know, though nothing failed."""
         self._out.print(f"[yellow]notice:[/yellow] {escape(text)}")
+
+    def styled(self, parts: Iterable[tuple[str, str]]) -> None:
+        """One paragraph of (text, style) parts; where nothing shows styles, a bar stands between parts."""
+        text = Text()
+        for number, (part, style) in enumerate(parts):
+            if number and not self._out.is_terminal:
+                text.append("|")
+            text.append(part, style)
+        self._out.print(text)
+
+    def ask(self, question: str) -> str:
+        """A person's answer."""
+        return self._out.input(escape(question))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A small table; every column but the first is aligned to the right."""

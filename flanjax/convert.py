@@ -63,7 +63,7 @@ def convert(
             )
         if source.suffix == ".npy":
             fitting, content = read_npy(source)
-            write_folder(output, fitting, content, recipe={"Converted from": source.name}, dtype=dtype)
+            write_folder(output, fitting, {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
             return f"a prompt for a T5 of width {fitting.embed_dim}"
         return f"factors for {convert_tfew(source, output, dtype=dtype)}"
     require_model_folder(source)

@@ -22,8 +22,9 @@ import sys
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flanjax.errors import FlanjaxError, nearest
 
@@ -91,6 +92,23 @@ def gin_literal(text: str) -> str:
     except (ValueError, SyntaxError):
         return repr(text)
     return text
+
+
+def option_values(pairs: Sequence[str]) -> Mapping[str, Any]:
+    """`["data_dir=x", "max_source=512"]` -> {"data_dir": "x", "max_source": 512}."""
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise FlanjaxError(f"--option={pair}: write --option=NAME=VALUE")
+        try:
+            options[name] = ast.literal_eval(gin_literal(value))
+        except (ValueError, SyntaxError) as error:
+            raise FlanjaxError(
+                f"--option={pair}: {value} is no Python literal; close what it opens, or put a text in quotes of its "
+                f"own: --option={name}='\"...\"'"
+            ) from error
+    return options
 
 
 def config_folders() -> list[Path]:

@@ -1,7 +1,7 @@
 """Writes a trained run for others: `python -m flanjax.export --run=DIR --output=DIR [--step=N] [--format=peft]`.
 
 A model that transformers opens: configuration, safetensors, tokenizer files, and a model card with the run's recipe.
-Or, as `peft`, an adapter alone, which peft opens on the base model.
+Or, as `peft`, an adapter alone, which peft opens on the base model; of prompts of several tasks, a folder for each.
 """
 
 import argparse
@@ -28,11 +28,13 @@ class Exported:
       step: the checkpoint's.
       logit_difference: the largest between the run's model and the merged one; None where nothing was merged.
       quantized: the run's base is, and what was exported is not.
+      tasks: those that have a folder of their own, an adapter, in the output.
     """
 
     step: int
     logit_difference: float | None
     quantized: bool
+    tasks: tuple[str, ...] = ()
 
 
 def export(
@@ -72,7 +74,7 @@ def export(
         # An adapter says nothing of how its base is kept.
         trained = read_run(run, step=trained.step, quantized=False) if quantized else trained
         base = base_name(trained.settings["init_from"])
-        write_peft(
+        tasks = write_peft(
             output,
             trained.model,
             trained.params,
@@ -81,7 +83,7 @@ def export(
             recipe=trained.recipe,
             dtype=dtype,
         )
-        return Exported(trained.step, None, quantized)
+        return Exported(trained.step, None, quantized, tasks)
     if added_paths(trained.model) and not merge:
         raise TuningError(
             f"{run} was tuned by methods that add parameters ({', '.join(m.name for m in methods_of(trained.model))}), "
@@ -116,10 +118,12 @@ def _export(flags: argparse.Namespace) -> int:
         print(f"merged; the largest difference of a logit is {done.logit_difference:.2g}")
     if done.quantized:
         print(f"notice: {QUANTIZED}")
-    print(f"step {done.step} of {flags.run} is in {flags.output}; load it with")
+    of_tasks = f", a folder for each of {', '.join(done.tasks)}" if done.tasks else ""
+    print(f"step {done.step} of {flags.run} is in {flags.output}{of_tasks}; load it with")
     if flags.format == "peft":
-        print(f'  peft.PeftModel.from_pretrained(BASE, "{flags.output}")')
-        print(f'  flanjax.load(BASE, adapter="{flags.output}")')
+        adapter = Path(flags.output, *done.tasks[:1])
+        print(f'  peft.PeftModel.from_pretrained(BASE, "{adapter}")')
+        print(f'  flanjax.load(BASE, adapter="{adapter}")')
         return 0
     print(f'  transformers.T5ForConditionalGeneration.from_pretrained("{flags.output}")')
     print(f'  flanjax.load("{flags.output}")')

@@ -5,6 +5,7 @@ What the mixture is made of comes from a run's gin file, or from flags:
     python -m flanjax.materialize --gin_file=demo.gin
     python -m flanjax.materialize --mixture=super_natural_instructions --cache_dir=cache --vocabulary=spiece.model \
         --tasks=flanjax.tasks.natural_instructions --option=data_dir=super_natural_instructions
+    python -m flanjax.materialize --mixture=reviews.jsonl --cache_dir=cache --vocabulary=spiece.model
 
 Run again, it redoes only what changed.
 """
@@ -14,11 +15,10 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flanjax import doors
-from flanjax.errors import FlanjaxError
 
 if TYPE_CHECKING:
     from flanjax.data.materialize import MaterializeReport
@@ -63,7 +63,7 @@ def _materialize(argv: Sequence[str]) -> int:
 
     request = _from_gin(sources) if sources.files else {"tasks": {}, "vocabulary": None}
     if flags.tasks:
-        request["tasks"] = dict.fromkeys(flags.tasks, _options(flags.option))
+        request["tasks"] = dict.fromkeys(flags.tasks, doors.option_values(flags.option))
     if flags.splits:
         request["splits"] = tuple(flags.splits.split(","))
     for name in ("cache_dir", "seed", "on_bad_row", "workers"):
@@ -74,7 +74,10 @@ def _materialize(argv: Sequence[str]) -> int:
     mixtures = flags.mixture.split(",") if flags.mixture else request["mixtures"]
     request.pop("mixtures", None)
 
+    from flanjax.data.catalog import resolve_all
     from flanjax.data.vocabularies import VocabularySource
+
+    mixtures, request["tasks"] = resolve_all(mixtures, request["tasks"], request["cache_dir"])
 
     if flags.vocabulary or request["vocabulary"] is None:
         request["vocabulary"] = VocabularySource(path=flags.vocabulary)
@@ -125,11 +128,12 @@ def _left_out(report: "MaterializeReport") -> Iterator[str]:
 
 def _from_gin(sources: doors.GinSources) -> dict[str, Any]:
     """The part of a run's configuration that materialising needs."""
-    from flanjax.run import CONFIGURABLES, Run
+    from flanjax.run import CONFIGURABLES, Run, with_modules
 
     doors.configure(sources, CONFIGURABLES)
-    run = doors.build(Run)
-    assert isinstance(run, Run)
+    built = doors.build(Run)
+    assert isinstance(built, Run)
+    run = with_modules(built)
     return {
         "mixtures": [run.data.mixture, *run.evaluation.mixtures],
         "cache_dir": run.data.cache_dir,
@@ -139,25 +143,6 @@ def _from_gin(sources: doors.GinSources) -> dict[str, Any]:
         "splits": tuple(dict.fromkeys(("train", run.evaluation.split))),
         "on_bad_row": run.on_bad_row,
     }
-
-
-def _options(pairs: Sequence[str]) -> Mapping[str, Any]:
-    """`["data_dir=x", "max_source=512"]` -> {"data_dir": "x", "max_source": 512}."""
-    import ast
-
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise FlanjaxError(f"--option={pair}: write --option=NAME=VALUE")
-        try:
-            options[name] = ast.literal_eval(doors.gin_literal(value))
-        except (ValueError, SyntaxError) as error:
-            raise FlanjaxError(
-                f"--option={pair}: {value} is no Python literal; close what it opens, or put a text in quotes of its "
-                f"own: --option={name}='\"...\"'"
-            ) from error
-    return options
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import ml_collections
 import optax
 
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
+from flanjax.data.catalog import resolve_all
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
 from flanjax.data.placeholders import Placeholders
@@ -119,6 +120,21 @@ class Prepared:
     mesh: jax.sharding.Mesh
     settings: ml_collections.ConfigDict
     initial_params: Callable[[Params], Params]
+
+
+def with_modules(run: Run) -> Run:
+    """The run with the task modules that its mixtures need; see `flanjax.data.catalog.resolve_all`.
+
+    Raises:
+        FlanjaxError: there is nothing to read at a path, or its records have no known form.
+    """
+    names, tasks = resolve_all((run.data.mixture, *run.evaluation.mixtures), run.tasks, run.data.cache_dir)
+    return dataclasses.replace(
+        run,
+        tasks=tasks,
+        data=dataclasses.replace(run.data, mixture=names[0]),
+        evaluation=dataclasses.replace(run.evaluation, mixtures=tuple(names[1:])),
+    )
 
 
 def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> Prepared:

@@ -47,13 +47,14 @@ def _train(argv: Sequence[str]) -> int:
         from flanjax.sharding.hosts import join
 
         join(*where)
-    from flanjax.run import CONFIGURABLES, Run
+    from flanjax.run import CONFIGURABLES, Run, with_modules
 
     doors.configure(sources, CONFIGURABLES)
     from flanjax.training.schedules import make_schedule
 
-    run = doors.build(Run)
-    assert isinstance(run, Run)
+    built = doors.build(Run)
+    assert isinstance(built, Run)
+    run = with_modules(built)
     make_schedule(run.optimizer, run.train.train_steps)  # may refuse the steps: before hours of materialising
 
     def materialize(mixtures: Sequence[str]) -> None:

@@ -10,10 +10,11 @@ the conversations being strings that the user and the assistant say in turn; tes
 import functools
 from collections.abc import Iterator, Sequence
 
-from flanjax.tasks.own import history_text, instruction_rows
+from flanjax.tasks.own import OwnText, instruction_rows
 
+from flanjax.data.conversations import ReplyText, Turn, history_text
 from flanjax.data.instructions import VALIDATION_EVERY, Instruct, only, published
-from flanjax.data.schemas import Schema, Turn
+from flanjax.data.schemas import Schema
 from flanjax.data.sources import BadRow, excerpt, report_bad_row
 from flanjax.data.tasks import Dataset, Download, Family, Row, Rows, TextTask, dataset_folder, with_validation
 
@@ -35,12 +36,13 @@ DATASETS = (
 )
 
 
-def family(data_dir: str = "", sources: Sequence[str] = ()) -> Family:
+def family(data_dir: str = "", sources: Sequence[str] = (), max_source: int = 1024) -> Family:
     """The tasks and the mixture of the module.
 
     Args:
         data_dir: a folder or an address of one.
         sources: only the conversations of these (stackexchange, wikihow, ...); all where none is named.
+        max_source: tokens of an input; what was said first is left out where it would be more.
     """
     folder = dataset_folder("lima", data_dir)
     train = only(published(folder, "train.jsonl", "*/train-*.parquet"), "source", sources)
@@ -51,7 +53,7 @@ def family(data_dir: str = "", sources: Sequence[str] = ()) -> Family:
             split: functools.partial(instruction_rows, rows, _FORM)
             for split, rows in with_validation(train, VALIDATION_EVERY).items()
         },
-        render=Instruct(style="plain"),
+        render=OwnText(instruct=Instruct(style="plain"), reply=ReplyText(max_source=max_source)),
     )
     prompts = TextTask(
         name="lima_prompts",

@@ -18,12 +18,14 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from flanjax.data import records
+from flanjax.data.conversations import ReplyText, replies
 from flanjax.data.instructions import VALIDATION_EVERY, Instruct
-from flanjax.data.schemas import Conversation, Pair, Schema, Turn, detect
+from flanjax.data.schemas import Conversation, Pair, Schema, detect
 from flanjax.data.sources import BadRow, bad_row_policy, report_bad_row
-from flanjax.data.tasks import Dataset, Family, Row, Rows, TextTask, with_validation
+from flanjax.data.tasks import Context, Dataset, Family, Row, Rows, Text, TextTask, with_validation
 from flanjax.errors import FlanjaxError, nearest
 
 SPLITS = {
@@ -54,6 +56,7 @@ def family(
     format: str = "",
     fields: Mapping[str, str] | None = None,
     style: str = "plain",
+    max_source: int = 1024,
 ) -> Family:
     """The task and the mixture over one's own data; nothing without a path.
 
@@ -64,6 +67,7 @@ def family(
         format: json, jsonl, csv, tsv, parquet or arrow, for one file whose name does not tell.
         fields: the file's names of columns, by those of the form: {"instruction": "question"}.
         style: "plain" or "alpaca", for what an instruction is wrapped in.
+        max_source: tokens of a conversation's input; what was said first is left out where it would be more.
 
     Raises:
         RecordsError: there are no files.
@@ -86,7 +90,7 @@ def family(
         name=name,
         # Records are split before they become rows, or the replies of one conversation would be on both sides.
         source={split: functools.partial(instruction_rows, rows, schema) for split, rows in sources.items()},
-        render=Instruct(style=style),
+        render=OwnText(instruct=Instruct(style=style), reply=ReplyText(max_source=max_source)),
     )
     count = sum(map(len, parts.values()))
     title = f"own data: {count} {'file' if count == 1 else 'files'}, {schema}"
@@ -95,7 +99,7 @@ def family(
 
 
 def instruction_rows(rows: Rows, schema: Schema, seed: int) -> Iterator[tuple[str, Row]]:
-    """Rows of instruction, input and output from records of a form; one for each reply of a conversation."""
+    """Rows of instruction, input and output from records of a form; or of turns, for each reply of a conversation."""
     for place, record in rows(seed):
         try:
             said = schema.read(record, place)
@@ -112,20 +116,19 @@ def _rows(said: Pair | Conversation) -> Iterator[Row]:
         return
     for history, reply in replies(said.turns):
         if len(history) >= said.given:
-            yield {"instruction": history_text(history), "input": "", "output": reply.text}
+            yield {"turns": [[turn.role, turn.text] for turn in (*history, reply)]}
 
 
-def replies(turns: Sequence[Turn]) -> Iterator[tuple[Sequence[Turn], Turn]]:
-    """(history, reply) for each turn of the assistant."""
-    for number, turn in enumerate(turns):
-        if turn.role == "assistant":
-            yield turns[:number], turn
+@dataclass(frozen=True, kw_only=True)
+class OwnText:
+    """A render function for both kinds of row, an instruction and a reply of a conversation."""
 
+    instruct: Instruct
+    reply: ReplyText
 
-def history_text(turns: Sequence[Turn]) -> str:
-    """The history as one text, a line for each turn, and the cue for the assistant at the end."""
-    labels = {"system": "", "user": "User: ", "assistant": "Assistant: "}
-    return "\n".join([*(labels[turn.role] + turn.text.strip() for turn in turns), "Assistant:"])
+    def __call__(self, row: Row, context: Context) -> Text | None:
+        """The text of a row."""
+        return self.reply(row, context) if "turns" in row else self.instruct(row, context)
 
 
 def _read(files: Sequence[str], format: str, seed: int) -> Iterator[tuple[str, Row]]:

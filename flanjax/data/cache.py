@@ -171,6 +171,11 @@ def mixture_file(cache_dir: str | Path, mixture: str) -> Path:
     return Path(cache_dir) / "mixtures" / f"{_checked(mixture)}.json"
 
 
+def is_cached(cache_dir: str | Path, mixture: str) -> bool:
+    """Whether a mixture of this name was written to the cache."""
+    return mixture_file(cache_dir, mixture).is_file()
+
+
 def vocabulary_folder(cache_dir: str | Path, identity: str) -> Path:
     """The folder of the vocabulary of this identity."""
     return Path(cache_dir) / "vocabularies" / _checked(identity)

@@ -49,8 +49,10 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Record]]:
         yield from _READERS[format_of(file)](file)
 
 
-def record_files(path: str | os.PathLike[str]) -> list[str]:
+def record_files(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> list[str]:
     """The files that a path means, in order of their names; hidden ones and those of other formats are left out.
+
+    A reader of a format of its own, such as XML, gives the endings that it reads as `formats`.
 
     Raises:
         RecordsError: there is none, or the file has no known format.
@@ -62,15 +64,15 @@ def record_files(path: str | os.PathLike[str]) -> list[str]:
         if len(found) == 1 and system.isdir(found[0]):
             inside = system.find(found[0])
             found = [file for file in inside if not os.path.relpath(file, found[0]).startswith(".")]
-            found = [file for file in found if format_of(file) in _READERS]
+            found = [file for file in found if format_of(file) in formats]
         elif not all(system.exists(file) for file in found):
             found = []
     except (*_UNREADABLE, RuntimeError) as error:
         raise RecordsError(f"{text} cannot be read: {type(error).__name__}: {error}") from error
     if not found:
-        raise RecordsError(f"{text}: there is no such file, or no file of a known format ({', '.join(FORMATS)}) in it")
-    if unknown := [file for file in found if format_of(file) not in _READERS]:
-        raise RecordsError(f"{unknown[0]}: its name ends in none of the known formats: {', '.join(FORMATS)}")
+        raise RecordsError(f"{text}: there is no such file, or no file of a known format ({', '.join(formats)}) in it")
+    if unknown := [file for file in found if format_of(file) not in formats]:
+        raise RecordsError(f"{unknown[0]}: its name ends in none of the known formats: {', '.join(formats)}")
     remote = "://" in text and not text.startswith("file://")
     return sorted(system.unstrip_protocol(file) if remote else file for file in found)
 

@@ -23,20 +23,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flanjax.data.conversations import Turn
 from flanjax.data.sources import BadRow, excerpt, text_field
 from flanjax.errors import FlanjaxError, nearest
 
 
 class SchemaError(FlanjaxError):
     """A record of no known form, or names of columns that it does not have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """What one side says; the role is "system", "user" or "assistant"."""
-
-    role: str
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,7 +177,7 @@ def _sampled(task: TextTask, split: str, *, vocabulary: Vocabulary, seed: int, s
     with bad_row_policy(policy):
         drawn = drawn_rows(task, split, sample, seed=seed)
     made = tokenized(task, split, drawn.rows, seed=seed, vocabulary=vocabulary, policy=policy)
-    lengths = np.array([(len(one.inputs), len(one.targets)) for one in made.examples], dtype=np.int64).reshape(-1, 2)
+    lengths = np.array([(one.inputs, one.targets) for one in made.examples], dtype=np.int64).reshape(-1, 2)
     return _Measured(
         name=task.name,
         examples=round(drawn.seen * len(lengths) / max(len(drawn.rows), 1)),

@@ -68,8 +68,8 @@ def new_folder(output: Path) -> Iterator[Path]:
         yield partial
         # Temporary folders, and files that safetensors writes, are their owner's alone; a model folder is not.
         partial.chmod(0o755)
-        for path in partial.iterdir():
-            path.chmod(0o644)
+        for path in partial.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         os.replace(partial, output)
     except OSError as error:
         raise ModelFolderError(f"{output}: cannot be written: {error.strerror or error}") from error

@@ -4,8 +4,8 @@
     adapter = read_peft("adapter", base)                                     # and what peft wrote comes back
     model, params = adapter_on(adapter, base, base_params)
 
-A folder holds one adapter of one type, and layer norms that were trained beside it. What is written is read again
-before it takes its name. Nothing is unpickled.
+A folder holds one adapter of one type, and layer norms that were trained beside it; prompts of several tasks are in as
+many folders. What is written is read again before it takes its name. Nothing is unpickled.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from flanjax.interchange.peft_config import CONFIG, WEIGHTS, AdapterConfig, Adap
 from flanjax.interchange.peft_ia3 import read_ia3, write_ia3
 from flanjax.interchange.peft_layers import Adapter, Content, write_norms
 from flanjax.interchange.peft_lora import on_unchanged_base, read_lora, write_lora
-from flanjax.interchange.peft_prompts import as_prompt, read_prefix, read_prompt, write_prefix, write_prompt
+from flanjax.interchange.peft_prompts import as_prompts, read_prefix, read_prompt, write_prefix, write_prompt
 from flanjax.interchange.safetensors_files import write_file
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import Params
@@ -31,7 +31,7 @@ from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Flat, Method, TuningError
 from flanjax.tuning.partition import TRAINABLE, Partition, added_paths, flatten, methods_of, unflatten
-from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prefix import PrefixTuning, folded
 from flanjax.tuning.prompt import PromptMethod, PromptTuning
 
 _READERS: dict[str, Callable[[AdapterConfig, T5Config, AdapterTensors], Adapter]] = {
@@ -96,8 +96,10 @@ def write_peft(
     base_name: str | None = None,
     recipe: Mapping[str, str] | None = None,
     dtype: str | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Writes what tuning methods added as a folder that PEFT opens on the base model.
+
+    Prompts of several tasks become a folder of such folders, one for each task; the tasks are returned.
 
     Arguments:
       output: a new folder; it appears whole or not at all.
@@ -115,53 +117,65 @@ def write_peft(
     base = dataclasses.replace(model, added=())
     flat, own_paths = flatten(params), added_paths(model)
     method = _only_adapter(model)
-    added = {path: flat[path] for path in own_paths}
-    if isinstance(method, LoRA):
-        method, added = on_unchanged_base(method, added, begun)
-    elif isinstance(method, PromptMethod):
-        method, added = as_prompt(method, model, params)
-    content = _WRITERS[type(method)](method, base, added)
     moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - own_paths
     beside = {path: flat[path] for path in moved}
-    if beside:
-        if not isinstance(method, LoRA | IA3):
-            raise TuningError(f"{min(beside)} was trained beside a {type(method).__name__}, and PEFT saves that alone")
-        norms = write_norms(base, beside)
-        content = Content(content.config | norms.config, content.tensors | norms.tensors)
-    write_folder(output, base, content, base_name=base_name, recipe=recipe, dtype=dtype, meant=added | beside)
+    if beside and not isinstance(method, LoRA | IA3):
+        raise TuningError(f"{min(beside)} was trained beside a {type(method).__name__}, and PEFT saves that alone")
+    norms = write_norms(base, beside) if beside else Content({}, {})
+    contents, meant = {}, {}
+    for name, (one, values) in _in_peft(method, model, params, begun).items():
+        content = _WRITERS[type(one)](one, base, values)
+        contents[name] = Content(content.config | norms.config, content.tensors | norms.tensors)
+        meant[name] = values | beside
+    write_folder(output, base, contents, base_name=base_name, recipe=recipe, dtype=dtype, meant=meant)
+    return tuple(name for name in contents if name)
+
+
+def _in_peft(method: Method, model: T5Config, params: Params, begun: Flat | None) -> Mapping[str, tuple[Method, Flat]]:
+    """The adapters that PEFT has for a method, with their parameters, by the folders that they lie in; "" for none."""
+    if isinstance(method, PromptMethod):
+        return as_prompts(method, model, params)
+    if isinstance(method, PrefixTuning):
+        return {"": folded(method, model, params)}
+    flat = flatten(params)
+    added = {path: flat[path] for path in added_paths(model)}
+    return {"": on_unchanged_base(method, added, begun) if isinstance(method, LoRA) else (method, added)}
 
 
 def write_folder(
     output: str | Path,
     base: T5Config,
-    content: Content,
+    contents: Mapping[str, Content],
     *,
     base_name: str | None = None,
     recipe: Mapping[str, str] | None = None,
     dtype: str | None = None,
-    meant: Flat | None = None,
+    meant: Mapping[str, Flat] | None = None,
 ) -> None:
-    """Writes the content of a PEFT folder for a base model of these sizes, and reads it again; see `write_peft`.
+    """Writes PEFT folders for a base model of these sizes, and reads them again; see `write_peft`.
 
-    With `meant` what is read has to be those parameters, all of them.
+    The contents go by the name of their folder in `output`, "" for `output` itself. With `meant`, by the same names,
+    what is read has to be those parameters, all of them.
     """
     if dtype not in (None, *FLOATS):
         raise ModelFolderError(f"dtype is {dtype!r}: choose one of {', '.join(FLOATS)}")
-    with np.errstate(over="ignore"):
-        tensors = {name: array.astype(dtype or "float32") for name, array in content.tensors.items()}
-    if bad := [name for name, array in tensors.items() if not np.isfinite(array).all()]:
-        raise ModelFolderError(f"{bad[0]} holds NaN or infinity as {dtype or 'float32'}: it is not written")
     output = Path(output)
     with new_folder(output) as folder:
-        write_json(folder / CONFIG, {**_COMMON, "base_model_name_or_path": base_name, **content.config})
-        write_file(folder / WEIGHTS, tensors)
-        card = adapter_card(output.name, content.config["peft_type"], base_name, recipe)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        found = read_peft(folder, base).params
-        for path, value in ({} if meant is None else found | meant).items():
-            wanted = np.asarray(value).astype(dtype or "float32").astype(np.float32)
-            if path not in found or not np.array_equal(found[path], wanted):
-                raise ModelFolderError(f"{output}: {path} is read otherwise than it was written: it is not kept")
+        for name, content in contents.items():
+            with np.errstate(over="ignore"):
+                tensors = {tensor: array.astype(dtype or "float32") for tensor, array in content.tensors.items()}
+            if bad := [tensor for tensor, array in tensors.items() if not np.isfinite(array).all()]:
+                raise ModelFolderError(f"{bad[0]} holds NaN or infinity as {dtype or 'float32'}: it is not written")
+            (folder / name).mkdir(exist_ok=True)
+            write_json(folder / name / CONFIG, {**_COMMON, "base_model_name_or_path": base_name, **content.config})
+            write_file(folder / name / WEIGHTS, tensors)
+            card = adapter_card((output / name).name, content.config["peft_type"], base_name, recipe)
+            (folder / name / CARD).write_text(card, encoding="utf-8")
+            found = read_peft(folder / name, base).params
+            for path, value in ({} if meant is None else found | meant[name]).items():
+                wanted = np.asarray(value).astype(dtype or "float32").astype(np.float32)
+                if path not in found or not np.array_equal(found[path], wanted):
+                    raise ModelFolderError(f"{output / name}: {path} is read otherwise than it was written: not kept")
 
 
 def _only_adapter(model: T5Config) -> Method:

@@ -4,14 +4,18 @@
     prefix    [n, slots * heads * head_dim]        decoder/layers/self_attention/prefix/{key,value}
 
 For an encoder-decoder peft gives a prompt 2 n rows and uses the first n, so those are read and no others written. A
-prompt that a network made (P-tuning) is saved as what it made; it is read, and written, as a prompt.
+prompt that a network made (P-tuning) is saved as what it made; it is read, and written, as a prompt. Prompts of
+several tasks are as many adapters, each in a folder of its task's name, as peft lays out a model whose adapters have
+names. (Its MULTITASK_PROMPT_TUNING is another method, one prompt times a matrix of rank 1 for each task.)
 
 A prefix has 2 slots, a key and a value, for each of `num_layers`. peft joins them to themselves and deals four out to
 each layer, a pair for its self-attention and a pair for its cross-attention, and then throws the latter away
 (peft_model.py, get_prompt). So layer i has the pair 2 i mod `num_layers`: with as many as the decoder has, two layers
 share a pair wherever their number is even. Written are twice as many, of which every second is unused zeros, so that
 each layer has its own. The width of a head is token_dim / heads, which has to be the model's head_dim; peft's default
-of d_model / heads is another for Flan-T5-small and fits no model of that shape.
+of d_model / heads is another for Flan-T5-small and fits no model of that shape. Of a network (`prefix_projection`) peft
+saves what it made too, and makes none when it opens a folder, whatever the configuration says. What is written says
+that there is none, for only then does peft go on training from such a table (PrefixEncoder.load_prompt_embeddings).
 """
 
 from pathlib import Path
@@ -44,18 +48,20 @@ def read_prompt(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) 
     return Adapter((PromptTuning(length=length, init="random"),), {EMBEDDING: embedding[None]})
 
 
-def as_prompt(method: PromptMethod, model: T5Config, params: Params) -> tuple[PromptTuning, Flat]:
-    """The prompt of a method, whatever it is made from, as one that is learnt itself.
+def as_prompts(method: PromptMethod, model: T5Config, params: Params) -> dict[str, tuple[PromptTuning, Flat]]:
+    """Each prompt of a method, whatever it is made from, as one that is learnt itself.
+
+    They go by the folders that they lie in: their tasks' names, and "" for a single one.
 
     Raises:
-      TuningError: there is one for each of several tasks.
+      TuningError: a task cannot name a folder.
     """
-    if method.prompts > 1:
-        raise TuningError(
-            f"{type(method).__name__} has a prompt for each of {', '.join(method.tasks)}, and a PEFT folder holds one: "
-            "use the run as it is (flanjax.load)"
-        )
-    return PromptTuning(length=method.length, init="random"), {EMBEDDING: np.asarray(prompt_table(model, params))}
+    tasks = method.tasks if method.prompts > 1 else ("",)
+    if bad := [task for task in tasks if task != Path(task).name]:
+        raise TuningError(f"{type(method).__name__}.tasks has {bad[0]!r}, which is no name of a folder for its prompt")
+    table = np.asarray(prompt_table(model, params))
+    alone = PromptTuning(length=method.length, init="random")
+    return {task: (alone, {EMBEDDING: prompt[None]}) for task, prompt in zip(tasks, table, strict=True)}
 
 
 def write_prompt(method: PromptTuning, base: T5Config, added: Flat) -> Content:

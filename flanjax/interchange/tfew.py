@@ -51,7 +51,7 @@ def convert_tfew(source: str | Path, output: str | Path, *, dtype: str | None = 
         "init_ia3_weights": True,
     }
     recipe = {"Converted from": Path(source).name, "For": fits}
-    write_folder(output, base, Content(config, tensors), recipe=recipe, dtype=dtype)
+    write_folder(output, base, {"": Content(config, tensors)}, recipe=recipe, dtype=dtype)
     return fits
 
 

@@ -45,6 +45,9 @@ class Addition(Protocol):
     def prompt(self, model: "T5Config") -> Any:
         """The encoder's prompt, a `flanjax.models.prompts.Prompt`, where `prompt_length` is not 0."""
 
+    def prefixes(self, layer: Any, count: int, path: str) -> Any:
+        """What makes prefixes for `count` layers as this one, a `flanjax.models.prompts.Prefixes`; None for none."""
+
     def attach(self, layer: Any, path: str) -> None:
         """Puts adapters into one layer (`flanjax.models.layers.Adaptable`), whose parameters lie under `path`."""
 

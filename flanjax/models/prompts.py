@@ -11,11 +11,14 @@ example. A prefix needs no positions: every segment of a row sees the same keys 
 """
 
 import abc
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+
+Layer = TypeVar("Layer", bound=nnx.Module)
 
 
 class Prompt(nnx.Module):
@@ -34,6 +37,24 @@ class Prefix(nnx.Module):
     @abc.abstractmethod
     def __call__(self) -> tuple[Float[Array, "prefix heads head_dim"], Float[Array, "prefix heads head_dim"]]:
         """Keys and values of one layer."""
+
+
+class Prefixes(nnx.Module):
+    """What makes prefixes out of parameters that the layers of a stack share; it lies under `encoder/prefix` or so."""
+
+    @abc.abstractmethod
+    def __call__(self) -> dict[str, Prefix]:
+        """The prefix of each attention by the attention's name, stacked over layers."""
+
+
+def with_prefixes(layers: Layer, prefixes: Prefixes | None) -> Layer:
+    """Stacked layers whose attentions have the prefixes; the module that is given stays as it is."""
+    if prefixes is None:
+        return layers
+    layers = jax.tree.map(lambda leaf: leaf, layers)
+    for name, prefix in prefixes().items():
+        getattr(layers, name).prefix = prefix
+    return layers
 
 
 def positions_in_segments(segment_ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:

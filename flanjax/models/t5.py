@@ -24,7 +24,7 @@ from flanjax.models.attention import segment_mask
 from flanjax.models.config import Addition, Compute, ModelConfigError, T5Config
 from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, parameter
 from flanjax.models.positions import RelativePositionBias
-from flanjax.models.prompts import Prompt, insert_prompts, positions_in_segments
+from flanjax.models.prompts import Prefixes, Prompt, insert_prompts, positions_in_segments, with_prefixes
 from flanjax.sharding.rules import constrain
 
 Params = dict[str, Any]
@@ -76,6 +76,12 @@ class Embedder(nnx.Module):
         self.embedding = parameter((config.vocab_size, config.embed_dim), ("vocab", "embed"), 1.0)
 
 
+def _prefixes(layer: nnx.Module, count: int, added: Sequence[Addition], path: str) -> Prefixes | None:
+    """What makes the prefixes of a stack of such layers, where a tuning method has it."""
+    found = (addition.prefixes(layer, count, path) for addition in added)
+    return next((prefixes for prefixes in found if prefixes is not None), None)
+
+
 class Encoder(nnx.Module):
     """The encoder's position table, stacked layers and final norm, and a prompt where a tuning method has one."""
 
@@ -84,6 +90,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: T5Config, compute: Compute):
         self.relpos_bias = RelativePositionBias(config, bidirectional=True)
         layer = EncoderLayer(config, compute.attention)
+        self.prefix = _prefixes(layer, config.num_encoder_layers, config.added, "encoder/layers")
         self.layers = _stacked(layer, config.num_encoder_layers, config.added, "encoder/layers")
         self.encoder_norm = RMSNorm(config)
         for addition in config.added:
@@ -101,13 +108,14 @@ class Encoder(nnx.Module):
         positions = jnp.arange(x.shape[1])
         bias = self.relpos_bias(positions, positions)
         mask = segment_mask(segments, segments)
+        layers = with_prefixes(self.layers, self.prefix)
 
         def body(x: Array, layer_and_index: tuple[EncoderLayer, Array]) -> tuple[Array, None]:
             layer, index = layer_and_index
             return constrain(layer(x, drop.at(index), bias=bias, mask=mask), "batch", None, None), None
 
         x = constrain(drop.at("embedding")(x), "batch", None, None)
-        x, _ = _over_layers(body, x, (self.layers, _layer_numbers(self.layers)), compute)
+        x, _ = _over_layers(body, x, (layers, _layer_numbers(layers)), compute)
         return drop.at("output")(self.encoder_norm(x))
 
 
@@ -117,6 +125,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: T5Config, compute: Compute):
         self.relpos_bias = RelativePositionBias(config, bidirectional=False)
         layer = DecoderLayer(config, compute.attention)
+        self.prefix = _prefixes(layer, config.num_decoder_layers, config.added, "decoder/layers")
         self.layers = _stacked(layer, config.num_decoder_layers, config.added, "decoder/layers")
         self.decoder_norm = RMSNorm(config)
         if not config.tied_head:
@@ -136,7 +145,8 @@ class Decoder(nnx.Module):
         bias = self.relpos_bias(positions, positions)
         mask = segment_mask(segments, segments, causal=True)
         cross_mask = segment_mask(segments, encoder_segments)
-        prefix_bias = self._prefix_bias(positions_in_segments(segments))
+        layers = with_prefixes(self.layers, self.prefix)
+        prefix_bias = self._prefix_bias(layers, positions_in_segments(segments))
 
         def body(x: Array, layer_and_index: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
             layer, index = layer_and_index
@@ -144,12 +154,14 @@ class Decoder(nnx.Module):
             return constrain(x, "batch", None, None), None
 
         x = constrain(drop.at("embedding")(x), "batch", None, None)
-        x, _ = _over_layers(body, x, (self.layers, _layer_numbers(self.layers)), compute)
+        x, _ = _over_layers(body, x, (layers, _layer_numbers(layers)), compute)
         return drop.at("output")(self.decoder_norm(x))
 
-    def _prefix_bias(self, positions: Int[Array, "batch length"]) -> Float[Array, "batch heads length prefix"] | None:
+    def _prefix_bias(
+        self, layers: DecoderLayer, positions: Int[Array, "batch length"]
+    ) -> Float[Array, "batch heads length prefix"] | None:
         """Of the self-attention's prefix, which lies before every segment as earlier tokens would."""
-        prefix = self.layers.self_attention.prefix
+        prefix = layers.self_attention.prefix
         return None if prefix is None else self.relpos_bias.of_prefix(positions, prefix.length)
 
     def step(
@@ -159,7 +171,8 @@ class Decoder(nnx.Module):
         key_positions = jnp.arange(cache.self_keys.shape[2])
         bias = self.relpos_bias(position[None], key_positions)
         mask = (key_positions <= position)[None, None, None]
-        prefix_bias = self._prefix_bias(position[None, None])
+        layers = with_prefixes(self.layers, self.prefix)
+        prefix_bias = self._prefix_bias(layers, position[None, None])
 
         def body(x: Array, xs: tuple[DecoderLayer, Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             layer, own_keys, own_values, cross_keys, cross_values = xs
@@ -175,7 +188,7 @@ class Decoder(nnx.Module):
             )
 
         # The loop only reads the caches; one write afterwards stays in place, where returning them would copy all.
-        x, (keys, values) = _over_layers(body, x, (self.layers, *cache[:4]), compute)
+        x, (keys, values) = _over_layers(body, x, (layers, *cache[:4]), compute)
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
         cache = cache._replace(
             self_keys=update(cache.self_keys, keys),

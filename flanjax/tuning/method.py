@@ -17,7 +17,7 @@ from flax import nnx
 from flanjax.errors import FlanjaxError
 from flanjax.models.config import T5Config
 from flanjax.models.layers import Adaptable, Linear
-from flanjax.models.prompts import Prompt
+from flanjax.models.prompts import Prefixes, Prompt
 from flanjax.tuning import patterns
 
 Flat = dict[str, Any]
@@ -69,6 +69,16 @@ class Method(abc.ABC):
           TuningError: this one has none.
         """
         raise TuningError(f"{type(self).__name__} has no prompt")
+
+    def prefixes(self, layer: nnx.Module, count: int, path: str) -> Prefixes | None:
+        """What makes prefixes for all layers of a stack together, where the method has that.
+
+        Arguments:
+          layer: one of them, of which the sizes are read.
+          count: how many there are.
+          path: of the stacked layers.
+        """
+        return None
 
     def attach(self, layer: nnx.Module, path: str) -> None:  # noqa: B027  some methods add nothing
         """Puts what the method adds into one layer of a stack."""

@@ -16,11 +16,11 @@ from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.peft import adapter_on, read_peft, write_peft
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import init_params
+from flanjax.models.t5 import build, init_params
 from flanjax.tuning.method import Method
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten
-from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prefix import PrefixTuning, folded
 from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
 
 from .test_peft import moved, our_logits, peft_logits, write_with_peft
@@ -72,6 +72,7 @@ TO_PEFT = {
     "p_tuning": PTuning(length=3, hidden_dim=8),
     "p_tuning_lstm": PTuning(length=3, encoder="lstm", hidden_dim=8),
     "prefix": PrefixTuning(length=3),
+    "prefix_of_a_network": PrefixTuning(length=3, hidden_dim=8),
 }
 
 
@@ -94,9 +95,88 @@ def test_what_is_written_computes_the_same_in_peft_and_comes_back(
         assert found.methods == (PromptTuning(length=3, init="random"),)
         np.testing.assert_array_equal(found.params[EMBEDDING], prompt_table(model, params))
         return
+    if isinstance(method, PrefixTuning):
+        method, expected = folded(method, model, params)
+    else:
+        expected = flatten(params)
     assert found.methods == (method,)
     for path, value in found.params.items():
-        np.testing.assert_array_equal(value, flatten(params)[path])
+        np.testing.assert_array_equal(value, expected[path])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [PromptTuning(tasks=("a", "b"), length=3), PTuning(tasks=("a", "b"), length=3)],
+    ids=["prompt", "p_tuning"],
+)
+def test_prompts_of_tasks_are_adapters_that_peft_switches_between(
+    hf_folder: Callable[..., Path], tmp_path: Path, method: Method
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import T5ForConditionalGeneration
+
+    folder = hf_folder("flan")
+    base, params = read_hf_t5(folder)
+    model = dataclasses.replace(base, added=(method,))
+    params = moved(model, params)
+    assert write_peft(tmp_path / "out", model, params) == ("a", "b")
+    plain = T5ForConditionalGeneration.from_pretrained(folder)
+    theirs = PeftModel.from_pretrained(plain, tmp_path / "out" / "a", adapter_name="a").eval()
+    theirs.load_adapter(tmp_path / "out" / "b", adapter_name="b")
+    inputs, targets = np.array([[5, 6, 7, 1], [9, 2, 30, 1]]), np.array([[0, 4], [0, 8]])
+    segments, found = np.ones((2, 7), np.int32), []
+    for number, task in enumerate(("a", "b", "a")):
+        theirs.set_adapter(task)
+        with torch.no_grad():
+            given = {"input_ids": torch.tensor(inputs), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+            expected = theirs(**given, decoder_input_ids=torch.tensor(targets)).logits.numpy()
+        tokens = np.pad(inputs, ((0, 0), (3, 0)), constant_values=number % 2)
+        built = build(model, Compute(), params)
+        encoded = built.encode(tokens, segments)
+        found.append(built.logits(built.decode(targets, np.ones((2, 2), np.int32), encoded, segments)))
+        np.testing.assert_allclose(found[-1], expected, atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+    # Written by peft itself they lie the same way.
+    theirs.save_pretrained(tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir() if path.is_dir()} == {"a", "b"}
+    for task in ("a", "b"):
+        ours, again = (read_peft(tmp_path / name / task, base).params[EMBEDDING] for name in ("out", "again"))
+        np.testing.assert_array_equal(ours, again)
+
+
+def test_peft_opens_what_a_network_made_without_one_and_goes_on_from_it(
+    hf_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    import torch
+    from peft import PeftConfig, get_peft_model
+    from transformers import T5ForConditionalGeneration
+
+    folder = hf_folder("flan")
+    base, params = read_hf_t5(folder)
+    model = dataclasses.replace(base, added=(PrefixTuning(length=4, hidden_dim=8),))
+    params = moved(model, params)
+    write_peft(tmp_path / "ours", model, params)
+    expected = our_logits(model, params)
+    np.testing.assert_allclose(peft_logits(folder, tmp_path / "ours"), expected, atol=1e-4)
+    # A configuration that tells of the network opens to the same: peft makes none for inference.
+    path = tmp_path / "ours" / "adapter_config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "prefix_projection": True, "encoder_hidden_size": 8}))
+    np.testing.assert_allclose(peft_logits(folder, tmp_path / "ours"), expected, atol=1e-4)
+    # Training goes on from the table, which peft takes where there is no network.
+    table = torch.tensor(load_file(tmp_path / "ours" / "adapter_model.safetensors")["prompt_embeddings"])
+    for network in (False, True):
+        plain = T5ForConditionalGeneration.from_pretrained(folder)
+        settings = {**written, "inference_mode": False, "prefix_projection": network, "encoder_hidden_size": 8}
+        encoder = get_peft_model(plain, PeftConfig.from_peft_type(**settings)).prompt_encoder["default"]
+        if network:
+            with pytest.raises(ValueError, match="prefix_projection=True"):
+                encoder.load_prompt_embeddings(table)
+        else:
+            encoder.load_prompt_embeddings(table)
+            assert encoder.embedding.weight.requires_grad
+            assert torch.equal(encoder.embedding.weight, table)
 
 
 @pytest.mark.parametrize("name", ["prompt", "prefix"])

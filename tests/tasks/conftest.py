@@ -16,12 +16,23 @@ JSON = st.recursive(
 )
 
 
+class Words:
+    """A vocabulary of one token a word."""
+
+    def encode(self, text):
+        return text.split()
+
+    def decode(self, ids):
+        return " ".join(ids)
+
+
 @pytest.fixture(scope="session")
 def texts():
     """texts(task, split, seed=0): the text of every row."""
 
     def read(task, split="train", seed=0):
-        return [text for _, text in texts_of(task, split, rows_of(task, split, seed=seed), seed=seed, tokenizer=None)]
+        rows = rows_of(task, split, seed=seed)
+        return [text for _, text in texts_of(task, split, rows, seed=seed, tokenizer=Words())]
 
     return read
 

@@ -36,6 +36,7 @@ METHODS = {
     "prompt": (PromptTuning(length=3),),
     "p_tuning": (PTuning(length=3, encoder="lstm", hidden_dim=8),),
     "prefix": (PrefixTuning(length=3, attentions=".*attention"),),
+    "prefix_of_a_network": (PrefixTuning(length=3, attentions=".*attention", hidden_dim=8),),
     "dora": (LoRA(rank=2, targets=ALL_LINEAR, dora=True),),
     "pissa": (LoRA(rank=2, dropout=0.1, init="pissa", dora=True, dtype="bfloat16"), Train()),
 }
@@ -104,7 +105,8 @@ def test_the_frozen_have_no_gradient_and_no_optimizer_state(program, name):
     ("name", "optimizer"),
     [
         ("dora", GROUPS),
-        *((name, ADAMW) for name in ("all_linear", "ia3", "houlsby", "bitfit", "prompt", "p_tuning", "prefix")),
+        *((name, ADAMW) for name in ("all_linear", "ia3", "houlsby", "bitfit", "prompt", "p_tuning")),
+        *((name, ADAMW) for name in ("prefix", "prefix_of_a_network")),
     ],
 )
 def test_eight_devices_equal_one(program, tiny_run, mesh, name, optimizer):
@@ -149,7 +151,7 @@ def train(tiny_run):
     return run
 
 
-@pytest.mark.parametrize("name", ["lora", "both", "pissa", "prompt", "houlsby", "bitfit"])
+@pytest.mark.parametrize("name", ["lora", "both", "pissa", "prompt", "prefix_of_a_network", "houlsby", "bitfit"])
 def test_resumed_equals_uninterrupted(train, tmp_path, name):
     whole = train(tmp_path / "whole", name, train_steps=8)
     train(tmp_path / "parts", name, train_steps=3)

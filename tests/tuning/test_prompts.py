@@ -24,7 +24,7 @@ from flanjax.tuning.method import Method, TuningError
 from flanjax.tuning.methods import from_settings, to_settings
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import Partition, added_paths, begin, flatten, merged, unflatten
-from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prefix import PrefixTuning, folded
 from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
 
 from .conftest import GATED
@@ -38,6 +38,7 @@ METHOD_SETS: dict[str, tuple[Method, ...]] = {
     "p_tuning_lstm": (PTuning(length=LENGTH, encoder="lstm", hidden_dim=4, tasks=TASKS),),
     "prefix": (PrefixTuning(length=LENGTH),),
     "prefix_everywhere": (PrefixTuning(length=LENGTH, attentions=EVERYWHERE),),
+    "prefix_of_a_network": (PrefixTuning(length=LENGTH, attentions=EVERYWHERE, hidden_dim=5),),
     "all_at_once": (LoRA(rank=2), PromptTuning(length=2, tasks=TASKS), PrefixTuning(length=LENGTH)),
 }
 PROMPTED = {name: methods for name, methods in METHOD_SETS.items() if "prefix" not in name}
@@ -94,7 +95,7 @@ def test_packed_equals_unpacked(tuned, methods):
         np.testing.assert_allclose(alone[number, : len(example.targets)], found[row][inside], rtol=1e-4, atol=1e-4)
 
 
-@some("prompts_of_tasks", "p_tuning_lstm", "prefix_everywhere", "all_at_once")
+@some("prompts_of_tasks", "p_tuning_lstm", "prefix_everywhere", "prefix_of_a_network", "all_at_once")
 def test_scanned_equals_unrolled_equals_recomputed(tuned, methods):
     model, params = tuned(GATED, *methods, moved=True)
     unrolled = logits(model, params, packed(model), scan_layers=False)
@@ -103,7 +104,7 @@ def test_scanned_equals_unrolled_equals_recomputed(tuned, methods):
         np.testing.assert_allclose(found, unrolled, rtol=1e-5, atol=1e-5)
 
 
-@some("prompt", "p_tuning", "prefix", "prefix_everywhere", "all_at_once")
+@some("prompt", "p_tuning", "prefix", "prefix_everywhere", "prefix_of_a_network", "all_at_once")
 def test_decoding_with_the_cache_is_teacher_forcing(tuned, methods):
     model, params = tuned(GATED, *methods, moved=True)
     example = rows_of(model)[0][1]
@@ -227,6 +228,34 @@ def test_a_prefix_is_keys_that_every_query_sees():
         attention(q, k, v, prefix=PrefixKeys(keys, values, None), implementation="per_head")
 
 
+def test_what_a_network_makes_is_the_prefix(tuned):
+    """Folded away, and layer by layer by the formula of the paper."""
+    (method,) = METHOD_SETS["prefix_of_a_network"]
+    model, params = tuned(GATED, method, moved=True)
+    plain, made = folded(method, model, params)
+    assert plain == PrefixTuning(length=LENGTH, attentions=EVERYWHERE)
+    for stack, name in (
+        ("encoder", "attention"),
+        *(("decoder", n) for n in ("self_attention", "encoder_decoder_attention")),
+    ):
+        network = params[stack]["prefix"][name]
+        hidden = np.tanh(network["embedding"] @ network["dense"]["kernel"] + network["dense"]["bias"])
+        for part in ("key", "value"):
+            found = made[f"{stack}/layers/{name}/prefix/{part}"]
+            for layer, kernel in enumerate(network[part]["kernel"]):
+                expected = (hidden @ kernel + network[part]["bias"][layer]).reshape(LENGTH, 2, 4)
+                np.testing.assert_allclose(found[layer], expected, rtol=1e-4, atol=1e-5)
+    own = {path: value for path, value in flatten(params).items() if path not in added_paths(model)}
+    alone = dataclasses.replace(GATED, added=(plain,))
+    assert added_paths(alone) == made.keys()
+    expected = logits(model, params, packed(model))
+    np.testing.assert_allclose(logits(alone, unflatten(own | made), packed(model)), expected, rtol=1e-5, atol=1e-5)
+    # A prefix that no network makes is its own.
+    again, same = folded(plain, alone, unflatten(own | made))
+    assert again == plain
+    jax.tree.map(np.testing.assert_array_equal, same, made)
+
+
 def test_dropout_on_attention_weights_falls_on_the_prefix_too(tuned):
     model, params = tuned(dataclasses.replace(GATED, dropout_rate=0.5), PrefixTuning(length=LENGTH))
     params["decoder"]["layers"]["self_attention"]["prefix"]["key"] += 100.0  # nothing else is seen
@@ -344,6 +373,7 @@ def test_files_that_do_not_fit_are_refused_before_the_run(tmp_path, saved, messa
         (lambda: PromptTuning(tasks=("a", "b", "a")), "has a twice"),
         (lambda: PTuning(encoder="gru"), r"PTuning\.encoder is 'gru'.*mlp, lstm"),
         (lambda: PTuning(hidden_dim=0), r"PTuning\.hidden_dim is 0"),
+        (lambda: PrefixTuning(hidden_dim=0), r"PrefixTuning\.hidden_dim is 0"),
         (lambda: PrefixTuning(attentions="("), r"PrefixTuning\.attentions = '\(' is no regular expression"),
         (
             lambda: dataclasses.replace(GATED, added=(PromptTuning(), PTuning())),
@@ -375,8 +405,9 @@ def test_the_recipe_of_a_run_names_a_file_and_not_its_folder():
     assert "somebody" not in told
 
 
-def test_a_prefix_is_refused_where_attention_has_no_place_for_it():
-    model = dataclasses.replace(GATED, added=(PrefixTuning(),))
+@pytest.mark.parametrize("hidden_dim", [None, 4])
+def test_a_prefix_is_refused_where_attention_has_no_place_for_it(hidden_dim):
+    model = dataclasses.replace(GATED, added=(PrefixTuning(hidden_dim=hidden_dim),))
     with pytest.raises(TuningError, match=r"'per_head' has no place for a prefix: set Compute.attention to 'auto'"):
         build(model, Compute(attention="per_head"), abstract_params(model))
 

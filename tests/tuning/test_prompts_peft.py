@@ -13,7 +13,7 @@ from flanjax.models.config import Compute
 from flanjax.models.t5 import build, init_params
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten, unflatten
-from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prefix import PrefixTuning, folded
 from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
 
 LENGTH, EMBED, HEADS, HIDDEN = 3, 8, 2, 6
@@ -118,6 +118,39 @@ def test_prefix_tuning(assert_same_logits, layers):
     assert_same_logits(config, PrefixTuning(length=LENGTH), arrays)
 
 
+def test_prefix_tuning_by_a_network_and_the_prefix_that_it_makes(assert_same_logits, layers):
+    place = "decoder/prefix/self_attention"
+
+    def arrays(encoder):
+        first, _, last = encoder.transform
+        # A pair of projections for each entry; peft deals them out as above.
+        weight = last.weight.T.view(HIDDEN, layers, 2, EMBED)[:, [2 * layer % layers for layer in range(layers)]]
+        bias = last.bias.view(layers, 2, EMBED)[[2 * layer % layers for layer in range(layers)]]
+        found = {f"{place}/embedding": encoder.embedding.weight}
+        found |= {f"{place}/dense/kernel": first.weight.T, f"{place}/dense/bias": first.bias}
+        for number, part in enumerate(("key", "value")):
+            found[f"{place}/{part}/kernel"] = weight[:, :, number].transpose(0, 1)
+            found[f"{place}/{part}/bias"] = bias[:, number]
+        return found
+
+    config = peft.PrefixTuningConfig(
+        task_type="SEQ_2_SEQ_LM",
+        num_virtual_tokens=LENGTH,
+        num_layers=layers,
+        prefix_projection=True,
+        encoder_hidden_size=HIDDEN,
+    )
+    method = PrefixTuning(length=LENGTH, hidden_dim=HIDDEN)
+    encoder, model, params = assert_same_logits(config, method, arrays)
+    plain, made = folded(method, model, params)
+    assert plain == PrefixTuning(length=LENGTH)
+    table = encoder(torch.arange(LENGTH)[None])[0].detach().view(LENGTH, layers, 2, HEADS, EMBED // HEADS)
+    for number, part in enumerate(("key", "value")):
+        expected = table[:, [2 * layer % layers for layer in range(layers)], number].transpose(0, 1)
+        found = made[f"decoder/layers/self_attention/prefix/{part}"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_first_values_are_as_large_as_those_of_peft(folder):
     """Deviations of peft's fresh parameters and of ours, kind by kind."""
     base, _ = read_hf_t5(folder)
@@ -134,3 +167,21 @@ def test_first_values_are_as_large_as_those_of_peft(folder):
         assert np.std(params[f"dense_{number}"]["kernel"]) == pytest.approx(dense.weight.std().item(), rel=0.1)
         bound = dense.in_features**-0.5
         assert 0.5 * bound < np.abs(params[f"dense_{number}"]["bias"]).max() <= bound
+
+
+def test_a_prefix_by_a_network_begins_as_large_as_that_of_peft(folder, layers):
+    base, _ = read_hf_t5(folder)
+    model = dataclasses.replace(base, added=(PrefixTuning(length=200, hidden_dim=50),))
+    _, made = folded(model.added[0], model, init_params(model, 0))
+    torch.manual_seed(0)
+    config = peft.PrefixTuningConfig(
+        num_virtual_tokens=200,
+        token_dim=EMBED,
+        num_layers=layers,
+        num_attention_heads=HEADS,
+        num_transformer_submodules=2,
+        prefix_projection=True,
+        encoder_hidden_size=50,
+    )
+    theirs = peft.PrefixEncoder(config)(torch.arange(200)[None]).std().item()
+    assert np.std(np.concatenate([*made.values()])) == pytest.approx(theirs, rel=0.1)
