@@ -257,7 +257,7 @@ def _training_rows(
     return drawn[:train] if split == "train" else drawn[train:]
 
 
-def read_task(file: Path) -> list[dict[str, Any]]:
+def read_task(file: str | Path) -> list[dict[str, Any]]:
     """The instances of a task file, each with all its encoding needs: id, input, outputs, definition, examples.
 
     Raises:

@@ -19,11 +19,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flanjax.data.instructions import Instruct, instruction_task, published
+from flanjax.data.instructions import VALIDATION_EVERY, Instruct, instruction_task, published
 from flanjax.data.records import FORMATS, format_of
 from flanjax.data.schemas import optional_text
 from flanjax.data.sources import BadRow, excerpt, report_bad_row, text_field
-from flanjax.data.tasks import Context, Dataset, Download, Family, Row, Rows, Text, TextTask, dataset_folder
+from flanjax.data.tasks import (
+    Context,
+    Dataset,
+    Download,
+    Family,
+    Row,
+    Rows,
+    Text,
+    TextTask,
+    dataset_folder,
+    with_validation,
+)
 
 _SELF_INSTRUCT = "https://raw.githubusercontent.com/yizhongw/self-instruct/main"
 _UNNATURAL = "https://github.com/orhonovich/unnatural-instructions/raw/main/data"
@@ -92,13 +103,11 @@ def family(data_dir: str = "", unnatural_dir: str = "", constraints: bool = True
         )
     seeds = functools.partial(_instances, published(folder, "seed_tasks.jsonl", "data/seed_tasks.jsonl"))
     unnatural = dataset_folder("unnatural_instructions", unnatural_dir)
-    core = functools.partial(_unnatural, published(unnatural, "core_data.jsonl"), constraints)
-    full = functools.partial(_unnatural, published(unnatural, "full_data.jsonl"), constraints)
     tasks = [
         main,
         TextTask(name="self_instruct_seed", source={"train": seeds}, render=instruct, examples={"train": 175}),
-        instruction_task("unnatural_instructions", core, instruct, total=68_478),
-        instruction_task("unnatural_instructions_full", full, instruct, total=240_670),
+        _unnatural_task("unnatural_instructions", published(unnatural, "core_data.jsonl"), constraints, instruct),
+        _unnatural_task("unnatural_instructions_full", published(unnatural, "full_data.jsonl"), constraints, instruct),
     ]
     names = [task.name for task in tasks if task.name != "self_instruct_seed"]
     return Family(tasks=tasks, mixtures={name: {name: 1.0} for name in names}, datasets=DATASETS)
@@ -125,6 +134,13 @@ def _instances(tasks: Rows, seed: int) -> Iterator[tuple[str, Row]]:
     """Rows of instruction, input and output from tasks with instances."""
     for place, task, instance in _below(tasks, "instances", seed):
         yield place, {"instruction": task.get("instruction"), **instance}
+
+
+def _unnatural_task(name: str, records: Rows, constraints: bool, render: Instruct) -> TextTask:
+    """Records are split before they become rows: the paraphrases of an instruction stay on its side."""
+    parts = with_validation(records, VALIDATION_EVERY)
+    source = {split: functools.partial(_unnatural, rows, constraints) for split, rows in parts.items()}
+    return TextTask(name=name, source=source, render=render)
 
 
 def _unnatural(records: Rows, constraints: bool, seed: int) -> Iterator[tuple[str, Row]]:

@@ -37,8 +37,8 @@ VALIDATION_EVERY = 100
 class Instruct:
     """Renders a row of an instruction, an optional input and an output; the attributes name its columns.
 
-    Without a column of outputs the text has no target: such prompts can be looked at and answered, and materialising
-    leaves them out.
+    There need be no column of inputs. Without one of outputs the text has no target: such prompts can be looked at and
+    answered, and materialising leaves them out.
 
     Raises:
         FlanjaxError: there is no such style.
@@ -56,7 +56,7 @@ class Instruct:
     def __call__(self, row: Row, context: Context) -> Text:
         """The text of a row; raises BadRow where a column is no string."""
         instruction = text_field(row, self.instruction, context.place)
-        given = optional_text(row, self.input, context.place)
+        given = optional_text(row, self.input, context.place) if self.input else ""
         with_input, without_input = STYLES[self.style]
         return Text(
             inputs=(with_input if given else without_input).format(instruction=instruction, input=given),

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     import seqio
 
 
+_SHOWN = 20  # failures that a message tells
 Progress = Callable[[str, str, int, int | None], None]
 
 
@@ -145,9 +146,10 @@ def materialize(
     with Workers(setting, resolved, count) as pool:
         reports, failures = writer.write(wanted, pool, beam)
     if failures:
+        more = [f"... and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
         raise MaterializeError(
             f"{len(failures)} of {len(wanted)} task splits failed, the others are in {cache}; "
-            "the next call does only what is missing.\n" + "\n".join(failures)
+            "the next call does only what is missing.\n" + "\n".join([*failures[:_SHOWN], *more])
         )
     made_from = record(request, code, files.roots())
     notes = _write_mixture(cache, found, resolved, reports, seed=seed, made_from=made_from)

@@ -75,15 +75,19 @@ def register_modules(modules: Mapping[str, Mapping[str, Any]]) -> None:
         else:
             _register(name, options)
     if written_in_seqio:
-        _tell_seqio()
+        _tell_seqio(Family(tasks=tuple(text_tasks.values()), mixtures=text_mixtures))
     for name in written_in_seqio:
-        _register(name, modules[name])
+        if (family := load_family(name, modules[name])) is not None:
+            add_family(family)
+            _tell_seqio(family)
+        else:
+            _register(name, modules[name])
 
 
-def _tell_seqio() -> None:
+def _tell_seqio(family: Family) -> None:
     from flanjax.data import seqio_tasks
 
-    seqio_tasks.add_family(Family(tasks=tuple(text_tasks.values()), mixtures=text_mixtures))
+    seqio_tasks.add_family(family)
 
 
 def _register(name: str, options: Mapping[str, Any]) -> None:

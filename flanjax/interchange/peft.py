@@ -165,7 +165,9 @@ def write_folder(
             with np.errstate(over="ignore"):
                 tensors = {tensor: array.astype(dtype or "float32") for tensor, array in content.tensors.items()}
             if bad := [tensor for tensor, array in tensors.items() if not np.isfinite(array).all()]:
-                raise ModelFolderError(f"{bad[0]} holds NaN or infinity as {dtype or 'float32'}: it is not written")
+                raise ModelFolderError(
+                    f"{output / name}: {bad[0]} holds NaN or infinity as {dtype or 'float32'}: it is not written"
+                )
             (folder / name).mkdir(exist_ok=True)
             write_json(folder / name / CONFIG, {**_COMMON, "base_model_name_or_path": base_name, **content.config})
             write_file(folder / name / WEIGHTS, tensors)

@@ -18,6 +18,7 @@ saves what it made too, and makes none when it opens a folder, whatever the conf
 that there is none, for only then does peft go on training from such a table (PrefixEncoder.load_prompt_embeddings).
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def as_prompts(method: PromptMethod, model: T5Config, params: Params) -> dict[st
       TuningError: a task cannot name a folder.
     """
     tasks = method.tasks if method.prompts > 1 else ("",)
-    if bad := [task for task in tasks if task != Path(task).name]:
+    # As a cache's tasks are named: none may lead out of the folder.
+    if bad := [task for task in method.tasks if not re.fullmatch(r"\w[\w.:+-]*", task)]:
         raise TuningError(f"{type(method).__name__}.tasks has {bad[0]!r}, which is no name of a folder for its prompt")
     table = np.asarray(prompt_table(model, params))
     alone = PromptTuning(length=method.length, init="random")

@@ -3,12 +3,14 @@
 import gzip
 import json
 
+import fsspec
 import pytest
 
+from flanjax.data.draws import Draw
 from flanjax.data.instructions import Instruct, only, published, published_files, sizes
 from flanjax.data.records import RecordsError
 from flanjax.data.sources import BadRow, bad_row_policy
-from flanjax.data.tasks import with_validation
+from flanjax.data.tasks import Context, with_validation
 from flanjax.errors import FlanjaxError
 
 ROWS = [{"kind": "a"}, {"kind": "b"}, {"kind": "a"}]
@@ -29,6 +31,21 @@ def test_the_first_name_that_is_there_is_read_packed_or_not(tmp_path):
     assert published_files(str(tmp_path / "data" / "second-2.jsonl"), names) == [
         str(tmp_path / "data" / "second-2.jsonl")
     ]
+
+
+def test_a_folder_may_be_an_address(tmp_path):
+    address = f"memory://{tmp_path.name}"
+    with fsspec.open(f"{address}/data/train-0.jsonl", "w") as stream:
+        stream.write('{"number": 1}')
+    assert list(published(address, "all.jsonl", "data/train-*.jsonl")(0)) == [
+        (f"{address.replace('//', '///')}/data/train-0.jsonl:1", {"number": 1})
+    ]
+
+
+def test_a_column_without_a_name_is_none():
+    context = Context(draw=Draw(0), split="train", tokenizer=None, seed=0, place="rows:1")
+    text = Instruct(style="plain", input="", output="")({"instruction": "Go", "": "far"}, context)
+    assert (text.inputs, text.targets) == ("Go", "")
 
 
 def test_nothing_is_looked_for_before_rows_are_asked_for(tmp_path):

@@ -9,13 +9,10 @@ import pytest
 
 @pytest.fixture
 def published(test_data: Path, flan_t5_small: Path, t5_spiece: Path, tmp_path: Path) -> list[str]:
-    """What flan_t5_recipe.gin leaves to its reader, with two of the real tasks."""
-    data = tmp_path / "data"
-    shutil.copytree(test_data / "super_natural_instructions" / "splits", data / "splits")
-    (data / "tasks").mkdir()
-    for file in sorted((test_data / "super_natural_instructions" / "tasks").glob("task6[89]5_*.json")):
-        shutil.copy(file, data / "tasks")
-    values = {"DATA_DIR": data, "VOCABULARY": t5_spiece, "INIT_FROM": flan_t5_small}
+    """What flan_t5_recipe.gin leaves to its reader, with one of the datasets of Flan 2022."""
+    (tmp_path / "data" / "flan_cot").mkdir(parents=True)
+    shutil.copy(test_data / "flan" / "cot_data" / "qasc_train.tsv.gz", tmp_path / "data" / "flan_cot")
+    values = {"DATA_DIR": tmp_path / "data", "MISSING": "skip", "VOCABULARY": t5_spiece, "INIT_FROM": flan_t5_small}
     values |= {name: tmp_path / name for name in ("MODEL_DIR", "CACHE_DIR")}
     return [f"--gin.{name}={value}" for name, value in values.items()]
 

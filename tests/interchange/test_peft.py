@@ -302,7 +302,10 @@ class Other(IA3):
         ((Train(),), "Train adds no parameters .* --format=hf"),
         ((Freeze(parameters="token_embedder.*"),), "Freeze adds no parameters"),
         ((), "full tuning adds no parameters"),
-        ((PromptTuning(length=3, tasks=("a", "../b"), init="random"),), "'../b', which is no name of a folder"),
+        *(
+            ((PromptTuning(length=3, tasks=("a", task), init="random"),), f"'{re.escape(task)}', which is no name")
+            for task in ("../b", "..", "")
+        ),
         ((PrefixTuning(length=3, attentions=".*attention"),), "in the decoder's self-attention alone"),
         ((PrefixTuning(length=3, attentions=".*attention", hidden_dim=4),), "in the decoder's self-attention alone"),
         ((PromptTuning(length=3, init="random"), LoRA(rank=2)), "PromptTuning, LoRA are adapters of more than one"),

@@ -137,12 +137,19 @@ def test_prompts_of_tasks_are_adapters_that_peft_switches_between(
         found.append(built.logits(built.decode(targets, np.ones((2, 2), np.int32), encoded, segments)))
         np.testing.assert_allclose(found[-1], expected, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-2
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
     # Written by peft itself they lie the same way.
     theirs.save_pretrained(tmp_path / "again")
     assert {path.name for path in (tmp_path / "again").iterdir() if path.is_dir()} == {"a", "b"}
     for task in ("a", "b"):
         ours, again = (read_peft(tmp_path / name / task, base).params[EMBEDDING] for name in ("out", "again"))
         np.testing.assert_array_equal(ours, again)
+    # All of them or none.
+    params["encoder"]["prompt"]["embedding"][1, 0, 0] = np.nan
+    with pytest.raises(ModelFolderError, match="bad/b: prompt_embeddings holds NaN"):
+        write_peft(tmp_path / "bad", model, params)
+    assert not [path for path in tmp_path.iterdir() if "bad" in path.name]
 
 
 def test_peft_opens_what_a_network_made_without_one_and_goes_on_from_it(

@@ -91,6 +91,12 @@ def test_unnatural_instructions_are_as_the_authors_joined_them(written, texts, t
     assert "Constraints" not in texts(bare, "validation")[0].inputs
 
 
+def test_an_instruction_and_its_paraphrases_are_on_one_side(written, texts, tmp_path):
+    written(tmp_path / "full_data.jsonl", [UNNATURAL] * 101)
+    full = _tasks(unnatural_dir=str(tmp_path))["unnatural_instructions_full"]
+    assert [len(texts(full, split)) for split in ("train", "validation")] == [3 * 99, 3 * 2]
+
+
 def test_a_task_without_instances_is_a_bad_row(written, texts, tmp_path):
     file = written(tmp_path / "seed_tasks.jsonl", [{"instruction": "Go", "instances": "none"}])
     with pytest.raises(BadRow, match=f"{file}:1: field 'instances' must be a list of objects"):

@@ -95,3 +95,11 @@ def test_tuning_measures_what_a_method_learns(tmp_path: Path) -> None:
     losses = re.findall(r"^QUALITY lora +(\w+): loss ([\d.]+) -> ([\d.]+) after 2 steps$", printed, re.MULTILINE)
     assert [name for name, *_ in losses] == ["demo", "demo_heldout"]
     assert all(before != after for _, before, after in losses)
+
+
+def test_materializing_is_compared_with_seqio_and_datasets(test_data: Path) -> None:
+    assert smoke("materialize", f"--data={test_data}") == [
+        "examples/s of one core: flanjax against seqio, cache_tasks_main",
+        "examples/s of one core: flanjax against datasets.map",
+        "peak memory: flanjax at 16 times the rows, to once",
+    ]

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from flanjax.files import read_json_lines
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
 from flanjax.sharding.hosts import join, row_shards_of_host
@@ -25,7 +26,7 @@ from flanjax.training.schedules import make_schedule
 from flanjax.training.signals import exit_now
 from flanjax.training.step import StateLayout, batch_shapes, compile_step, make_train_step, put_batch
 from flanjax.training.trainer import train
-from flanjax.tuning.partition import trainable_axes
+from flanjax.tuning.partition import flatten, trainable_axes
 
 VOCAB, ENCODER, DECODER, ROWS = 64, 16, 8, 8
 TINY = T5Config(
@@ -92,6 +93,22 @@ def parameter_sum(params, should_stop) -> dict[str, float]:
     """An evaluation that depends on every parameter."""
     leaves = jax.device_get(jax.tree.leaves(params))
     return {"loss": float(sum(np.abs(leaf.astype(np.float64)).sum() for leaf in leaves))}
+
+
+def assert_same_run(resumed, resumed_dir, whole, whole_dir):
+    """Every line of the log, and each parameter by name, so that a difference says where it begins."""
+
+    def log(run_dir):
+        lines = read_json_lines(Path(run_dir) / "metrics.jsonl")
+        return {(line["step"], line["split"]): line["values"] for line in lines}
+
+    found, expected = log(resumed_dir), log(whole_dir)
+    # Where it was stopped the resumed run has one evaluation more.
+    for place, values in expected.items():
+        assert found.get(place) == values, f"{place}: {found.get(place)} is not {values}"
+    params = flatten(resumed.params)
+    for path, value in flatten(whole.params).items():
+        np.testing.assert_array_equal(params[path], value, err_msg=path)
 
 
 def start(run_dir, *, batches=None, mesh=None, observer=None, evaluators=None, initial_params=None, **given):
