@@ -87,9 +87,11 @@ def _list(flags: argparse.Namespace, console: "Console") -> int:
 
     if flags.name is None:
         for module, family in shipped().items():
-            console.heading(module)
-            console.lines(_family_lines(family))
-        console.line('`python -m flanjax.data list NAME` shows the tasks of one; MIXTURE = "NAME" trains on it')
+            if lines := list(_family_lines(family)):
+                console.heading(module)
+                console.lines(lines)
+        console.line("\n`python -m flanjax.data list NAME` shows the tasks of one; --gin.MIXTURE=NAME trains on it,")
+        console.line("and so does the path of your own data")
         return 0
     entry = _entry(flags)
     console.line(f"{entry.name}, of {entry.module}: {len(entry.rates):,} tasks")

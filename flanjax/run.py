@@ -64,7 +64,7 @@ class Run:
       dropout_rate: replaces the model's own; None leaves it.
       init_from: a Hugging Face T5 folder or a run directory; None starts from random parameters.
       adapter_from: a PEFT folder for that model, which training goes on with; its methods are the run's.
-      tasks: task modules and the options of their `register`.
+      tasks: task modules and their options.
       task_seed: of all that tasks draw; the order of rows has a seed of its own, so that runs that differ in it share a
         cache.
       on_bad_row: what a malformed row of theirs does: "error", or "skip", which counts it.

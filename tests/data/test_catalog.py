@@ -23,7 +23,6 @@ from flanjax.materialize import main
 from flanjax.run import CONFIGURABLES, Run, with_modules
 
 OWN = "flanjax.tasks.own"
-HELPERS = {"demo_instances", "demo_prompts", "scoring"}  # of the demo, and metrics: no families
 REVIEWS = "".join(json.dumps({"inputs": f"Is {n} even?", "targets": str(n % 2 == 0)}) + "\n" for n in range(8))
 
 
@@ -46,8 +45,10 @@ def data_dir(tmp_path: Path, test_data: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_shipped_module_describes_a_family() -> None:
-    modules = {path.stem for path in (Path(__file__).resolve().parents[2] / "tasks").glob("[a-z]*.py")}
-    assert {name.rpartition(".")[2] for name in shipped()} == modules - HELPERS
+    files = (Path(__file__).resolve().parents[2] / "tasks").glob("*.py")
+    assert {name.rpartition(".")[2] for name in shipped()} == {
+        file.stem for file in files if "\ndef family(" in file.read_text()
+    }
     for family in shipped().values():
         assert isinstance(family, Family)
 

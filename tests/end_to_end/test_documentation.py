@@ -1,16 +1,20 @@
 """What README and docs show is what works: the README's own-data example is run word for word, every command parses."""
 
-import ast
+import importlib
+import inspect
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flanjax import doors
+from flanjax import data_door, doors, materialize
+from flanjax.data.catalog import find, is_path, shipped
 from flanjax.run import CONFIGURABLES, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,8 +24,8 @@ REQUIRED = {"MODEL_DIR": "runs/x", "INIT_FROM": "model", "DATA_DIR": "data", "VO
 
 
 def code(page: Path) -> list[list[str]]:
-    """The indented blocks of a page, without their indent."""
-    blocks = re.findall(r"(?:^ {4}.*\n)+", page.read_text() + "\n", flags=re.MULTILINE)
+    """The indented blocks of a page, without their indent; an empty line between indented ones ends none."""
+    blocks = re.findall(r"^ {4}.*\n(?:^ {4}.*\n|^\n(?=\n* {4}))*", page.read_text() + "\n", flags=re.MULTILINE)
     return [[line[4:] for line in block.splitlines()] for block in blocks]
 
 
@@ -99,33 +103,123 @@ def test_the_macro_table_is_that_of_common_gin() -> None:
     assert set(re.findall(r"[A-Z_]+", " ".join(rows))) == macros.used
 
 
-def test_the_task_table_names_the_options_that_there_are() -> None:
-    table = (ROOT / "docs" / "data.md").read_text()
-    for module, options in re.findall(r"^\| `flanjax\.tasks\.(\w+)` \|[^|]*\|([^|]*)\|", table, flags=re.MULTILINE):
-        tree = ast.parse((ROOT / "tasks" / f"{module}.py").read_text())
-        (register,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "register")
-        names = {argument.arg for argument in register.args.args + register.args.kwonlyargs}
-        assert set(re.findall(r"`(\w+)`", options)) == names, module
+def test_the_selection_macros_reach_the_loader() -> None:
+    given = {"MODEL_DIR": "x", "INIT_FROM": "x", "MIXTURE": "x", "SELECT": "longest_targets", "EXAMPLES_PER_TASK": 0.1}
+    overrides = tuple((name, repr(value)) for name, value in given.items())
+    doors.configure(doors.GinSources(files=("finetune.gin",), overrides=overrides), CONFIGURABLES)
+    run = doors.build(Run)
+    assert isinstance(run, Run)
+    assert (run.data.examples_per_task, run.data.select) == (0.1, "longest_targets")
+
+
+def test_the_task_table_has_every_module_with_its_mixtures_and_options() -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| `(flanjax\.tasks\.\w+)` \|([^|]*)\|([^|]*)\|", text, flags=re.MULTILINE)
+    assert [module for module, _, _ in rows] == sorted(shipped())
+    for module, mixtures, options in rows:
+        described = inspect.signature(importlib.import_module(module).family).parameters
+        assert set(re.findall(r"`(\w+)`", options)) == set(described), module
+        assert set(re.findall(r"`(\w+)`", mixtures)) == set(shipped()[module].mixtures), module
+        for name, default in re.findall(r"`(\w+)` \((\w+(?:\.\d+)?)\)", options):
+            given = described[name].default
+            assert default == ("all" if given is None else str(given)), (module, name)
+
+
+def test_the_tables_of_datasets_have_every_module() -> None:
+    text = (ROOT / "docs" / "datasets.md").read_text() + (ROOT / "docs" / "datasets_flan.md").read_text()
+    for module in shipped().keys() - {"flanjax.tasks.demo"}:
+        name = module.rpartition(".")[2]
+        assert re.search(rf"^\| `{name}`|--tasks={module}\b", text, flags=re.MULTILINE), name
+
+
+def data_commands() -> list[tuple[str, list[str]]]:
+    """The commands of the pages that look at data or materialise, as (module, arguments)."""
+    found = [shlex.split(command)[2:] for page in PAGES for command in commands(page)]
+    doors_of_data = ("flanjax.data", "flanjax.materialize")
+    return [(module, rest) for module, *rest in found if module in doors_of_data]
+
+
+def test_commands_on_data_name_what_exists() -> None:
+    parsers = {"flanjax.data": data_door._parser(), "flanjax.materialize": materialize._parser()}
+    own = {"my_tasks", "my_seqio_tasks"}
+    checked = 0
+    for module, arguments in data_commands():
+        arguments = [argument for argument in arguments if argument != "..." and not argument.startswith("--gin.")]
+        flags = parsers[module].parse_args(arguments)
+        name = flags.name if module == "flanjax.data" else flags.mixture
+        if name is not None and not own & set(flags.tasks) and not is_path(name):
+            assert find(name).rates, name
+            assert set(flags.tasks) <= {find(name).module}
+            checked += 1
+    assert checked > 5
+
+
+@pytest.fixture
+def reader(tmp_path: Path, test_data: Path, t5_spiece: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a reader of docs/data.md, with what the page's commands name, and the modules that it shows."""
+    for file, source in {
+        "spiece.model": t5_spiece,
+        "data/alpaca/alpaca_data.json": test_data / "alpaca" / "alpaca_tiny.json",
+        "data/mmlu/anatomy_test.csv": test_data / "mmlu" / "data" / "test" / "anatomy_test.csv",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).symlink_to(source)
+    (tmp_path / "reviews.jsonl").write_text(reviews(12))
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.tsv").write_text("Sort these words: b, a\ta, b\n")
+    for block in code(ROOT / "docs" / "data.md"):
+        if block[0].endswith("tasks.py"):
+            (tmp_path / block[0].removeprefix("# ")).write_text("\n".join(block) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("FLANJAX_DATA_DIR", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    shipped.cache_clear()
+    yield tmp_path
+    shipped.cache_clear()
+    for name in ("my_tasks", "my_seqio_tasks"):
+        sys.modules.pop(name, None)
+
+
+def reviews(count: int) -> str:
+    """A file of reviews, of which a short model can learn to answer."""
+    judged = [(f"It was {'very ' * (n % 3)}{word}.", word) for n in range(count) for word in ("good", "bad")]
+    return "".join(json.dumps({"instruction": text, "output": word}) + "\n" for text, word in judged)
+
+
+def test_the_commands_of_the_data_page_do_what_it_says(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for command in commands(ROOT / "docs" / "data.md"):
+        _, _, module, *arguments = shlex.split(command)
+        if module == "flanjax.train" or "fetch" in arguments:
+            continue  # the one is built above, for the other tests/test_data_door.py has a server
+        door = data_door.main if module == "flanjax.data" else materialize.main
+        assert door(arguments) == 0, (command, capsys.readouterr().err)
+        shown[command.removeprefix(f"python -m {module} ")] = capsys.readouterr().out
+    assert "flanjax.tasks.alpaca" in shown["list"]
+    assert (reader / "lengths.png").is_file()
+    mine = next(out for arguments, out in shown.items() if arguments.startswith("show mine"))
+    assert "my_reviews, train" in mine
+    assert "|\nIt| was|" in mine
+    written = [out for out in shown.values() if "materialized alpaca: 100 examples" in out]
+    assert [out.count("2 of 2 splits written") for out in written] == [1, 1, 1], "each has a seed of its own"
+    assert any("materialized my_task: 2 examples" in out for out in shown.values())
+    assert any("materialized reviews: 24 examples" in out for out in shown.values())
 
 
 def test_the_readme_tunes_a_readers_own_data(tiny: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    blocks = code(ROOT / "README.md")
-    (module,) = [block for block in blocks if block[0] == "# my_tasks.py"]
-    (tmp_path / "my_tasks.py").write_text("\n".join(module) + "\n")
     shutil.copytree(tiny / "whole_hf", tmp_path / "flan-t5-small")
-    shutil.copy(tiny / "whole_hf" / "spiece.model", tmp_path)
-    for split in ("train", "validation"):
-        rows = (f"Sort these words: {a}, {b}\t{min(a, b)}, {max(a, b)}" for a in "abcdef" for b in "uvwxyz")
-        (tmp_path / f"{split}.tsv").write_text("\n".join(rows) + "\n")
-    train, export = [c for c in commands(ROOT / "README.md") if "MIXTURE=my_task" in c or "flanjax.export" in c]
+    (tmp_path / "reviews.jsonl").write_text(reviews(60))
+    own = [c for c in commands(ROOT / "README.md") if "reviews.jsonl" in c or "flanjax.export" in c]
+    lint, train, export = own
     short = " --gin.TRAIN_STEPS=2 --gin.BATCH_ROWS=2 --gin.EvaluationConfig.questions=1"
-    for command in (train + short, export):
+    for command in (lint, train + short, export):
         line = f"{shlex.quote(sys.executable)} {command.removeprefix('python ')}"
         done = subprocess.run(
             line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (python,) = [block for block in blocks if block[0] == "import flanjax"]
+    (python,) = [block for block in code(ROOT / "README.md") if block[0] == "import flanjax"]
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(python)],
         cwd=tmp_path,
