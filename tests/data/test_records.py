@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import fsspec
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import example, given
@@ -292,6 +293,20 @@ def test_columnar_files(tmp_path: Path) -> None:
     assert rows(folder) == ROWS
     first = str(folder / "data-00000-of-00002.arrow")
     assert next(iter(read_arrow(first))) == (f"{first}: row 1", ROWS[0])
+
+
+def test_offsets_beyond_the_data_do_not_end_the_process(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["four", "more"]})
+    file = tmp_path / "rows.arrow"
+    with pyarrow.ipc.new_stream(str(file), table.schema) as stream:
+        stream.write_table(table)
+    assert rows(file) == [{"text": "four"}, {"text": "more"}]
+    ends = (4).to_bytes(4, "little") + (8).to_bytes(4, "little")  # of the two texts in the column's bytes
+    content = file.read_bytes()
+    assert content.count(ends) == 1
+    file.write_bytes(content.replace(ends, (4).to_bytes(4, "little") + (1 << 30).to_bytes(4, "little")))
+    with pytest.raises(BadRow, match=r"rows\.arrow: cannot be read: "):
+        rows(file)
 
 
 @pytest.mark.parametrize("ending", PACKED)
