@@ -15,6 +15,8 @@ cuts one token later and its tokenizer drops that token again.
 
 import fnmatch
 import functools
+import os
+import posixpath
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from flanjax.tasks.scoring import super_ni_scores
 
 from flanjax.data.draws import Draw
-from flanjax.data.records import read_json
+from flanjax.data.records import RecordsError, format_of, read_json, record_files
 from flanjax.data.sources import BadRow, report_bad_row, text_field
-from flanjax.data.tasks import Context, Dataset, Family, Rows, Text, TextTask, Tokenizer, dataset_folder
+from flanjax.data.tasks import Context, Dataset, Download, Family, Rows, Text, TextTask, Tokenizer, dataset_folder
 from flanjax.errors import FlanjaxError
 
 DATASET = Dataset(
@@ -37,7 +40,16 @@ DATASET = Dataset(
     licence="Apache-2.0; each task names the licence of its instances",
     page="https://github.com/allenai/natural-instructions",
     size="1,616 tasks, 5 million instances",
+    downloads=(
+        Download(
+            url="https://github.com/allenai/natural-instructions/archive/refs/heads/master.zip",
+            file="natural-instructions.zip",
+            unpack=True,
+        ),
+    ),
 )
+ARCHIVE = "natural-instructions-master"  # the folder that everything in it lies in
+LISTS = "splits/default"
 TRAIN_MIXTURE = "super_natural_instructions"
 TEST_MIXTURE = "super_natural_instructions_test"
 
@@ -79,9 +91,9 @@ def family(
     """Every task of a folder and the two mixtures; task files are read when they are materialised.
 
     Args:
-        data_dir: holds `tasks/` and, unless `split_list` says otherwise, `splits/default/test_tasks.txt`; the lists of
-            training and of excluded tasks are read where they are there. Without it the dataset's own folder is
-            meant, and where that is not there either the family has no tasks yet.
+        data_dir: a folder, or the address of one; it holds `tasks/` and, unless `split_list` says otherwise,
+            `splits/default/test_tasks.txt`; the lists of training and of excluded tasks are read where they are there.
+            Without it the dataset's own folder is meant, and where that is not there either the family has no tasks.
         split_list: file with the name of one test task a line.
         held_out: more test tasks: names, or patterns such as "task73*"; one of them may be given as it is.
         encoding: one of `ENCODINGS`, or "random", which draws one of them for each training instance and evaluates
@@ -94,8 +106,10 @@ def family(
     Raises:
         NaturalInstructionsError: no such folder, no task in it, or an option that means nothing here.
     """
-    folder = Path(dataset_folder(DATASET.name, data_dir))
-    if not data_dir and not folder.is_dir():
+    folder = dataset_folder(DATASET.name, data_dir)
+    if os.path.isdir(f"{folder}/{ARCHIVE}"):
+        folder = f"{folder}/{ARCHIVE}"
+    if not data_dir and not os.path.isdir(folder):
         return Family(tasks=(), mixtures={TRAIN_MIXTURE: {}, TEST_MIXTURE: {}}, datasets=(DATASET,))
     files = _task_files(folder)
     if encoding not in (*ENCODINGS, "random"):
@@ -179,19 +193,19 @@ def _sentence(label: str, text: str) -> str:
     return line + ("" if line[-1] in string.punctuation else ".") + "\n"
 
 
-def _task_files(data_dir: Path) -> dict[str, Path]:
+def _task_files(data_dir: str) -> dict[str, str]:
     """Task name -> file, in order of the names."""
-    folder = data_dir / "tasks"
-    if not folder.is_dir():
+    folder = f"{data_dir}/tasks"
+    try:
+        files = [file for file in record_files(folder) if format_of(file) == ".json"]
+    except RecordsError as error:
         raise NaturalInstructionsError(
-            f"no folder {folder}: data_dir must be a copy of Super-NaturalInstructions, with tasks/ and splits/ in it"
-        )
-    files = [file for pattern in ("*.json", "*.json.gz") for file in folder.glob(pattern)]
-    if not files:
-        raise NaturalInstructionsError(f"{folder} holds no task: neither *.json nor *.json.gz")
-    named: dict[str, Path] = {}
-    for file in sorted(files):
-        name = _task_name(file.name.split(".json")[0])
+            f"no folder {folder} with tasks in it ({error}): data_dir must be a copy of Super-NaturalInstructions, "
+            "with tasks/ and splits/ in it"
+        ) from error
+    named: dict[str, str] = {}
+    for file in files:
+        name = _task_name(posixpath.basename(file).split(".json")[0])
         if name in named:
             raise NaturalInstructionsError(f"{named[name]} and {file} are both task {name}: keep one of them")
         named[name] = file
@@ -203,39 +217,42 @@ def _task_name(name: str) -> str:
     return re.sub(r"[^\w.*?\[\]!]", "_", name)
 
 
-def _test_tasks(data_dir: Path, split_list: str | None, held_out: Sequence[str], files: Mapping[str, Path]) -> set[str]:
-    path = Path(split_list) if split_list else data_dir / "splits" / "default" / "test_tasks.txt"
-    try:
-        listed = _read_list(path)
-    except OSError as error:
+def _test_tasks(data_dir: str, split_list: str | None, held_out: Sequence[str], files: Mapping[str, str]) -> set[str]:
+    path = split_list or f"{data_dir}/{LISTS}/test_tasks.txt"
+    listed = _read_list(path)
+    if listed is None:
         raise NaturalInstructionsError(
-            f"no list of test tasks at {path} ({error.strerror}): give split_list, a file with one task name a line"
-        ) from error
+            f"no list of test tasks at {path}: give split_list, a file with one task name a line"
+        )
     for pattern in held_out:
         matching = fnmatch.filter(files, _task_name(pattern))
         if not matching:
-            raise NaturalInstructionsError(f"held_out: no task in {data_dir / 'tasks'} matches {pattern!r}")
+            raise NaturalInstructionsError(f"held_out: no task in {data_dir}/tasks matches {pattern!r}")
         listed.update(matching)
     return listed & set(files)
 
 
-def _train_tasks(data_dir: Path, files: Mapping[str, Path]) -> set[str]:
+def _train_tasks(data_dir: str, files: Mapping[str, str]) -> set[str]:
     """The official training tasks; without their list, all that are not excluded. Test tasks may be among them."""
-    lists = data_dir / "splits" / "default"
-    if (lists / "train_tasks.txt").is_file():
-        return _read_list(lists / "train_tasks.txt") & set(files)
-    excluded = lists / "excluded_tasks.txt"
-    return set(files) - (_read_list(excluded) if excluded.is_file() else set())
+    listed = _read_list(f"{data_dir}/{LISTS}/train_tasks.txt")
+    if listed is not None:
+        return listed & set(files)
+    return set(files) - (_read_list(f"{data_dir}/{LISTS}/excluded_tasks.txt") or set())
 
 
-def _read_list(path: Path) -> set[str]:
-    return {_task_name(name) for name in path.read_text().split()}
+def _read_list(path: str) -> set[str] | None:
+    """The names in a list; None where there is none."""
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8") as stream:
+            return {_task_name(name) for name in stream.read().split()}
+    except FileNotFoundError:
+        return None
 
 
 Divide = Callable[[Sequence[dict[str, Any]], str, int], Sequence[dict[str, Any]]]
 
 
-def _rows(file: Path, divide: Divide, split: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(file: str, divide: Divide, split: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((row["place"], row) for row in divide(read_task(file), split, seed))
 
 

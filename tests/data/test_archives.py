@@ -96,17 +96,16 @@ def test_files_of_the_same_name_are_replaced_and_others_kept(archive: Path, fold
     assert tree(folder) == {"mine": b"old", "both": b"new"}
 
 
-LEADING_OUT = ["/etc/flanjax_test", "../evil", "a/../../evil", "a/..", "..", "C:\\evil", "..\\evil", "a\\b"]
+LEADING_OUT = ["{outside}/evil", "../evil", "a/../../evil", "a/..", "..", "C:\\evil", "..\\evil", "a\\b"]
 
 
 @BOTH
 @pytest.mark.parametrize("name", LEADING_OUT)
 def test_paths_that_lead_out_are_refused(make: Callable[..., Path], name: str, archive: Path, folder: Path) -> None:
-    make(archive, ("good", b"1", "f"), (name, b"2", "f"))
+    make(archive, ("good", b"1", "f"), (name.format(outside=folder.parent.parent), b"2", "f"))
     with pytest.raises(ArchiveError, match=r"a member that leads out of it|cannot be unpacked: OutsideDest"):
         unpack(archive, folder)
     assert tree(folder.parent.parent) == {"in/archive": archive.read_bytes()}
-    assert not Path("/etc/flanjax_test").exists()
 
 
 @BOTH

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 from flanjax.tasks.natural_instructions import (
     ENCODINGS,
@@ -355,6 +356,29 @@ def test_the_lists_decide_what_is_trained_on(data_dir, lists, expected):
     found = family(folder)
     assert tasks_of(found, TRAIN_MIXTURE) == expected
     assert tasks_of(found, TEST_MIXTURE) == ["task2_x"]
+
+
+def test_an_address_gives_what_a_folder_gives(data_dir):
+    folder = data_dir({f"task{n}_x": _task(5) for n in (1, 2)}, test=["task2_x"])
+    memory = fsspec.filesystem("memory")
+    memory.put(folder, "/ni", recursive=True)
+    try:
+        found = family("memory://ni")
+        assert found.mixtures == family(folder).mixtures
+        assert texts(task_of("memory://ni"), "train") == texts(task_of(folder), "train")
+    finally:
+        memory.rm("/ni", recursive=True)
+
+
+def test_the_folder_of_the_published_archive_is_found(data_dir, tmp_path, monkeypatch):
+    Path(data_dir({"task1_x": _task(5)})).rename(tmp_path / "natural-instructions-master")
+    monkeypatch.setenv("FLANJAX_DATA_DIR", str(tmp_path))
+    assert family().mixtures[TRAIN_MIXTURE] == {}
+    (tmp_path / "super_natural_instructions").mkdir()
+    (tmp_path / "natural-instructions-master").rename(
+        tmp_path / "super_natural_instructions" / "natural-instructions-master"
+    )
+    assert family().mixtures[TRAIN_MIXTURE] == {"task1_x": 1.0}
 
 
 def test_what_does_not_fit_is_named(data_dir, tmp_path):
