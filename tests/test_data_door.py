@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flanjax.data.cache import CachedMixture
-from flanjax.data.catalog import shipped
+from flanjax.data.catalog import find, shipped
 from flanjax.data.records import read_records
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.data_door import main
@@ -126,6 +126,19 @@ def test_show_tells_places_answers_and_what_is_lost(run: Run, vocabulary: str, r
     name = "super_natural_instructions_test"
     printed = run("show", name, vocabulary, "--split=test", "--number=1", f"--option=data_dir={folder}")
     assert "    accepted: " in printed
+
+
+def test_conversations_of_a_published_file(run: Run, vocabulary: str, test_data: Path) -> None:
+    file = str(test_data / "oasst" / "en_100_tree.jsonl")
+    option = f"--option=data_dir={file}"
+    shown = run("show", "oasst1", vocabulary, option, "--number=1")
+    assert "\n[1; weight 0] |User|:| How| to| protect| my| eyes| when| I|" in shown
+    assert "\nAssistant|:|</s>\ntargets: 289 tokens, " in shown
+    assert shown.endswith(f"  segment 1: row 1, {file}:2\n")
+    (task,) = find("oasst1", {"flanjax.tasks.oasst": {"data_dir": file}}).tasks
+    replies = sum(1 for _ in task.source["train"](0))
+    counted = run("stats", "oasst1", vocabulary, option, "--sample=50").splitlines()
+    assert counted[0].startswith(f"oasst1, train: {replies:,} examples; of an example ")
 
 
 def test_show_draws_from_all_of_a_split(run: Run, vocabulary: str, reviews: Path) -> None:
