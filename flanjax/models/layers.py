@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from flanjax.models.attention import PrefixKeys, attention
@@ -33,7 +34,7 @@ def parameter(
     stddev: float | None,
     *,
     uniform: bool = False,
-    dtype: jnp.dtype | type = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> nnx.Param:
     """The description of a parameter; normal or uniform with this deviation at the start, or ones."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes, stddev=stddev, uniform=uniform)
