@@ -94,7 +94,10 @@ def published_files(folder: str, names: Sequence[str]) -> list[str]:
             return record_files(f"{folder.rstrip('/')}/{name}")
         except RecordsError as error:
             missing = missing or error
-    raise RecordsError(f"{folder} has none of {', '.join(names)}: {missing}") from missing
+    raise RecordsError(
+        f"{folder} has none of {', '.join(names)}: {missing}; `python -m flanjax.data fetch NAME` downloads what is "
+        "published"
+    ) from missing
 
 
 def only(rows: Rows, column: str, values: Sequence[str]) -> Rows:
