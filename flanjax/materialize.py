@@ -94,7 +94,9 @@ def _materialize(argv: Sequence[str]) -> int:
 def _materialize_all(mixtures: Sequence[str], request: dict[str, Any]) -> None:
     """Writes the mixtures in turn; a vocabulary trained on the first serves the others."""
     from flanjax.console import Console, duration
+    from flanjax.data.catalog import OWN
     from flanjax.data.materialize import materialize
+    from flanjax.data.registry import load_family
     from flanjax.data.vocabularies import VocabularySource
 
     with Console() as console:
@@ -102,6 +104,9 @@ def _materialize_all(mixtures: Sequence[str], request: dict[str, Any]) -> None:
         def progress(task: str, split: str, done: int, total: int | None) -> None:
             console.progress("materializing", done, total, f"{task} {split}")
 
+        if OWN in request["tasks"]:  # which form its records were taken to have
+            family = load_family(OWN, request["tasks"][OWN])
+            console.lines(f"{dataset.name}: {dataset.title}" for dataset in (family.datasets if family else ()))
         for mixture in mixtures:
             report = materialize(mixture=mixture, progress=progress, **request)
             vocabulary = report.vocabulary

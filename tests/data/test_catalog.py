@@ -222,6 +222,7 @@ def test_materialize_takes_a_file(
 ) -> None:
     where = [f"--cache_dir={tmp_path / 'cache'}", f"--vocabulary={t5_spiece}", "--workers=1"]
     assert main([f"--mixture={reviews}", *where]) == 0
+    assert capsys.readouterr().out.startswith("reviews: own data: 1 file, ")
     (task,) = CachedMixture.open(tmp_path / "cache", "reviews", "train").tasks
     decode = Vocabulary.from_file(t5_spiece).decode
     examples = [(decode(one.inputs[:-1]), decode(one.targets[:-1])) for one in task.read(range(7))]
