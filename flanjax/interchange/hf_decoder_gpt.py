@@ -18,11 +18,11 @@ _LAYER, _ATTENTION = "decoder/layers", "decoder/layers/self_attention"
 _QKV = f"{_ATTENTION}/query+key+value"
 
 
-def _layer_norms(keys: Keys, epsilon: str, activation: str, *, bias: bool = True) -> Fields:
+def _layer_norms(keys: Keys, epsilon: str | None, activation: str, default: str, *, bias: bool = True) -> Fields:
     return {
         "norm": "layer",
-        "layer_norm_epsilon": keys.number(epsilon, 1e-5),
-        "mlp_activations": (keys.choice(activation, ACTIVATIONS),),
+        "layer_norm_epsilon": 1e-5 if epsilon is None else keys.number(epsilon, 1e-5),
+        "mlp_activations": (keys.choice(activation, ACTIVATIONS, default),),
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": bias,
@@ -35,7 +35,7 @@ def read_gpt2(keys: Keys) -> Fields:
     scaled = keys.flag("scale_attn_weights", True)
     keys.only("scale_attn_by_inverse_layer_idx", False, "attention is scaled differently in every layer")
     return {
-        **_layer_norms(keys, "layer_norm_epsilon", "activation_function"),
+        **_layer_norms(keys, "layer_norm_epsilon", "activation_function", "gelu"),
         "embed_dim": embed,
         "num_heads": heads,
         "num_kv_heads": heads,
@@ -99,7 +99,7 @@ def read_gpt_neox(keys: Keys) -> Fields:
     bias = keys.flag("attention_bias", True)
     parallel = keys.flag("use_parallel_residual", True)
     return {
-        **_layer_norms(keys, "layer_norm_eps", "hidden_act"),
+        **_layer_norms(keys, "layer_norm_eps", "hidden_act", "exact_gelu"),
         "qkv_bias": bias,
         "out_bias": bias,
         "embed_dim": embed,
@@ -154,7 +154,7 @@ def read_opt(keys: Keys) -> Fields:
     keys.only("word_embed_proj_dim", embed, "its embedding is narrower than the model (OPT 350M)")
     keys.only("layer_norm_elementwise_affine", True, "its norms have no parameters")
     return {
-        **_layer_norms(keys, "layer_norm_epsilon", "activation_function", bias=keys.flag("enable_bias", True)),
+        **_layer_norms(keys, None, "activation_function", "relu", bias=keys.flag("enable_bias", True)),
         "embed_dim": embed,
         "num_heads": heads,
         "num_kv_heads": heads,
@@ -261,6 +261,7 @@ def read_falcon(keys: Keys) -> Fields:
     multi_query = keys.flag("multi_query", True)
     kv_heads = keys.whole(("num_kv_heads", "n_head_kv"), heads)
     norms = keys.whole("num_ln_in_parallel_attn", 2 if new and parallel else 1)
+    keys.only("apply_residual_connection_post_layernorm", False, "its residual starts after the norm")
     keys.only("alibi", False, "Falcon's ALiBi is rounded to bfloat16, which flanjax does not do")
     if new:
         keys.only("parallel_attn", True, "with new_decoder_architecture")
@@ -268,7 +269,7 @@ def read_falcon(keys: Keys) -> Fields:
         keys.only("num_ln_in_parallel_attn", 1, "without new_decoder_architecture")
     residual = "sequential" if not parallel else "parallel" if norms == 2 else "parallel_one_norm"
     return {
-        **_layer_norms(keys, "layer_norm_epsilon", "activation", bias=keys.flag("bias", False)),
+        **_layer_norms(keys, "layer_norm_epsilon", "activation", "exact_gelu", bias=keys.flag("bias", False)),
         "embed_dim": embed,
         "num_heads": heads,
         "num_kv_heads": kv_heads if new else 1 if multi_query else heads,
@@ -314,7 +315,7 @@ def falcon_modules(config: DecoderConfig) -> dict[str, str]:
 
 def read_phi(keys: Keys) -> Fields:
     """A Phi's `config.json` as fields of `DecoderConfig`."""
-    fields = {**read_llama_like(keys), **_layer_norms(keys, "layer_norm_eps", "hidden_act")}
+    fields = {**read_llama_like(keys), **_layer_norms(keys, "layer_norm_eps", "hidden_act", "gelu")}
     keys.only("head_dim", fields["embed_dim"] // fields["num_heads"], "a Phi has no head_dim of its own")
     rotary = read_rotary(keys, fields["max_positions"], 0.5)
     qk_norm = keys.flag("qk_layernorm", False)

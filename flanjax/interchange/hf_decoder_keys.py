@@ -106,6 +106,11 @@ class Keys:
             raise self.error(key, "it must be a number that is not negative")
         return value
 
+    def number_or_none(self, key: str, default: float) -> float:
+        """As `number`, where null is not the default but none at all: 0."""
+        self.known.add(key)
+        return 0 if key in self.raw and self.raw[key] is None else self.number(key, default)
+
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         key, value = self._required(key, default)

@@ -19,7 +19,7 @@ def _unless(value: Any, *, none: Any) -> Any:
 def read_llama_like(keys: Keys, *, head_dim_is_given: bool = False) -> Fields:
     """What all of them say alike."""
     embed, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
-    positions = keys.whole("max_position_embeddings", 2048)
+    positions = keys.whole("max_position_embeddings")
     head_dim = keys.whole("head_dim", None if head_dim_is_given else embed // heads)
     return {
         "embed_dim": embed,
@@ -38,8 +38,8 @@ def _read_rms(keys: Keys, *, head_dim_is_given: bool = False) -> Fields:
     return {**fields, "layer_norm_epsilon": keys.number("rms_norm_eps", 1e-6)}
 
 
-def _gated(keys: Keys, key: str = "hidden_act") -> Fields:
-    return {"mlp_activations": (keys.choice(key, ACTIVATIONS), "linear")}
+def _gated(keys: Keys) -> Fields:
+    return {"mlp_activations": (keys.choice("hidden_act", ACTIVATIONS, "silu"), "linear")}
 
 
 def write_llama_like(config: DecoderConfig) -> Fields:
@@ -81,9 +81,20 @@ def write_llama(config: DecoderConfig) -> Fields:
     return {**_write_rms(config), "attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
 
 
+def _require_kv_heads(keys: Keys) -> None:
+    """Transformers' defaults of some families are the numbers of one size, which would be a guess for another."""
+    keys.whole("num_key_value_heads")
+
+
+def _window(keys: Keys) -> int:
+    """`sliding_window`, which is off where it is null."""
+    return int(keys.number_or_none("sliding_window", 4096))
+
+
 def read_mistral(keys: Keys) -> Fields:
     """A Mistral's `config.json` as fields of `DecoderConfig`."""
-    return {**_read_rms(keys), **_gated(keys), "window": keys.whole("sliding_window", 0, least=0)}
+    _require_kv_heads(keys)
+    return {**_read_rms(keys), **_gated(keys), "window": _window(keys)}
 
 
 def write_mistral(config: DecoderConfig) -> Fields:
@@ -103,7 +114,8 @@ def _write_windows(config: DecoderConfig) -> list[str]:
 
 
 def _read_qwen(keys: Keys) -> Fields:
-    used, window = keys.flag("use_sliding_window", False), keys.whole("sliding_window", 0, least=0)
+    _require_kv_heads(keys)
+    used, window = keys.flag("use_sliding_window", False), _window(keys)
     layers, first = keys.whole("num_hidden_layers"), keys.whole("max_window_layers", 28, least=0)
     windowed = _read_windows(keys, layers, [used and window > 0 and layer >= first for layer in range(layers)])
     if not used or not any(windowed):
@@ -141,6 +153,7 @@ def write_qwen3(config: DecoderConfig) -> Fields:
 
 
 def _read_gemma_like(keys: Keys) -> Fields:
+    _require_kv_heads(keys)
     bias = keys.flag("attention_bias", False)
     fields = _read_rms(keys, head_dim_is_given=True)
     scale = fields["embed_dim"] ** 0.5
@@ -170,17 +183,18 @@ def read_gemma2(keys: Keys) -> Fields:
     """A Gemma 2's `config.json` as fields of `DecoderConfig`."""
     fields = _read_gemma_like(keys)
     keys.choice("hidden_act", _GEMMA_ACTIVATIONS, "gelu")
-    layers, window = fields["num_layers"], keys.whole("sliding_window", 4096, least=0)
+    layers, window = fields["num_layers"], _window(keys)
+    keys.only("sliding_window_size", window, "sliding_window says otherwise")
     windowed = _read_windows(keys, layers, [layer % 2 == 0 for layer in range(layers)])
     return {
         **fields,
         "mlp_activations": (keys.choice("hidden_activation", ACTIVATIONS, "gelu"), "linear"),
         "post_norms": True,
-        "window": window,
-        "windowed": windowed if window else (True,),
+        "window": window if any(windowed) else 0,
+        "windowed": windowed if window and any(windowed) else (True,),
         "attention_scale": keys.number("query_pre_attn_scalar", 256) ** -0.5,
-        "attention_softcap": keys.number("attn_logit_softcapping", 0.0),
-        "logits_softcap": keys.number("final_logit_softcapping", 0.0),
+        "attention_softcap": keys.number_or_none("attn_logit_softcapping", 50.0),
+        "logits_softcap": keys.number_or_none("final_logit_softcapping", 30.0),
     }
 
 
@@ -192,7 +206,8 @@ def write_gemma2(config: DecoderConfig) -> Fields:
         **{key: value for key, value in fields.items() if key != "hidden_act"},
         "hidden_activation": fields["hidden_act"],
         "attention_bias": config.qkv_bias,
-        "sliding_window": _unless(config.window, none=0),
+        # transformers wants a window even where no layer has one.
+        "sliding_window": config.window or config.max_positions,
         "layer_types": _write_windows(config),
         # A whole number in every published file; squaring a root misses it by a rounding.
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 * scalar else scalar,

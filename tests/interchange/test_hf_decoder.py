@@ -76,6 +76,16 @@ VARIANTS = {
         "gemma2",
         {**LLAMA, "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 24, "num_hidden_layers": 3},
     ),
+    "gemma2_plain": (
+        "gemma2",
+        {
+            **LLAMA,
+            "head_dim": 16,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "layer_types": ["full_attention"] * 2,
+        },
+    ),
     "gpt2": ("gpt2", GPT2),
     "gpt2_untied": ("gpt2", {**GPT2, "tie_word_embeddings": False, "scale_attn_weights": False, "n_inner": 24}),
     "gpt_bigcode": ("gpt_bigcode", GPT2),
@@ -103,12 +113,15 @@ VARIANTS = {
 
 @functools.cache
 def model_of(variant):
+    return random_model(*VARIANTS[variant])
+
+
+def random_model(model_type, settings, seed=0):
     """A random model whose norms and biases are random too, not ones and zeros."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model_type, settings = VARIANTS[variant]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **settings)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
@@ -194,11 +207,64 @@ def test_logits_agree_with_transformers_and_every_bit_comes_back(hf_folder, tmp_
     config, params = read_hf_decoder(folder)
     expected = torch_logits(model_of(variant))
     assert np.abs(expected).max() > 0.5
-    np.testing.assert_allclose(logits_of(config, params), expected, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(logits_of(config, params), expected, atol=1e-4, rtol=0)
     write_hf_decoder(tmp_path / "out", config, params, source=folder)
     assert_same_bits(tensors(folder), tensors(tmp_path / "out"))
     before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "out"))
     assert {key: value for key, value in before.items() if key != "dtype"}.items() <= after.items()
+
+
+def random_settings(model_type, seed):
+    """Sizes of every kind, in this family's names."""
+    rng = np.random.default_rng([seed, *model_type.encode()])
+    heads, head_dim = int(rng.choice([2, 4, 6])), int(rng.choice([8, 12, 16]))
+    sizes = {
+        "vocab_size": int(rng.integers(40, 90)),
+        "hidden_size": heads * head_dim,
+        "num_hidden_layers": int(rng.integers(1, 5)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(rng.choice([1, 2, heads])),
+        "head_dim": int(rng.choice([4, 10, head_dim])),
+        "intermediate_size": int(rng.integers(20, 60)),
+        "max_position_embeddings": int(rng.integers(41, 99)),
+        "sliding_window": int(rng.integers(1, 50)),
+    }
+    gpt2 = dict(hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
+                intermediate_size="n_inner", max_position_embeddings="n_positions")  # fmt: skip
+    names = {
+        "gpt2": gpt2,
+        "gpt_bigcode": gpt2,
+        "opt": {"intermediate_size": "ffn_dim"},
+        "bloom": {
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "intermediate_size": None,
+            "max_position_embeddings": None,
+        },
+        "falcon": {"intermediate_size": "ffn_hidden_size"},
+    }.get(model_type, {})
+    if model_type in ("gpt2", "gpt_bigcode", "opt", "bloom", "falcon", "gpt_neox", "phi"):
+        names = {**names, "head_dim": None, "sliding_window": None}
+        names = names if model_type == "phi" else {**names, "num_key_value_heads": None}
+    elif model_type in ("llama", "gemma"):
+        names = {"sliding_window": None}
+    elif model_type == "qwen2":
+        names = {"head_dim": None}
+    if model_type.startswith("qwen"):
+        sizes |= {"use_sliding_window": True, "max_window_layers": int(rng.integers(0, 3))}
+    return {names.get(key, key): value for key, value in sizes.items() if names.get(key, key) is not None}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_logits_of_random_sizes_agree_with_transformers(tmp_path, model_type, seed):
+    settings = random_settings(model_type, seed)
+    model = random_model(model_type, settings, seed)
+    model.save_pretrained(tmp_path / "hf")
+    config, params = read_hf_decoder(tmp_path / "hf")
+    tokens = np.random.default_rng(seed).integers(3, settings["vocab_size"], (1, 40)).astype(np.int32)
+    expected = torch_logits(model, tokens)
+    np.testing.assert_allclose(logits_of(config, params, tokens), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -310,6 +376,22 @@ def test_files_without_the_prefix_and_with_masks_are_read(hf_folder):
     again, params_again = read_hf_decoder(folder)
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+
+
+def test_an_absent_key_has_the_default_of_transformers_and_null_is_none(hf_folder):
+    folder = hf_folder("gemma2_plain")
+    edit_json(folder / "config.json", layer_types=None)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **dict.fromkeys(NULLABLE)}))
+    config, _ = read_hf_decoder(folder)
+    assert (config.window, config.attention_softcap, config.logits_softcap) == (0, 0, 0)
+    edit_json(path)  # drops what is null
+    config, _ = read_hf_decoder(folder)
+    assert (config.window, config.attention_softcap, config.logits_softcap) == (4096, 50, 30)
+    assert config.window_of_layers == (True, False)
 
 
 def test_old_names_of_keys(hf_folder):
