@@ -205,8 +205,9 @@ class DecoderStack(nnx.Module):
     ) -> Float[Array, "batch length embed"]:
         """What the first layer is given for embedded tokens."""
         if self.config.positions == "learned":
-            table = self.position_embedder.embedding[...]
-            x = x + table[positions + self.config.position_offset].astype(x.dtype)
+            # NaN beyond the table: indexing would clamp, and every later token stand at the last position.
+            rows = self.position_embedder.embedding[...].at[positions + self.config.position_offset]
+            x = x + rows.get(mode="fill", fill_value=jnp.nan).astype(x.dtype)
         return x if self.embedding_norm is None else self.embedding_norm(x)
 
     def __call__(
@@ -305,6 +306,7 @@ class Decoder(nnx.Module):
         a prefix that see each other.
         """
         positions = positions_in_segments(segment_ids) if positions is None else positions
+        positions = jnp.where(segment_ids == 0, 0, positions)  # however long the padding is
         drop = Dropout(self.config.dropout_rate, dropout_key).at("decoder")
         return self.decoder(self._embed(input_tokens), segment_ids, positions, bidirectional, drop, self.compute)
 

@@ -363,6 +363,14 @@ def test_caches_that_cannot_be_right_are_refused():
             model.start_cache(1, 41)
 
 
+def test_positions_beyond_a_learned_table_are_not_a_number():
+    config = dataclasses.replace(CONFIGS["opt"], max_positions=5)
+    batch = pack([texts()[1:2] * 2, texts()[1:2], texts()[:1]], 12)
+    logits = logits_of(config, Compute(), random_params(config), batch)
+    assert jnp.isfinite(logits[:2]).all()  # segments of 5, and padding of 7
+    assert jnp.isnan(logits[2]).all()  # a segment of 9
+
+
 def test_foreign_parameters_are_named():
     params = init_params(LLAMA, 0)
     with pytest.raises(ModelConfigError, match="unknown parameters decoder/logits_dense/kernel"):
