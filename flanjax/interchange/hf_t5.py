@@ -21,6 +21,7 @@ from flanjax.interchange.safetensors_files import (
     SHARD_BYTES,
     NewTensor,
     StoredTensor,
+    cast,
     read_tensors,
     stored_tensors,
     write_tensors,
@@ -277,9 +278,4 @@ def _new_tensors(config: T5Config, params: Params, dtype_of: Callable[[str], str
 
 def _hf_array(name: str, place: Place, leaf: Any, dtype: str) -> np.ndarray:
     array = np.asarray(leaf) if place.layer is None else np.asarray(leaf)[place.layer]
-    array = array.T if place.transposed else array
-    with np.errstate(over="ignore"):
-        cast = array.astype(dtype)
-    if dtype == "float16" and np.isinf(cast).any() and not np.isinf(array).any():
-        raise ModelFolderError(f"{name} has values beyond float16 (65504): export as float32 or bfloat16")
-    return cast
+    return cast(name, array.T if place.transposed else array, dtype)

@@ -32,8 +32,8 @@ class StoredTensor:
     dtype: str
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of `folder` by name; headers only, no weights are read.
+def stored_tensors(folder: Path, *, auto_class: str = "AutoModelForSeq2SeqLM") -> dict[str, StoredTensor]:
+    """The tensors of `folder` by name; headers only, no weights are read. `auto_class` is named in the remedy.
 
     Raises:
       ModelFolderError: no safetensors file (with the remedy where pickled weights lie there), an index that names an
@@ -47,7 +47,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         raise ModelFolderError(
             f"{folder}: only {pickled[0]} here, which is not safetensors; convert it once where transformers and the "
             "framework that wrote it are installed: "
-            "AutoModelForSeq2SeqLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
+            f"{auto_class}.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
         )
     raise ModelFolderError(f"{folder}: neither {WEIGHTS} nor {INDEX} in this folder")
 
@@ -113,6 +113,19 @@ class NewTensor:
     def nbytes(self) -> int:
         """Size in the file."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """`array` in the dtype of the file.
+
+    Raises:
+      ModelFolderError: a value is beyond float16.
+    """
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype)
+    if dtype == "float16" and np.isinf(stored).any() and not np.isinf(array).any():
+        raise ModelFolderError(f"{name} has values beyond float16 (65504): export as float32 or bfloat16")
+    return stored
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, NewTensor], shard_bytes: int = SHARD_BYTES) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from flanjax.models.config import ATTENTION_IMPLEMENTATIONS, ModelConfigError
 
@@ -26,53 +26,76 @@ class PrefixKeys(NamedTuple):
 
 
 def segment_mask(
-    query_segments: Int[Array, "batch queries"], key_segments: Int[Array, "batch keys"], *, causal: bool = False
+    query_segments: Int[Array, "batch queries"],
+    key_segments: Int[Array, "batch keys"],
+    *,
+    causal: bool = False,
+    window: int = 0,
+    bidirectional: Num[Array, "batch keys"] | None = None,
 ) -> Bool[Array, "batch 1 queries keys"]:
-    """True where a query may see a key: same segment, which is not padding (0), and with `causal` not after it."""
+    """True where a query may see a key: same segment, which is not padding (0), and with `causal` not after it.
+
+    A `window` lets a query see that many keys at most, itself the last of them. `bidirectional` is 1 on the tokens of
+    a prefix, which see each other whatever their order (Raffel et al. 2020, prefix LM).
+    """
     queries, keys = query_segments[:, :, None], key_segments[:, None, :]
     allowed = (queries == keys) & (keys != 0)
     if causal:
-        allowed &= jnp.tri(queries.shape[1], keys.shape[2], dtype=bool)
+        earlier = jnp.tri(queries.shape[1], keys.shape[2], dtype=bool)
+        if bidirectional is not None:
+            prefix = bidirectional != 0
+            earlier = earlier | (prefix[:, :, None] & prefix[:, None, :])
+        allowed &= earlier
+    if window:
+        allowed &= ~jnp.tri(queries.shape[1], keys.shape[2], -window, dtype=bool)
     return allowed[:, None]
 
 
 def attention(
     q: Float[Array, "batch queries heads head_dim"],
-    k: Float[Array, "batch keys heads head_dim"],
-    v: Float[Array, "batch keys heads head_dim"],
+    k: Float[Array, "batch keys kv_heads head_dim"],
+    v: Float[Array, "batch keys kv_heads head_dim"],
     *,
     bias: Float[Array, "1 heads queries keys"] | None = None,
     mask: Bool[Array, "batch 1 queries keys"] | None = None,
     prefix: PrefixKeys | None = None,
+    softcap: float = 0.0,
     implementation: str = "xla",
 ) -> Float[Array, "batch queries heads head_dim"]:
     """Unscaled attention `softmax(q k^T + bias) v` over the keys that the mask allows; softmax in float32.
 
     The softmax is over those keys and the prefix's, if there is one; the mask and the bias are of the others alone.
+    Fewer key heads than queries' serve neighbouring query heads alike (Ainslie et al. 2023, grouped queries). With a
+    `softcap` the products q k^T become `softcap * tanh(q k^T / softcap)`.
 
     Implementations:
       xla: plain array operations, the reference.
       per_head: one head of one row at a time, weights recomputed in the backward pass. On a CPU its [queries, keys]
         arrays stay in the cache (half the time of `xla` at 512 x 512); no [batch, heads, queries, keys] array exists.
-      auto: `per_head` on a single CPU device, `xla` otherwise, and with a prefix.
+      auto: `per_head` on a single CPU device, `xla` otherwise, and with a prefix or a soft cap.
 
     Raises:
-      ModelConfigError: the implementation is unknown, or `per_head` with a prefix.
+      ModelConfigError: the implementation is unknown, or `per_head` with a prefix or a soft cap.
     """
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         names = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise ModelConfigError(f"attention implementation {implementation!r} is unknown: choose one of {names}")
     if implementation == "auto":
         # A loop over rows and heads would gather what a mesh has spread, and gains nothing for single queries.
-        implementation = "per_head" if _on_one_cpu() and q.shape[1] > 1 and prefix is None else "xla"
+        alone = _on_one_cpu() and q.shape[1] > 1 and prefix is None and not softcap
+        implementation = "per_head" if alone else "xla"
+    if k.shape[2] != q.shape[2]:
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     if implementation == "per_head":
+        if softcap:
+            raise ModelConfigError("attention implementation 'per_head' has no soft cap: use 'auto' or 'xla'")
         if prefix is not None:
             raise ModelConfigError("attention implementation 'per_head' has no place for a prefix: use 'auto' or 'xla'")
         return _per_head(q, k, v, bias, mask)
-    scores = _scores("bqhd,bkhd->bhqk", q, k, bias, mask)
+    scores = _scores("bqhd,bkhd->bhqk", q, k, bias, mask, softcap)
     if prefix is None:
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
-    before = _scores("bqhd,phd->bhqp", q, prefix.keys, prefix.bias, None)
+    before = _scores("bqhd,phd->bhqp", q, prefix.keys, prefix.bias, None, softcap)
     weights = jax.nn.softmax(jnp.concatenate([before, scores], axis=-1), axis=-1).astype(v.dtype)
     before, weights = jnp.split(weights, [len(prefix.keys)], axis=-1)
     of_prefix = jnp.einsum("bhqp,bphd->bqhd", before, prefix.values)
@@ -89,8 +112,10 @@ def _weights(product: str, q: Array, k: Array, bias: Array | None, mask: Array |
     return jax.nn.softmax(_scores(product, q, k, bias, mask), axis=-1)
 
 
-def _scores(product: str, q: Array, k: Array, bias: Array | None, mask: Array | None) -> Array:
+def _scores(product: str, q: Array, k: Array, bias: Array | None, mask: Array | None, softcap: float = 0.0) -> Array:
     scores = jnp.einsum(product, q, k, preferred_element_type=jnp.float32)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         scores += bias
     if mask is not None:

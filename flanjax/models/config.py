@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from flanjax.errors import FlanjaxError
 
-ACTIVATIONS = ("gelu", "linear", "relu", "silu")
+ACTIVATIONS = ("exact_gelu", "gelu", "linear", "relu", "silu", "squared_relu", "tanh")
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "full")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "per_head")
@@ -22,7 +22,8 @@ class ModelConfigError(FlanjaxError):
     """A model or compute setting that cannot be built."""
 
 
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is none of `choices`, with a `ModelConfigError` that lists them."""
     if value not in choices:
         raise ModelConfigError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
 
@@ -105,7 +106,7 @@ class T5Config:
                 f"T5Config.mlp_activations is {self.mlp_activations!r}: give one activation, or two for a gated block"
             )
         for activation in self.mlp_activations:
-            _require_choice("T5Config.mlp_activations", activation, ACTIVATIONS)
+            require_choice("T5Config.mlp_activations", activation, ACTIVATIONS)
         if not 0 <= self.dropout_rate < 1:
             raise ModelConfigError(f"T5Config.dropout_rate is {self.dropout_rate!r}: it must lie in [0, 1)")
         if self.relpos_buckets % 4 or self.relpos_max_distance <= self.relpos_buckets // 2:
@@ -175,9 +176,9 @@ class Compute:
                 f"Compute.dtype is {self.dtype!r}: T5's feed-forward output (`wo`) exceeds the largest float16 number "
                 "(65504) and training turns to NaN or zero loss; use bfloat16 or float32"
             )
-        _require_choice("Compute.dtype", self.dtype, DTYPES)
-        _require_choice("Compute.remat", self.remat, REMAT_POLICIES)
-        _require_choice("Compute.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
+        require_choice("Compute.dtype", self.dtype, DTYPES)
+        require_choice("Compute.remat", self.remat, REMAT_POLICIES)
+        require_choice("Compute.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
 
     @property
     def jax_dtype(self) -> jnp.dtype:

@@ -1,4 +1,4 @@
-"""The parts of a T5 block: projection, RMSNorm, feed-forward, attention, dropout, encoder and decoder layer.
+"""The parts of a block: projection, RMSNorm, feed-forward, attention, dropout, encoder and decoder layer.
 
 Constructors only describe: every `nnx.Param` holds a `jax.ShapeDtypeStruct`, its logical `axes` and the `stddev` of
 its initialiser (None: ones). `flanjax.models.t5.build` puts arrays in their place. Nothing is shared between
@@ -18,13 +18,17 @@ from jaxtyping import Array, Bool, Float
 
 from flanjax.models.attention import PrefixKeys, attention
 from flanjax.models.config import T5Config
+from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.prompts import Prefix
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "exact_gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "linear": lambda x: x,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),
+    "tanh": jnp.tanh,
 }
 
 
@@ -133,19 +137,26 @@ class Adaptable(nnx.Module):
 
 
 class Linear(Adaptable):
-    """A projection without bias; `kernel` [in, out]."""
+    """A projection; `kernel` [in, out], and `bias` [out] where it is asked for (T5 has none)."""
 
     kernel: nnx.Param | Packed
+    bias: nnx.Param | None = None
 
-    def __init__(self, size_in: int, size_out: int, axes: tuple[str, str], stddev: float):
+    def __init__(self, size_in: int, size_out: int, axes: tuple[str, str], stddev: float, *, bias: bool = False):
         self.shape, self.axes = (size_in, size_out), axes
         self.kernel = parameter(self.shape, axes, stddev)
+        if bias:
+            self.bias = parameter((size_out,), axes[1:], 0.0)
 
     def __call__(
         self, x: Float[Array, "batch length in"], dropout: Dropout = NO_DROPOUT
     ) -> Float[Array, "batch length out"]:
-        """`x @ kernel` with its adapters, in the dtype of x; the dropout is theirs alone."""
-        return self.adapted(self._product, x, dropout)
+        """`x @ kernel + bias` with its adapters, in the dtype of x; the dropout is theirs alone."""
+        return self.adapted(self._affine, x, dropout)
+
+    def _affine(self, x: Array) -> Array:
+        product = self._product(x)
+        return product if self.bias is None else product + self.bias[...].astype(x.dtype)
 
     def _product(self, x: Array) -> Array:
         """`x @ kernel`."""
@@ -160,12 +171,17 @@ class Linear(Adaptable):
 
 
 class RMSNorm(Adaptable):
-    """Scale by the reciprocal root mean square, in float32; no mean, no bias (Zhang and Sennrich 2019)."""
+    """Scale by the reciprocal root mean square, in float32; no mean, no bias (Zhang and Sennrich 2019).
 
-    def __init__(self, config: T5Config):
+    It is over the residual's width, or over a head's where `head_dim` says so. With `plus_one`, `scale` is kept as its
+    distance from 1 (Gemma).
+    """
+
+    def __init__(self, config: T5Config | DecoderConfig, *, head_dim: int | None = None, plus_one: bool = False):
         self.epsilon = config.layer_norm_epsilon
-        self.shape, self.axes = (config.embed_dim,), ("embed",)
-        self.scale = parameter(self.shape, self.axes, None)
+        self.plus_one = plus_one
+        self.shape, self.axes = ((config.embed_dim,), ("embed",)) if head_dim is None else ((head_dim,), ("kv",))
+        self.scale = parameter(self.shape, self.axes, 0.0 if plus_one else None)
 
     def __call__(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
         """Normalised `x` in its own dtype, with its adapters."""
@@ -174,18 +190,36 @@ class RMSNorm(Adaptable):
     def _normalised(self, x: Array) -> Array:
         x32 = x.astype(jnp.float32)
         variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        return (x32 * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype) * self.scale[...].astype(x.dtype)
+        scale = self.scale[...] + 1 if self.plus_one else self.scale[...]
+        return (x32 * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype) * scale.astype(x.dtype)
+
+
+class LayerNorm(RMSNorm):
+    """Mean to 0 and variance to 1, in float32, then scale and bias (Ba et al. 2016)."""
+
+    def __init__(self, config: DecoderConfig, *, head_dim: int | None = None):
+        super().__init__(config, head_dim=head_dim)
+        self.bias = parameter(self.shape, self.axes, 0.0)
+
+    def _normalised(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        scaled = super()._normalised(x32 - jnp.mean(x32, axis=-1, keepdims=True))
+        return (scaled + self.bias[...]).astype(x.dtype)
 
 
 class Mlp(Adaptable):
     """Feed-forward block: `wi` and `wo`, or gated `wi_0`, `wi_1` and `wo`. Adapters are around the whole of it."""
 
-    def __init__(self, config: T5Config):
-        self.shape, self.axes = (config.embed_dim, config.embed_dim), ("embed", "embed")
+    def __init__(self, config: T5Config | DecoderConfig):
+        embed, inner = config.embed_dim, config.mlp_dim
+        decoder = config if isinstance(config, DecoderConfig) else None
+        deviations = (embed**-0.5, inner**-0.5) if decoder is None else (decoder.init_stddev, decoder.init_stddev)
+        bias = decoder is not None and decoder.mlp_bias
+        self.shape, self.axes = (embed, embed), ("embed", "embed")
         self.activations = config.mlp_activations
         for name in self._input_names():
-            setattr(self, name, Linear(config.embed_dim, config.mlp_dim, ("embed", "mlp"), config.embed_dim**-0.5))
-        self.wo = Linear(config.mlp_dim, config.embed_dim, ("mlp", "embed"), config.mlp_dim**-0.5)
+            setattr(self, name, Linear(embed, inner, ("embed", "mlp"), deviations[0], bias=bias))
+        self.wo = Linear(inner, embed, ("mlp", "embed"), deviations[1], bias=bias)
 
     def _input_names(self) -> tuple[str, ...]:
         return ("wi",) if len(self.activations) == 1 else ("wi_0", "wi_1")

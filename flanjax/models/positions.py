@@ -1,11 +1,15 @@
-"""T5's relative-position bias: a small table per stack, looked up by the bucketed distance of key and query.
+"""Where a token stands: T5's relative-position bias, ALiBi's, and rotary angles.
 
-The bias is computed once per stack and handed to every layer as an array [1, heads, queries, keys]. Distances count
-rows of the packed sequence: a segment is contiguous, so inside it they equal the distances of the unpacked example.
+T5's bias is a small table per stack, looked up by the bucketed distance of key and query; ALiBi's grows with the
+distance by a slope of each head. A bias is computed once per stack and handed to every layer as an array
+[1, heads, queries, keys]. Distances count rows of the packed sequence: a segment is contiguous, so inside it they
+equal the distances of the unpacked example. Rotary positions turn queries and keys by angles instead, which are
+computed once per stack too.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flanjax.models.config import T5Config
+from flanjax.models.decoder_config import DecoderConfig, Rotary
 from flanjax.models.layers import parameter
 
 
@@ -79,3 +84,98 @@ class RelativePositionBias(nnx.Module):
             relative, bidirectional=self.bidirectional, buckets=table.shape[1], max_distance=self.max_distance
         )
         return jnp.moveaxis(table[:, buckets], 0, 1)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """What each head's scores lose for every token of distance (Press et al. 2022): 2^(-8/n), 2^(-16/n), ...
+
+    Where n, the number of heads, is no power of 2: the slopes of the next lower power, then every other one of the
+    next higher.
+    """
+
+    def geometric(count: int) -> np.ndarray:
+        return 2.0 ** (-8.0 / count * np.arange(1, count + 1))
+
+    lower = 1 << (num_heads.bit_length() - 1)
+    return np.concatenate([geometric(lower), geometric(2 * lower)[::2]])[:num_heads].astype(np.float32)
+
+
+def alibi_bias(
+    query_positions: Int[Array, " queries"], key_positions: Int[Array, " keys"], num_heads: int
+) -> Float[Array, "1 heads queries keys"]:
+    """Minus slope times distance; a key after its query is masked anyway."""
+    distance = (query_positions[:, None] - key_positions[None, :]).astype(jnp.float32)
+    return -jnp.asarray(alibi_slopes(num_heads))[None, :, None, None] * distance
+
+
+class Angles(NamedTuple):
+    """Cosine and sine of what each position turns each pair of numbers by; float32."""
+
+    cos: Float[Array, "batch length pairs"]
+    sin: Float[Array, "batch length pairs"]
+
+
+def _yarn_ramp(rotary: Rotary, dim: int) -> np.ndarray:
+    """How far each pair is divided: 0 for those that turn fast over the original length, 1 for the slow ones."""
+
+    def dimension(turns: float) -> float:
+        return dim * math.log(rotary.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(rotary.theta))
+
+    low, high = dimension(rotary.beta_fast), dimension(rotary.beta_slow)
+    if rotary.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    # As published: a ramp of no length is a step.
+    width = high - low if high != low else 0.001
+    return np.clip((np.arange(dim // 2, dtype=np.float32) - low) / np.float32(width), 0, 1)
+
+
+def _frequencies(rotary: Rotary, dim: int) -> np.ndarray:
+    """Radians a position for each pair, without what depends on the length of the text."""
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    frequencies = (1 / np.float32(rotary.theta) ** exponents).astype(np.float32)
+    if rotary.scaling == "linear":
+        return frequencies / np.float32(rotary.factor)
+    if rotary.scaling == "llama3":
+        turns = rotary.original_max_positions * frequencies / (2 * math.pi)
+        kept = (turns - rotary.low_freq_factor) / (rotary.high_freq_factor - rotary.low_freq_factor)
+        kept = np.clip(kept, 0, 1).astype(np.float32)
+        return frequencies * (kept + (1 - kept) / np.float32(rotary.factor))
+    if rotary.scaling == "yarn":
+        divided = _yarn_ramp(rotary, dim)
+        return frequencies * (1 - divided) + frequencies / np.float32(rotary.factor) * divided
+    return frequencies
+
+
+def rotary_angles(
+    config: DecoderConfig, positions: Int[Array, "batch length"], text_lengths: Int[Array, "#batch #length"]
+) -> Angles:
+    """The angles of each position in its text.
+
+    `text_lengths` is how long the text of each position is; only `dynamic` scaling depends on it.
+    """
+    rotary, dim = config.rotary, config.rotary_dim
+    frequencies = jnp.asarray(_frequencies(rotary, dim))
+    if rotary.scaling == "dynamic":
+        lengths = jnp.maximum(text_lengths, rotary.original_max_positions).astype(jnp.float32)
+        growth = rotary.factor * lengths / rotary.original_max_positions - (rotary.factor - 1)
+        exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / (dim - 2)
+        frequencies = frequencies * growth[..., None] ** -exponents
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    scale = 1.0
+    if rotary.scaling == "yarn":
+        derived = 0.1 * math.log(rotary.factor) + 1
+        scale = derived if rotary.attention_factor is None else rotary.attention_factor
+    return Angles(jnp.cos(angles) * scale, jnp.sin(angles) * scale)
+
+
+def rotate(
+    x: Float[Array, "batch length heads head_dim"], angles: Angles
+) -> Float[Array, "batch length heads head_dim"]:
+    """`x` with the first numbers of every head turned, in float32; pair i is number i and number i + pairs."""
+    pairs = angles.cos.shape[-1]
+    cos, sin = angles.cos[:, :, None], angles.sin[:, :, None]
+    first, second, rest = jnp.split(x, [pairs, 2 * pairs], axis=-1)
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate([*(half.astype(x.dtype) for half in turned), rest], axis=-1)

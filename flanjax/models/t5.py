@@ -10,10 +10,8 @@ recomputing or not, float32 or bfloat16 (`Compute`): the parameters are the same
 """
 
 import functools
-import math
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +19,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from flanjax.models.attention import segment_mask
-from flanjax.models.config import Addition, Compute, ModelConfigError, T5Config
+from flanjax.models.config import Addition, Compute, T5Config
 from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, parameter
+from flanjax.models.parameters import (
+    Layer,
+    Params,
+    draw_parameters,
+    fill_parameters,
+    layer_numbers,
+    map_parameters,
+    over_layers,
+    stacked,
+)
 from flanjax.models.positions import RelativePositionBias
 from flanjax.models.prompts import Prefixes, Prompt, insert_prompts, positions_in_segments, with_prefixes
 from flanjax.sharding.rules import constrain
-
-Params = dict[str, Any]
-Layer = TypeVar("Layer", bound=nnx.Module)
 
 
 class Cache(NamedTuple):
@@ -41,32 +46,11 @@ class Cache(NamedTuple):
     cross_mask: Bool[Array, "batch 1 1 encoder_length"]
 
 
-def _is_parameter(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
-
-
 def _stacked(layer: Layer, count: int, added: Sequence[Addition], path: str) -> Layer:
-    """The layer's description with what is added to it, and a leading `layers` axis on every parameter."""
+    """The stacked layers' description, with what is added to each."""
     for addition in added:
         addition.attach(layer, path)
-
-    def stack(p: nnx.Variable) -> nnx.Variable:
-        shape = jax.ShapeDtypeStruct((count, *p.get_value().shape), p.get_value().dtype)
-        return p.replace(shape, axes=("layers", *p.axes))
-
-    graphdef, state = nnx.split(layer)
-    return nnx.merge(graphdef, jax.tree.map(stack, state, is_leaf=_is_parameter))
-
-
-def _over_layers(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stacked: Any, compute: Compute) -> Any:
-    """`jax.lax.scan` over stacked layers, as a loop or in line, recomputing what the remat policy does not save."""
-    policies = {
-        "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
-    if compute.remat != "none":
-        body = jax.checkpoint(body, policy=policies[compute.remat], prevent_cse=not compute.scan_layers)
-    return jax.lax.scan(body, carry, stacked, unroll=1 if compute.scan_layers else True)
+    return stacked(layer, count)
 
 
 class Embedder(nnx.Module):
@@ -115,7 +99,7 @@ class Encoder(nnx.Module):
             return constrain(layer(x, drop.at(index), bias=bias, mask=mask), "batch", None, None), None
 
         x = constrain(drop.at("embedding")(x), "batch", None, None)
-        x, _ = _over_layers(body, x, (layers, _layer_numbers(layers)), compute)
+        x, _ = over_layers(body, x, (layers, layer_numbers(layers)), compute)
         return drop.at("output")(self.encoder_norm(x))
 
 
@@ -154,7 +138,7 @@ class Decoder(nnx.Module):
             return constrain(x, "batch", None, None), None
 
         x = constrain(drop.at("embedding")(x), "batch", None, None)
-        x, _ = _over_layers(body, x, (layers, _layer_numbers(layers)), compute)
+        x, _ = over_layers(body, x, (layers, layer_numbers(layers)), compute)
         return drop.at("output")(self.decoder_norm(x))
 
     def _prefix_bias(
@@ -188,17 +172,13 @@ class Decoder(nnx.Module):
             )
 
         # The loop only reads the caches; one write afterwards stays in place, where returning them would copy all.
-        x, (keys, values) = _over_layers(body, x, (layers, *cache[:4]), compute)
+        x, (keys, values) = over_layers(body, x, (layers, *cache[:4]), compute)
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
         cache = cache._replace(
             self_keys=update(cache.self_keys, keys),
             self_values=update(cache.self_values, values),
         )
         return self.decoder_norm(x), cache
-
-
-def _layer_numbers(layers: nnx.Module) -> Int[Array, " layers"]:
-    return jnp.arange(jax.tree.leaves(layers)[0].shape[0])
 
 
 class T5(nnx.Module):
@@ -290,7 +270,7 @@ class T5(nnx.Module):
         def body(_: None, layer: DecoderLayer) -> tuple[None, tuple[Array, Array]]:
             return None, layer.encoder_decoder_attention.keys_and_values(encoded)
 
-        _, (cross_keys, cross_values) = _over_layers(body, None, self.decoder.layers, self.compute)
+        _, (cross_keys, cross_values) = over_layers(body, None, self.decoder.layers, self.compute)
         layers, batch, _, heads, head_dim = cross_keys.shape
         empty = jnp.zeros((layers, batch, max_length, heads, head_dim), encoded.dtype)
         return Cache(empty, empty, cross_keys, cross_values, (encoder_segment_ids != 0)[:, None, None])
@@ -313,44 +293,19 @@ def _describe(config: T5Config, compute: Compute) -> tuple[nnx.GraphDef[T5], nnx
     return nnx.split(T5(config, compute))
 
 
-def _map_parameters(config: T5Config, function: Callable[[str, nnx.Variable], Any]) -> Params:
-    """A tree of parameters' paths, filled with `function(path, description)`."""
-    _, state = _describe(config, Compute())
-    flat = {path: function("/".join(map(str, path)), p) for path, p in nnx.to_flat_state(state)}
-    return nnx.traversals.unflatten_mapping(flat)
-
-
 def abstract_params(config: T5Config) -> Params:
     """The parameter tree as `jax.ShapeDtypeStruct`s; a model's own are float32."""
-    return _map_parameters(config, lambda _, p: p.get_value())
+    return map_parameters(_describe(config, Compute())[1], lambda _, p: p.get_value())
 
 
 def logical_axes(config: T5Config) -> Params:
     """The parameter tree with a tuple of axis names a parameter, such as `("layers", "embed", "heads")`."""
-    return _map_parameters(config, lambda _, p: p.axes)
+    return map_parameters(_describe(config, Compute())[1], lambda _, p: p.axes)
 
 
 def init_params(config: T5Config, seed: int) -> Params:
-    """Fresh parameters with T5's deviations (Mesh TensorFlow T5); works under jit.
-
-    Each parameter draws from the seed and its own path, so neither sharding nor the presence of other parameters
-    changes a value.
-    """
-    key = jax.random.key(seed)
-
-    def draw(path: str, p: nnx.Variable) -> Array:
-        shape, dtype = p.get_value().shape, p.get_value().dtype
-        if p.stddev is None:
-            return jnp.ones(shape, dtype)
-        if not p.stddev:
-            return jnp.zeros(shape, dtype)
-        own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        if p.uniform:
-            bound = math.sqrt(3) * p.stddev
-            return jax.random.uniform(own, shape, jnp.float32, -bound, bound).astype(dtype)
-        return (p.stddev * jax.random.normal(own, shape, jnp.float32)).astype(dtype)
-
-    return _map_parameters(config, draw)
+    """Fresh parameters with T5's deviations (Mesh TensorFlow T5); works under jit."""
+    return draw_parameters(_describe(config, Compute())[1], seed)
 
 
 def build(config: T5Config, compute: Compute, params: Params) -> T5:
@@ -359,23 +314,4 @@ def build(config: T5Config, compute: Compute, params: Params) -> T5:
     Raises:
       ModelConfigError: a parameter is missing, unknown or of another shape; the message names its path.
     """
-    graphdef, state = _describe(config, compute)
-    given = {"/".join(path): value for path, value in nnx.traversals.flatten_mapping(params).items()}
-
-    def fill(path: tuple[Any, ...], p: nnx.Variable) -> nnx.Variable:
-        name, shape = "/".join(map(str, path)), tuple(p.get_value().shape)
-        if name not in given:
-            raise ModelConfigError(f"parameter {name} {shape} is missing: the parameters are of another model")
-        value = given.pop(name)
-        if tuple(value.shape) != shape:
-            raise ModelConfigError(
-                f"parameter {name} has shape {tuple(value.shape)}, the configuration asks for {shape}"
-            )
-        return p.replace(value)
-
-    filled = nnx.from_flat_state([(path, fill(path, p)) for path, p in nnx.to_flat_state(state)])
-    if given:
-        raise ModelConfigError(
-            f"unknown parameters {', '.join(sorted(given))}: the configuration has no place for them"
-        )
-    return nnx.merge(graphdef, filled)
+    return fill_parameters(*_describe(config, compute), params)

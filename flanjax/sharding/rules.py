@@ -21,6 +21,7 @@ DEFAULT_RULES: Rules = (
     ("kv", None),
     ("layers", None),
     ("relpos_buckets", None),
+    ("abspos_buckets", None),
     ("rank", None),
     ("blocks", None),
     ("prompts", None),

@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from flanjax.doors import GinSources, configure
+from flanjax.models import decoder, t5
 from flanjax.models.config import T5Config
-from flanjax.models.t5 import abstract_params
+from flanjax.models.decoder_config import DecoderConfig, Rotary
 
 MODELS = pathlib.Path(__file__).resolve().parents[2] / "gin_configs" / "models"
 
@@ -19,11 +20,60 @@ V1_1 = {"small": 76_961_152, "base": 247_577_856, "large": 783_150_080, "xl": 2_
 PUBLISHED = {f"t5_1_0_{size}": count for size, count in V1_0.items()}
 for family in ("t5_1_1", "flan_t5", "t5_1_1_lm100k"):
     PUBLISHED |= {f"{family}_{size}": count for size, count in V1_1.items()}
+# Likewise; a tied head counted once.
+DECODERS = {
+    "llama_7b": 6_738_415_616,
+    "llama_13b": 13_015_864_320,
+    "llama_2_7b": 6_738_415_616,
+    "llama_2_13b": 13_015_864_320,
+    "llama_2_70b": 68_976_648_192,
+    "llama_3_8b": 8_030_261_248,
+    "llama_3_1_8b": 8_030_261_248,
+    "mistral_7b": 7_241_732_096,
+    "qwen_2_5_0_5b": 494_032_768,
+    "qwen_2_5_1_5b": 1_543_714_304,
+    "qwen_2_5_7b": 7_615_616_512,
+    "qwen_3_0_6b": 596_049_920,
+    "qwen_3_8b": 8_190_735_360,
+    "gemma_2b": 2_506_172_416,
+    "gemma_7b": 8_537_680_896,
+    "gemma_2_2b": 2_614_341_888,
+    "gemma_2_9b": 9_241_705_984,
+    "gpt2": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+    "pythia_160m": 162_322_944,
+    "pythia_1b": 1_011_781_632,
+    "pythia_6_9b": 6_857_302_016,
+    "pythia_12b": 11_846_072_320,
+    "opt_125m": 125_239_296,
+    "opt_1_3b": 1_315_758_080,
+    "opt_6_7b": 6_658_473_984,
+    "opt_30b": 29_974_540_288,
+    "bloom_560m": 559_214_592,
+    "bloom_7b1": 7_069_016_064,
+    "bloom_176b": 176_247_271_424,
+    "falcon_7b": 6_921_720_704,
+    "falcon_40b": 41_303_293_952,
+    "starcoder": 15_517_456_384,
+    "starcoderbase_1b": 1_137_207_296,
+    "phi_1_5": 1_418_270_720,
+    "phi_2": 2_779_683_840,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1_7b": 1_711_376_384,
+}
 
 
 def read_config(name: str) -> T5Config:
     configure(GinSources(files=(str(MODELS / f"{name}.gin"),)), [T5Config])
     return gin.get_configurable("T5Config")()
+
+
+def read_decoder(name: str) -> DecoderConfig:
+    configure(GinSources(files=(str(MODELS / f"{name}.gin"),)), [DecoderConfig, Rotary])
+    return gin.get_configurable("DecoderConfig")()
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +83,19 @@ def clear_gin():
 
 
 def test_every_file_is_listed_here():
-    assert {path.stem for path in MODELS.glob("*.gin")} == set(PUBLISHED)
+    assert {path.stem for path in MODELS.glob("*.gin")} == {*PUBLISHED, *DECODERS}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count_is_the_published_one(name):
-    shapes = jax.tree.leaves(abstract_params(read_config(name)))
+    shapes = jax.tree.leaves(t5.abstract_params(read_config(name)))
     assert sum(math.prod(leaf.shape) for leaf in shapes) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_parameter_count_of_a_decoder_is_the_published_one(name):
+    shapes = jax.tree.leaves(decoder.abstract_params(read_decoder(name)))
+    assert sum(math.prod(leaf.shape) for leaf in shapes) == DECODERS[name]
 
 
 def test_the_same_size_is_the_same_model():

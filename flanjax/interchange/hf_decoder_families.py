@@ -1,0 +1,120 @@
+"""The families of decoders that Hugging Face folders hold, each a few lines over `DecoderConfig`.
+
+A family says how its `config.json` is read and written, and what it calls its tensors; the function that they compute
+is `flanjax.models.decoder` for all. Llama 2 and 3 (SmolLM too), Mistral, Qwen 2, 2.5 and 3, Gemma 1 and 2, GPT-2,
+GPT-NeoX (Pythia), OPT, BLOOM, Falcon, GPT-BigCode and Phi are known. Meanings and defaults of the keys are those of the
+transformers library.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from flanjax.interchange import hf_decoder_gpt as gpt
+from flanjax.interchange import hf_decoder_llama as llama
+from flanjax.interchange.hf_decoder_keys import Keys
+from flanjax.interchange.hf_decoder_llama import Fields
+from flanjax.models.decoder_config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one `model_type` is read and written.
+
+    Attributes:
+      architecture: the class in transformers.
+      prefix: what all tensors but the head begin with; some published files leave it out.
+      read: `config.json` to fields of `DecoderConfig`.
+      write: back again, the keys that `read` knows.
+      modules: path in the parameters, without the leaf, to the module's name; `{}` is the layer. Where there is a
+        name for `query+key+value`, the three lie in one tensor.
+      interleaved: whether that tensor has the queries, key and value of each key head together, or all queries first.
+      conv1d: whether the layers' kernels lie [in, out], as here, and not as torch's linear layers have them.
+      tied: transformers' default of `tie_word_embeddings`.
+    """
+
+    architecture: str
+    prefix: str
+    read: Callable[[Keys], Fields]
+    write: Callable[[DecoderConfig], Fields]
+    modules: Callable[[DecoderConfig], dict[str, str]]
+    interleaved: bool = False
+    conv1d: bool = False
+    tied: bool = False
+
+
+def _llama_family(
+    name: str, read: Callable[[Keys], Fields], write: Callable[[DecoderConfig], Fields], *, tied: bool = False
+) -> Family:
+    return Family(
+        architecture=f"{name}ForCausalLM",
+        prefix="model.",
+        read=read,
+        write=write,
+        modules=llama.llama_modules,
+        tied=tied,
+    )
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": _llama_family("Llama", llama.read_llama, llama.write_llama),
+    "mistral": _llama_family("Mistral", llama.read_mistral, llama.write_mistral),
+    "qwen2": _llama_family("Qwen2", llama.read_qwen2, llama.write_qwen),
+    "qwen3": _llama_family("Qwen3", llama.read_qwen3, llama.write_qwen3),
+    "gemma": _llama_family("Gemma", llama.read_gemma, llama.write_gemma, tied=True),
+    "gemma2": _llama_family("Gemma2", llama.read_gemma2, llama.write_gemma2, tied=True),
+    "gpt2": Family(
+        architecture="GPT2LMHeadModel",
+        prefix="transformer.",
+        read=gpt.read_gpt2,
+        write=gpt.write_gpt2,
+        modules=gpt.gpt2_modules,
+        conv1d=True,
+        tied=True,
+    ),
+    "gpt_bigcode": Family(
+        architecture="GPTBigCodeForCausalLM",
+        prefix="transformer.",
+        read=gpt.read_gpt_bigcode,
+        write=gpt.write_gpt_bigcode,
+        modules=gpt.gpt2_modules,
+        interleaved=True,
+        tied=True,
+    ),
+    "gpt_neox": Family(
+        architecture="GPTNeoXForCausalLM",
+        prefix="gpt_neox.",
+        read=gpt.read_gpt_neox,
+        write=gpt.write_gpt_neox,
+        modules=gpt.gpt_neox_modules,
+        interleaved=True,
+    ),
+    "opt": Family(
+        architecture="OPTForCausalLM",
+        prefix="model.",
+        read=gpt.read_opt,
+        write=gpt.write_opt,
+        modules=gpt.opt_modules,
+        tied=True,
+    ),
+    "bloom": Family(
+        architecture="BloomForCausalLM",
+        prefix="transformer.",
+        read=gpt.read_bloom,
+        write=gpt.write_bloom,
+        modules=gpt.bloom_modules,
+        interleaved=True,
+        tied=True,
+    ),
+    "falcon": Family(
+        architecture="FalconForCausalLM",
+        prefix="transformer.",
+        read=gpt.read_falcon,
+        write=gpt.write_falcon,
+        modules=gpt.falcon_modules,
+        interleaved=True,
+        tied=True,
+    ),
+    "phi": Family(
+        architecture="PhiForCausalLM", prefix="model.", read=gpt.read_phi, write=gpt.write_phi, modules=gpt.phi_modules
+    ),
+}

@@ -1,0 +1,403 @@
+"""Decoder-only models: one `Decoder`, whose parts `DecoderConfig` chooses, over one plain tree of parameters.
+
+    params = init_params(config, seed=0)
+    model = build(config, Compute(), params)      # cheap, also under jit and grad
+    logits = model.logits(model(batch))
+
+The tree is as T5's: `token_embedder` and `decoder`, layers joined on a leading `layers` axis, kernels [in, out] with
+their heads joined. `batch` has T5X's feature names (`decoder_input_tokens`, `decoder_segment_ids`): rows are packed or
+not, and a token sees the earlier tokens of its own segment. `decoder_positions`, where given, says where a token stands
+in its segment, and `decoder_causal_attention` marks a prefix whose tokens see each other (prefix LM).
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from flanjax.models.attention import attention, segment_mask
+from flanjax.models.config import Compute, ModelConfigError
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.layers import (
+    NO_DROPOUT,
+    Adaptable,
+    Dropout,
+    LayerNorm,
+    Linear,
+    Mlp,
+    RMSNorm,
+    parameter,
+)
+from flanjax.models.parameters import (
+    Params,
+    draw_parameters,
+    fill_parameters,
+    layer_numbers,
+    map_parameters,
+    over_layers,
+    stacked,
+)
+from flanjax.models.positions import Angles, alibi_bias, rotary_angles, rotate
+from flanjax.models.prompts import positions_in_segments
+from flanjax.sharding.rules import constrain
+
+
+class Cache(NamedTuple):
+    """Keys (rotated) and values of one decoding, stacked over layers; see `Decoder.start_cache`."""
+
+    keys: Float[Array, "layers batch max_length kv_heads head_dim"]
+    values: Float[Array, "layers batch max_length kv_heads head_dim"]
+
+
+class Context(NamedTuple):
+    """What every layer of a stack is given beside the residual stream."""
+
+    mask: Bool[Array, "batch 1 queries keys"]
+    windowed_mask: Bool[Array, "batch 1 queries keys"]
+    bias: Float[Array, "1 heads queries keys"] | None
+    angles: Angles | None
+
+    def mask_of(self, windowed: Bool[Array, ""]) -> Bool[Array, "batch 1 queries keys"]:
+        """The mask of a layer that has the window or not."""
+        return self.mask if self.windowed_mask is self.mask else jnp.where(windowed, self.windowed_mask, self.mask)
+
+
+def _norm(config: DecoderConfig, head_dim: int | None = None) -> RMSNorm:
+    if config.norm == "layer":
+        return LayerNorm(config, head_dim=head_dim)
+    return RMSNorm(config, head_dim=head_dim, plus_one=config.norm == "rms_plus_one")
+
+
+class Table(nnx.Module):
+    """`embedding`, a vector for each token or position."""
+
+    def __init__(self, rows: int, config: DecoderConfig, axis: str):
+        self.embedding = parameter((rows, config.embed_dim), (axis, "embed"), config.init_stddev)
+
+
+class CausalAttention(Adaptable):
+    """Projections around `attention` over the same sequence; adapters are around the whole of `attend`."""
+
+    def __init__(self, config: DecoderConfig, implementation: str):
+        embed, deviation = config.embed_dim, config.init_stddev
+        inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.shape, self.axes = (embed, embed), ("embed", "embed")
+        self.head_dim = config.head_dim
+        self.scale, self.softcap = config.query_scale, config.attention_softcap
+        self.implementation = implementation
+        self.query = Linear(embed, inner, ("embed", "heads"), deviation, bias=config.qkv_bias)
+        self.key = Linear(embed, inner_kv, ("embed", "heads"), deviation, bias=config.qkv_bias)
+        self.value = Linear(embed, inner_kv, ("embed", "heads"), deviation, bias=config.qkv_bias)
+        self.out = Linear(inner, embed, ("heads", "embed"), deviation, bias=config.out_bias)
+        self.query_norm = _norm(config, config.head_dim) if config.qk_norm else None
+        self.key_norm = _norm(config, config.head_dim) if config.qk_norm else None
+
+    def _heads(self, x: Array, norm: RMSNorm | None, angles: Angles | None) -> Array:
+        """Projected `x`, a head apart, normalised and rotated where the model does."""
+        x = x.reshape(*x.shape[:-1], -1, self.head_dim)
+        x = x if norm is None else norm(x)
+        return x if angles is None else rotate(x, angles)
+
+    def keys_and_values(
+        self, x: Float[Array, "batch keys embed"], angles: Angles | None, dropout: Dropout = NO_DROPOUT
+    ) -> tuple[Array, Array]:
+        """What queries attend to: two arrays [batch, keys, kv_heads, head_dim]."""
+        keys = self._heads(self.key(x, dropout.at("key")), self.key_norm, angles)
+        return keys, self._heads(self.value(x, dropout.at("value")), None, None)
+
+    def attend(
+        self,
+        x: Float[Array, "batch queries embed"],
+        k: Float[Array, "batch keys kv_heads head_dim"],
+        v: Float[Array, "batch keys kv_heads head_dim"],
+        context: Context,
+        mask: Bool[Array, "batch 1 queries keys"],
+        dropout: Dropout = NO_DROPOUT,
+    ) -> Float[Array, "batch queries embed"]:
+        """Queries from `x` over given keys and values, projected back to the residual's width."""
+
+        def own(x: Array) -> Array:
+            q = self._heads(self.query(x, dropout.at("query")), self.query_norm, context.angles) * self.scale
+            heads = attention(
+                q, k, v, bias=context.bias, mask=mask, softcap=self.softcap, implementation=self.implementation
+            )
+            return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
+
+        return self.adapted(own, x, dropout)
+
+
+class DecoderOnlyLayer(nnx.Module):
+    """Causal self-attention and feed-forward block around one residual stream, after one another or side by side."""
+
+    def __init__(self, config: DecoderConfig, implementation: str):
+        self.residual = config.residual
+        self.pre_self_attention_layer_norm = _norm(config)
+        self.self_attention = CausalAttention(config, implementation)
+        self.pre_mlp_layer_norm = _norm(config) if config.residual != "parallel_one_norm" else None
+        self.mlp = Mlp(config)
+        self.post_self_attention_layer_norm = _norm(config) if config.post_norms else None
+        self.post_mlp_layer_norm = _norm(config) if config.post_norms else None
+
+    def __call__(
+        self, x: Float[Array, "batch length embed"], dropout: Dropout, context: Context, windowed: Bool[Array, ""]
+    ) -> Float[Array, "batch length embed"]:
+        """The residual stream after this layer."""
+        h = self.pre_self_attention_layer_norm(x)
+        k, v = self.self_attention.keys_and_values(h, context.angles, dropout.at("self"))
+        # A weight mask that is the same for every query scales the values, as in `MultiHeadAttention`.
+        v = dropout.at("weights")(v, broadcast_axis=-1)
+        mask = context.mask_of(windowed)
+        return self._rest(x, h, self.self_attention.attend(h, k, v, context, mask, dropout.at("self")), dropout)
+
+    def step(
+        self,
+        x: Float[Array, "batch 1 embed"],
+        cache: tuple[Array, Array],
+        position: Int[Array, ""],
+        context: Context,
+        windowed: Bool[Array, ""],
+    ) -> tuple[Float[Array, "batch 1 embed"], tuple[Array, Array]]:
+        """One position, with the keys and values of the earlier ones from the cache [batch, length, heads, head_dim].
+
+        Returns the residual stream and this position's own key and value [batch, 1, kv_heads, head_dim].
+        """
+        h = self.pre_self_attention_layer_norm(x)
+        new = self.self_attention.keys_and_values(h, context.angles)
+        k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, position, axis=1) for c, n in zip(cache, new, strict=True))
+        attended = self.self_attention.attend(h, k, v, context, context.mask_of(windowed))
+        return self._rest(x, h, attended, NO_DROPOUT), new
+
+    def _rest(self, x: Array, h: Array, attended: Array, dropout: Dropout) -> Array:
+        """What follows attention: norms after it, the feed-forward block, and the residual sums."""
+        if self.post_self_attention_layer_norm is not None:
+            attended = self.post_self_attention_layer_norm(attended)
+        after = x + dropout.at("attention")(attended)
+        if self.pre_mlp_layer_norm is not None:
+            h = self.pre_mlp_layer_norm(after if self.residual == "sequential" else x)
+        out = self.mlp(h, dropout)
+        if self.post_mlp_layer_norm is not None:
+            out = self.post_mlp_layer_norm(out)
+        return after + dropout.at("mlp_out")(out)
+
+
+class DecoderStack(nnx.Module):
+    """Stacked layers, final norm and, when untied, the head; learned positions and a norm before them where asked."""
+
+    def __init__(self, config: DecoderConfig, compute: Compute):
+        self.config = config
+        if config.positions == "learned":
+            self.position_embedder = Table(config.max_positions + config.position_offset, config, "abspos_buckets")
+        self.embedding_norm = _norm(config) if config.embedding_norm else None
+        self.layers = stacked(DecoderOnlyLayer(config, compute.attention), config.num_layers)
+        self.decoder_norm = _norm(config)
+        if not config.tied_head:
+            axes = ("embed", "vocab")
+            self.logits_dense = Linear(
+                config.embed_dim, config.vocab_size, axes, config.init_stddev, bias=config.head_bias
+            )
+
+    def enter(
+        self, x: Float[Array, "batch length embed"], positions: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length embed"]:
+        """What the first layer is given for embedded tokens."""
+        if self.config.positions == "learned":
+            # NaN beyond the table: indexing would clamp, and every later token stand at the last position.
+            rows = self.position_embedder.embedding[...].at[positions + self.config.position_offset]
+            x = x + rows.get(mode="fill", fill_value=jnp.nan).astype(x.dtype)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        bidirectional: Num[Array, "batch length"] | None,
+        drop: Dropout,
+        compute: Compute,
+    ) -> Float[Array, "batch length embed"]:
+        """Embedded tokens to the decoder's output."""
+        context = self._context(segments, positions, bidirectional)
+
+        def body(x: Array, layer_and_index: tuple[DecoderOnlyLayer, Array, Array]) -> tuple[Array, None]:
+            layer, index, windowed = layer_and_index
+            return constrain(layer(x, drop.at(index), context, windowed), "batch", None, None), None
+
+        x = constrain(drop.at("embedding")(self.enter(x, positions)), "batch", None, None)
+        x, _ = over_layers(body, x, (self.layers, layer_numbers(self.layers), self._windowed()), compute)
+        return self.decoder_norm(x)
+
+    def _windowed(self) -> Bool[Array, " layers"]:
+        return jnp.asarray(self.config.window_of_layers)
+
+    def _context(
+        self, segments: Int[Array, "batch length"], positions: Int[Array, "batch length"], bidirectional: Array | None
+    ) -> Context:
+        config = self.config
+        masks = functools.partial(segment_mask, segments, segments, causal=True, bidirectional=bidirectional)
+        mask, rows = masks(), jnp.arange(segments.shape[1])
+        angles = None
+        if config.positions == "rotary":
+            same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None]
+            angles = rotary_angles(config, positions, same.sum(axis=-1))
+        return Context(
+            mask=mask,
+            windowed_mask=masks(window=config.window) if config.window else mask,
+            bias=alibi_bias(rows, rows, config.num_heads) if config.positions == "alibi" else None,
+            angles=angles,
+        )
+
+    def step(
+        self, x: Float[Array, "batch 1 embed"], position: Int[Array, ""], cache: Cache, compute: Compute
+    ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
+        """The decoder's output at one position, and the cache with that position's keys and values in it."""
+        config = self.config
+        keys, here = jnp.arange(cache.keys.shape[2]), position[None, None]
+        mask = (keys <= position)[None, None, None]
+        context = Context(
+            mask=mask,
+            windowed_mask=mask & (keys > position - config.window) if config.window else mask,
+            bias=alibi_bias(position[None], keys, config.num_heads) if config.positions == "alibi" else None,
+            angles=rotary_angles(config, here, here + 1) if config.positions == "rotary" else None,
+        )
+
+        def body(x: Array, xs: tuple[DecoderOnlyLayer, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            layer, windowed, keys, values = xs
+            return layer.step(x, (keys, values), position, context, windowed)
+
+        # The loop only reads the cache; one write afterwards stays in place, where returning it would copy all.
+        x, new = over_layers(body, self.enter(x, here), (self.layers, self._windowed(), *cache), compute)
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
+        return self.decoder_norm(x), Cache(*(update(c, n) for c, n in zip(cache, new, strict=True)))
+
+
+class Decoder(nnx.Module):
+    """Embedding, layers and head; made by `build`.
+
+    Tokens and segment ids are int32 [batch, length]; segment 0 is padding, equal numbers see each other. Without a
+    `dropout_key` the model is deterministic.
+    """
+
+    def __init__(self, config: DecoderConfig, compute: Compute):
+        self.config = config
+        self.compute = compute
+        self.token_embedder = Table(config.vocab_size, config, "vocab")
+        self.decoder = DecoderStack(config, compute)
+
+    def _embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+        x = self.token_embedder.embedding[...][tokens].astype(self.compute.jax_dtype)
+        return x * jnp.asarray(self.config.embedding_scale, x.dtype)
+
+    def decode(
+        self,
+        input_tokens: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"],
+        *,
+        positions: Int[Array, "batch length"] | None = None,
+        bidirectional: Num[Array, "batch length"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "batch length embed"]:
+        """What `logits` takes: the last layer's output after the norm.
+
+        `positions` count from the start of each segment unless they are given; `bidirectional` is 1 on the tokens of
+        a prefix that see each other.
+        """
+        positions = positions_in_segments(segment_ids) if positions is None else positions
+        positions = jnp.where(segment_ids == 0, 0, positions)  # however long the padding is
+        drop = Dropout(self.config.dropout_rate, dropout_key).at("decoder")
+        return self.decoder(self._embed(input_tokens), segment_ids, positions, bidirectional, drop, self.compute)
+
+    def __call__(
+        self, batch: Mapping[str, Array], *, dropout_key: Array | None = None
+    ) -> Float[Array, "batch length embed"]:
+        """`decode` for a batch in T5X's feature names."""
+        return self.decode(
+            batch["decoder_input_tokens"],
+            batch["decoder_segment_ids"],
+            positions=batch.get("decoder_positions"),
+            bidirectional=batch.get("decoder_causal_attention"),
+            dropout_key=dropout_key,
+        )
+
+    def head(self) -> Float[Array, "embed vocab"]:
+        """The float32 output matrix: `logits_dense`, or the embedding transposed."""
+        if self.config.tied_head:
+            return self.token_embedder.embedding[...].T
+        return self.decoder.logits_dense.weight()
+
+    def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+        """Float32 logits of decoder outputs, with the head's bias and soft cap where the model has them."""
+        head = self.head()
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = jnp.matmul(flat, head.astype(flat.dtype), preferred_element_type=jnp.float32)
+        bias = None if self.config.tied_head else self.decoder.logits_dense.bias
+        if bias is not None:
+            logits = logits + bias[...]
+        if cap := self.config.logits_softcap:
+            logits = cap * jnp.tanh(logits / cap)
+        return logits.reshape(*hidden.shape[:-1], head.shape[1])
+
+    def start_cache(self, batch: int, max_length: int) -> Cache:
+        """An empty cache for `batch` rows of `max_length` positions; a row is one text, not a packed row.
+
+        Raises:
+          ModelConfigError: the length is beyond a learned table, or beyond where `dynamic` scaling would turn the keys
+            that are already in the cache anew.
+        """
+        config = self.config
+        if config.positions == "learned" and max_length > config.max_positions:
+            raise ModelConfigError(
+                f"a cache of {max_length} positions: the model has learned {config.max_positions} (max_positions)"
+            )
+        dynamic = config.positions == "rotary" and config.rotary.scaling == "dynamic"
+        if dynamic and max_length > config.rotary.original_max_positions:
+            raise ModelConfigError(
+                f"a cache of {max_length} positions: dynamic scaling changes the angles of all positions with every "
+                f"token after {config.rotary.original_max_positions}; decode at most so many, or use yarn or linear"
+            )
+        shape = (config.num_layers, batch, max_length, config.num_kv_heads, config.head_dim)
+        empty = jnp.zeros(shape, self.compute.jax_dtype)
+        return Cache(empty, empty)
+
+    def decode_step(
+        self, tokens: Int[Array, " batch"], position: Int[Array, ""], cache: Cache
+    ) -> tuple[Float[Array, "batch embed"], Cache]:
+        """One position for every row: `tokens` enter at `position`, 0 first.
+
+        Returns what `decode` gives at that position, and the cache for the next one.
+        """
+        hidden, cache = self.decoder.step(self._embed(tokens[:, None]), jnp.asarray(position), cache, self.compute)
+        return hidden[:, 0], cache
+
+
+@functools.cache
+def _describe(config: DecoderConfig, compute: Compute) -> tuple[nnx.GraphDef[Decoder], nnx.State]:
+    """The module's structure and the descriptions of its parameters."""
+    return nnx.split(Decoder(config, compute))
+
+
+def abstract_params(config: DecoderConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s, float32."""
+    return map_parameters(_describe(config, Compute())[1], lambda _, p: p.get_value())
+
+
+def logical_axes(config: DecoderConfig) -> Params:
+    """The parameter tree with a tuple of axis names a parameter, such as `("layers", "embed", "heads")`."""
+    return map_parameters(_describe(config, Compute())[1], lambda _, p: p.axes)
+
+
+def init_params(config: DecoderConfig, seed: int) -> Params:
+    """Fresh parameters: normal with deviation `init_stddev`, norms that change nothing, biases 0; works under jit."""
+    return draw_parameters(_describe(config, Compute())[1], seed)
+
+
+def build(config: DecoderConfig, compute: Compute, params: Params) -> Decoder:
+    """The model over these parameters (arrays or tracers); works under jit and grad.
+
+    Raises:
+      ModelConfigError: a parameter is missing, unknown or of another shape; the message names its path.
+    """
+    return fill_parameters(*_describe(config, compute), params)
