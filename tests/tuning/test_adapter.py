@@ -157,7 +157,7 @@ def test_a_nonlinearity_is_not_merged(tuned, methods):
     ("fields", "message"),
     [
         ({"style": "houlsbi"}, "style is 'houlsbi': choose one of houlsby, pfeiffer, parallel"),
-        ({"activation": "swish"}, "activation is 'swish': choose one of gelu"),
+        ({"activation": "swish"}, "activation is 'swish': choose one of exact_gelu, gelu"),
         ({"bottleneck": 0}, "bottleneck is 0: it must be a whole number"),
         ({"dropout": 1.0}, r"dropout is 1\.0: it must lie in"),
         ({"init_std": 0.0}, r"init_std is 0\.0: it must be positive, or None"),
