@@ -69,6 +69,7 @@ class _Read(beam.DoFn):
         self._tokenizing = Tokenizing.elsewhere(self._setting)
 
     def process(self, element: Key) -> Iterator[tuple[Key, Chunk]]:
+        """The chunks of a split, in order, and then its end."""
         task, split = element
         chunks = read_chunks(
             self._tokenizing.task(task), split, seed=self._setting.seed, on_bad_row=self._setting.on_bad_row
@@ -88,6 +89,7 @@ class _Tokenize(beam.DoFn):
         self._tokenizing = Tokenizing.elsewhere(self._setting)
 
     def process(self, element: tuple[Key, Chunk]) -> Iterator[tuple[Key, Part]]:
+        """The part that a chunk becomes; an error in it is told, not raised, for its task alone to fail."""
         key, (number, rows) = element
         if isinstance(rows, End):
             error = str(rows.error) if rows.error is not None else None
@@ -117,6 +119,7 @@ class _Write(beam.DoFn):
         self._folder = folder
 
     def process(self, element: tuple[Key, Iterable[Part]]) -> None:
+        """Writes a split, and beside the parts what became of it."""
         key, grouped = element
         parts = sorted(grouped)
         left_out = LeftOut()

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flanjax.data.any_task import split_fingerprint
 from flanjax.data.cache import (
     FEATURES,
-    FORMAT,
     CacheError,
     EncodedExample,
     Example,
@@ -39,7 +39,6 @@ from flanjax.data.chunks import Chunks, Key, LeftOut
 from flanjax.data.mixture_vocabulary import resolve_vocabulary
 from flanjax.data.provenance import Request, code_identities, record
 from flanjax.data.registry import AnyTask, Found, find_mixture, register_modules
-from flanjax.data.rendering import text_fingerprint
 from flanjax.data.source_files import SourceFiles
 from flanjax.data.sources import bad_row_policy, check_policy
 from flanjax.data.tasks import TextTask
@@ -184,7 +183,8 @@ class _Writer:
         self, wanted: Sequence[tuple[AnyTask, str]], workers: Workers, beam: Sequence[str] | None
     ) -> tuple[list[SplitReport], list[str]]:
         """Writes the splits that the cache does not have; returns a report of each, and what failed."""
-        prints = {(task.name, split): self._fingerprint(task, split) for task, split in wanted}
+        how: dict[str, Any] = {"seed": self.seed, "vocabulary_id": self.vocabulary.identity, "files": self.files}
+        prints = {(task.name, split): split_fingerprint(task, split, **how) for task, split in wanted}
         cached = {key: self._cached(*key, print_) for key, print_ in prints.items()}
         texts = [(task, split) for task, split in wanted if isinstance(task, TextTask) and not cached[task.name, split]]
         on_beam = {} if beam is None else self._write_on_beam(texts, prints, workers.setting, beam)
@@ -223,14 +223,6 @@ class _Writer:
                 )
             )
         return reports, failures
-
-    def _fingerprint(self, task: AnyTask, split: str) -> str:
-        how: dict[str, Any] = {"seed": self.seed, "vocabulary_id": self.vocabulary.identity, "version": FORMAT}
-        if isinstance(task, TextTask):
-            return text_fingerprint(task, split, files=self.files, **how)
-        from flanjax.data.seqio_stream import task_fingerprint
-
-        return task_fingerprint(task, split, files=self.files, **how)
 
     def _cached(self, task: str, split: str, fingerprint: str) -> Manifest | None:
         if not up_to_date(self.cache, task, split, fingerprint):

@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flanjax.data.cache import FORMAT, CacheError, vocabulary_folder
+from flanjax.data.any_task import split_fingerprint, training_lines
+from flanjax.data.cache import CacheError, vocabulary_folder
 from flanjax.data.fingerprints import fingerprint
-from flanjax.data.registry import AnyTask, Found
-from flanjax.data.rendering import text_fingerprint, training_text
+from flanjax.data.registry import Found
 from flanjax.data.source_files import SourceFiles
 from flanjax.data.sources import BadRows, bad_row_policy
 from flanjax.data.tasks import TextTask
@@ -74,8 +73,8 @@ def _trained_vocabulary(
         )
     limit = max(VOCABULARY_EXAMPLES // len(tasks), 1)
     how: dict[str, Any] = {"seed": seed, "limit": limit, "bad_rows": bad_rows}
-    prints = [_text_print(task, seed=seed, files=files) for task in tasks]
-    asked = [source.train_size, source.extra_ids, limit, prints, fingerprint(_training_text)]
+    prints = [split_fingerprint(task, "train", seed=seed, vocabulary_id="", files=files) for task in tasks]
+    asked = [source.train_size, source.extra_ids, limit, prints, fingerprint(training_lines)]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     remembered = cache / "vocabularies" / "trained" / f"{key}.json"
     try:
@@ -83,7 +82,7 @@ def _trained_vocabulary(
         return Vocabulary.load(vocabulary_folder(cache, identity))
     except (OSError, ValueError, KeyError, TypeError, VocabularyError):
         pass  # not trained yet, or not whole
-    text = (line for task in tasks for line in _training_text(task, **how))
+    text = (line for task in tasks for line in training_lines(task, **how))
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=remembered.parent) as folder:
@@ -95,21 +94,3 @@ def _trained_vocabulary(
     except OSError as error:
         raise CacheError(f"cannot write {remembered}: {error}; free some space or give another folder") from error
     return vocabulary
-
-
-def _text_print(task: AnyTask, *, seed: int, files: SourceFiles) -> str:
-    how: dict[str, Any] = {"seed": seed, "vocabulary_id": "", "version": FORMAT, "files": files}
-    if isinstance(task, TextTask):
-        return text_fingerprint(task, "train", **how)
-    from flanjax.data.seqio_stream import task_fingerprint
-
-    return task_fingerprint(task, "train", **how)
-
-
-def _training_text(task: AnyTask, *, seed: int, limit: int, bad_rows: BadRows) -> Iterator[str]:
-    how: dict[str, Any] = {"seed": seed, "limit": limit, "bad_rows": bad_rows}
-    if isinstance(task, TextTask):
-        return training_text(task, "train", **how)
-    from flanjax.data.seqio_stream import texts
-
-    return texts(task, "train", **how)

@@ -22,10 +22,12 @@ from flanjax.interchange.folders import ModelFolderError, new_folder, read_json,
 from flanjax.interchange.hf_decoder_families import FAMILIES, Family
 from flanjax.interchange.hf_decoder_keys import HARMLESS, Keys
 from flanjax.interchange.safetensors_files import (
+    FLOATS,
     SHARD_BYTES,
     NewTensor,
     StoredTensor,
     cast,
+    disagreements,
     read_tensors,
     stored_tensors,
     write_tensors,
@@ -36,7 +38,6 @@ from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.parameters import Params
 
 CONFIG = "config.json"
-FLOATS = ("float32", "bfloat16", "float16")
 # What stands beside the weights and is the same for any weights: copied byte for byte.
 COMPANIONS = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -217,14 +218,7 @@ def _copy_of_the_head(hf: HfDecoder, stored: dict[str, StoredTensor]) -> dict[st
 
 def _check(hf: HfDecoder, places: Mapping[str, Place], stored: Mapping[str, StoredTensor]) -> None:
     """All disagreements between the configuration and the files, in one message."""
-    wrong = [f"missing: {name} {place.hf_shape}" for name, place in places.items() if name not in stored]
-    for name, tensor in stored.items():
-        if name not in places:
-            wrong.append(f"unknown: {name} {tensor.shape}")
-        elif tensor.shape != places[name].hf_shape:
-            wrong.append(f"wrong shape: {name} is {tensor.shape}, the configuration asks for {places[name].hf_shape}")
-        elif tensor.dtype not in FLOATS:
-            wrong.append(f"wrong type: {name} is {tensor.dtype}, not one of {', '.join(FLOATS)}")
+    wrong = disagreements({name: place.hf_shape for name, place in places.items()}, stored)
     if wrong:
         raise ModelFolderError(f"{hf.path.parent}: tensors do not fit {hf.path.name}:\n  " + "\n  ".join(wrong))
 

@@ -18,10 +18,12 @@ from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
 from flanjax.interchange.hf_config import CONFIG, HfConfig, hf_config, read_hf_config
 from flanjax.interchange.model_card import CARD, model_card
 from flanjax.interchange.safetensors_files import (
+    FLOATS,
     SHARD_BYTES,
     NewTensor,
     StoredTensor,
     cast,
+    disagreements,
     read_tensors,
     stored_tensors,
     write_tensors,
@@ -31,7 +33,6 @@ from flanjax.models.config import T5Config
 from flanjax.models.t5 import Params, abstract_params
 
 GENERATION_CONFIG = "generation_config.json"
-FLOATS = ("float32", "bfloat16", "float16")
 _EMBEDDING = "token_embedder/embedding"
 _HEAD = "decoder/logits_dense/kernel"
 _SHARED, _LM_HEAD = "shared.weight", "lm_head.weight"
@@ -155,16 +156,9 @@ def read_hf_t5(folder: str | Path) -> tuple[T5Config, Params]:
 
 def _check(hf: HfConfig, places: Mapping[str, Place], stored: Mapping[str, StoredTensor]) -> None:
     """All disagreements between the configuration and the files, in one message."""
-    wrong = [f"missing: {name} {place.hf_shape}" for name, place in places.items() if name not in stored]
+    wrong = disagreements({name: place.hf_shape for name, place in places.items()}, stored)
     if _LM_HEAD not in stored and not hf.scales_decoder_outputs and hf.says_scaled is None:
         wrong.append(f"missing: {_LM_HEAD} (the head is untied: tie_word_embeddings is false)")
-    for name, tensor in stored.items():
-        if name not in places:
-            wrong.append(f"unknown: {name} {tensor.shape}")
-        elif tensor.shape != places[name].hf_shape:
-            wrong.append(f"wrong shape: {name} is {tensor.shape}, the configuration asks for {places[name].hf_shape}")
-        elif tensor.dtype not in FLOATS:
-            wrong.append(f"wrong type: {name} is {tensor.dtype}, not one of {', '.join(FLOATS)}")
     if wrong:
         raise ModelFolderError(f"{hf.path.parent}: tensors do not fit {hf.path.name}:\n  " + "\n  ".join(wrong))
 

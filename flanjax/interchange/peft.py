@@ -17,14 +17,13 @@ import numpy as np
 
 from flanjax.errors import nearest
 from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
-from flanjax.interchange.hf_t5 import FLOATS
 from flanjax.interchange.model_card import CARD, adapter_card
 from flanjax.interchange.peft_config import CONFIG, WEIGHTS, AdapterConfig, AdapterTensors
 from flanjax.interchange.peft_ia3 import read_ia3, write_ia3
 from flanjax.interchange.peft_layers import Adapter, Content, write_norms
 from flanjax.interchange.peft_lora import on_unchanged_base, read_lora, write_lora
 from flanjax.interchange.peft_prompts import as_prompts, read_prefix, read_prompt, write_prefix, write_prompt
-from flanjax.interchange.safetensors_files import write_file
+from flanjax.interchange.safetensors_files import FLOATS, write_file
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import Params
 from flanjax.tuning.ia3 import IA3

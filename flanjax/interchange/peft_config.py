@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError, read_json
-from flanjax.interchange.hf_t5 import FLOATS, Place, hf_places
-from flanjax.interchange.safetensors_files import StoredTensor, file_tensors, read_tensors
+from flanjax.interchange.hf_t5 import Place, hf_places
+from flanjax.interchange.safetensors_files import FLOATS, StoredTensor, file_tensors, read_tensors
 from flanjax.models.config import T5Config
 
 CONFIG = "adapter_config.json"

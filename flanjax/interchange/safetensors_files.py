@@ -19,6 +19,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # the size at which transformers splits
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+FLOATS = ("float32", "bfloat16", "float16")  # what weights are read from
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -90,6 +91,19 @@ def _opened(path: Path) -> safe_open:
         ) from error
     except OSError as error:
         raise ModelFolderError(f"{path}: {error.strerror or error}") from error
+
+
+def disagreements(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor]) -> list[str]:
+    """What of the stored tensors is missing, unknown, or of another shape or type than expected, all of it by name."""
+    wrong = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in stored]
+    for name, tensor in stored.items():
+        if name not in expected:
+            wrong.append(f"unknown: {name} {tensor.shape}")
+        elif tensor.shape != expected[name]:
+            wrong.append(f"wrong shape: {name} is {tensor.shape}, the configuration asks for {expected[name]}")
+        elif tensor.dtype not in FLOATS:
+            wrong.append(f"wrong type: {name} is {tensor.dtype}, not one of {', '.join(FLOATS)}")
+    return wrong
 
 
 def read_tensors(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, np.ndarray]]:
