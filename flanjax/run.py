@@ -33,6 +33,7 @@ from flanjax.interchange.hf_config import read_hf_config
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
+from flanjax.interchange.stored import place
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, abstract_params, build, init_params
@@ -241,8 +242,8 @@ class _StartingPoint:
             self._check_shape(found)
             self._read = None  # they are on the devices from now on
         if self.adapter is not None:
-            return adapter_on(self.adapter, self.model, base)[1]
-        return begin(self.tuned, base, vocabulary.encode, seed)
+            return place(adapter_on(self.adapter, self.model, base)[1], shardings)
+        return place(begin(self.tuned, base, vocabulary.encode, seed), shardings)
 
     def base(self) -> str | None:
         """What the frozen parameters of a run that has some are known by; None where everything moves."""

@@ -10,7 +10,8 @@ around it until it has the shape of a parameter. Whoever takes parameters takes 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -18,10 +19,12 @@ import numpy as np
 from jax.sharding import Sharding
 from numpy.typing import DTypeLike
 
+from flanjax.interchange.folders import ModelFolderError
 from flanjax.models.parameters import Params
 
 Slices = tuple[slice, ...]
 Fill = Callable[[Slices, np.ndarray], None]
+_BLOCK = 2**24  # bytes that are compared at a time
 
 
 class StoredArray(Protocol):
@@ -86,6 +89,25 @@ def lazy(shape: Sequence[int], dtype: DTypeLike, part: Callable[[Slices], np.nda
     return Lazy(tuple(shape), np.dtype(dtype), fill)
 
 
+def in_file(path: Path, dtype: DTypeLike, shape: Sequence[int], offset: int) -> Lazy:
+    """An array that lies in a file as it lies in memory: C order, from the byte `offset` on.
+
+    The file is open while a part is read, and its pages count as this process's memory only so long.
+
+    Raises:
+      ModelFolderError: when it is read, the file is not there any more or has become shorter.
+    """
+    shape, dtype = tuple(shape), np.dtype(dtype)
+
+    def part(slices: Slices) -> np.ndarray:
+        try:
+            return np.memmap(path, dtype, "r", offset, shape)[slices]
+        except (OSError, ValueError) as error:
+            raise ModelFolderError(f"{path}: has changed since its header was read ({error})") from error
+
+    return lazy(shape, dtype, part)
+
+
 def read(source: StoredArray, slices: Slices) -> np.ndarray:
     """The part of `source` in a slice of each axis as a new array, in C order, that nothing else refers to.
 
@@ -99,7 +121,8 @@ def read(source: StoredArray, slices: Slices) -> np.ndarray:
         raise IndexError(f"an array in a file takes slices without a step, not {slices}")
     within = tuple(slice(start, max(start, stop)) for start, stop, _ in bounds)
     out = _aligned(tuple(one.stop - one.start for one in within), source.dtype)
-    _fill(source, within, out)
+    if out.size:
+        _fill(source, within, out)
     return out
 
 
@@ -176,9 +199,38 @@ def _runs(ascending: np.ndarray) -> Iterator[slice]:
         start = end
 
 
+def gather(parts: Iterable[tuple[str, int | None, StoredArray]]) -> dict[str, StoredArray]:
+    """Parameters by path, of `(path, layer, array)`; arrays of a layer are stacked, those without one are whole."""
+    whole: dict[str, StoredArray] = {}
+    layers: dict[str, dict[int, StoredArray]] = {}
+    for path, layer, array in parts:
+        if layer is None:
+            whole[path] = array
+        else:
+            layers.setdefault(path, {})[layer] = array
+    return whole | {path: stacked([arrays[layer] for layer in sorted(arrays)]) for path, arrays in layers.items()}
+
+
 def cast(source: StoredArray, dtype: DTypeLike) -> Lazy:
     """`source` in another type, as `astype`; bfloat16 and float16 become float32 exactly."""
     return Lazy(source.shape, np.dtype(dtype), lambda slices, out: _fill(source, slices, out))
+
+
+def equal(one: StoredArray, other: StoredArray) -> bool:
+    """Whether two arrays have the same shape and values, as `np.array_equal`; a few rows are in memory at a time."""
+    if one.shape != other.shape:
+        return False
+    row = math.prod(one.shape[1:]) * max(one.dtype.itemsize, other.dtype.itemsize)
+    rows, rest = max(1, _BLOCK // max(1, row)), (slice(None),) * (len(one.shape) - 1)
+    blocks = ((slice(start, start + rows), *rest) for start in range(0, one.shape[0], rows))
+    return all(np.array_equal(read(one, block), read(other, block)) for block in blocks)
+
+
+def layer_of(source: StoredArray | jax.Array, layer: int) -> np.ndarray:
+    """One entry of the first axis."""
+    if isinstance(source, Lazy):
+        return source[(slice(layer, layer + 1), *(slice(None),) * (source.ndim - 1))][0]
+    return np.asarray(source)[layer]
 
 
 def in_memory(params: Params) -> Params:

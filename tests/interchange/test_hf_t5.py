@@ -1,8 +1,8 @@
 """Hugging Face T5 folders: read exactly, written exactly, refused clearly."""
 
 import dataclasses
-import errno
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from flanjax.interchange import safetensors_files
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import hf_places, read_hf_t5, write_hf_t5
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import abstract_params, build, init_params
 
@@ -61,7 +61,7 @@ def logits_of(config, params, batch, *, scan_layers=True):
         model = build(config, Compute(scan_layers=scan_layers), params)
         return model.logits(model(batch))
 
-    return np.asarray(logits(params, batch))
+    return np.asarray(logits(in_memory(params), batch))
 
 
 def padded_batch(vocab_size, lengths=(150, 37, 1), decoder_length=40):
@@ -250,16 +250,16 @@ def test_tied_without_the_scale_becomes_untied_with_the_same_logits(hf_folder, s
 
 def test_copies_of_the_embedding_and_the_unused_table_are_tolerated(hf_folder):
     folder = hf_folder("v1.0")
-    before = read_hf_t5(folder)
+    config, params = read_hf_t5(folder)
+    params = in_memory(params)
     stored = tensors(folder)
     extra = dict.fromkeys(COPIES, stored["shared.weight"])
     extra["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = stored[RELPOS]
     edit_tensors(folder, extra)
-    after = read_hf_t5(folder)
-    assert after[0] == before[0]
-    jax.tree.map(np.testing.assert_array_equal, after[1], before[1])
+    assert read_hf_t5(folder)[0] == config
+    jax.tree.map(np.testing.assert_array_equal, read_hf_t5(folder)[1], params)
     edit_tensors(folder, drop=["shared.weight"])
-    jax.tree.map(np.testing.assert_array_equal, read_hf_t5(folder)[1], before[1])
+    jax.tree.map(np.testing.assert_array_equal, read_hf_t5(folder)[1], params)
 
 
 def test_num_decoder_layers_defaults_to_num_layers(hf_folder):
@@ -403,11 +403,8 @@ def test_nothing_is_overwritten(tmp_path, tiny_params):
         write_hf_t5(tmp_path / "file", TINY, tiny_params, None)
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, tiny_params, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(safetensors_files, "save_file", full)
+def test_a_full_disk_leaves_nothing_behind(tmp_path, tiny_params, fill_the_disk):
+    fill_the_disk()
     with pytest.raises(ModelFolderError, match="cannot be written: No space left on device"):
         write_hf_t5(tmp_path / "deep" / "out", TINY, tiny_params, None)
     assert list((tmp_path / "deep").iterdir()) == []
@@ -455,7 +452,7 @@ def test_model_card_carries_the_recipe(tmp_path, tiny_params):
 def test_flan_t5_small_first_step_logits(flan_t5_small, test_data):
     golden = json.loads((test_data / "checkpoints" / "flan_t5_small_int8" / "expected_greedy.json").read_text())
     config, params = read_hf_t5(flan_t5_small)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 76_961_152
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 76_961_152
     rows = [example["input_ids"] for example in golden]
     tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
