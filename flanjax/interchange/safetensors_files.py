@@ -27,7 +27,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # the size at which transformers splits
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
-FLOATS = ("float32", "bfloat16", "float16")  # what weights are read from
+FLOATS = ("float32", "bfloat16", "float16")  # what weights are read from, in the order in which safetensors writes them
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _HEADER_SIZE = struct.Struct("<Q")  # bytes of JSON, with which a file begins
@@ -205,7 +205,7 @@ def write_file(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _write(path: Path, tensors: Mapping[str, NewTensor]) -> None:
     """The file that safetensors would write, byte for byte, without all of its tensors in memory at once."""
-    ordered = sorted(tensors.items(), key=lambda item: (-np.dtype(item[1].dtype).itemsize, item[0]))
+    ordered = sorted(tensors.items(), key=lambda item: (FLOATS.index(item[1].dtype), item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in ordered:
