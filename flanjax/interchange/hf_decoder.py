@@ -90,13 +90,13 @@ class Place:
         array = transposed(array) if self.transposed else array
         return [array] if len(self.paths) == 1 else [taken(array, -1, part) for part in self.parts]
 
-    def join(self, leaves: list[np.ndarray]) -> np.ndarray:
+    def join(self, leaves: list[StoredArray]) -> StoredArray:
         """The file's array of the leaves' parts."""
         if len(leaves) == 1:
-            array = leaves[0]
+            (array,) = leaves
         else:
             array = np.concatenate(leaves, axis=-1)[..., np.argsort(np.concatenate(self.parts))]
-        return array.T if self.transposed else array
+        return transposed(array) if self.transposed else array
 
 
 def hf_places(family: Family, config: DecoderConfig) -> dict[str, Place]:
@@ -344,9 +344,8 @@ def _new_tensors(
 
     def tensor(name: str, place: Place) -> NewTensor:
         def array() -> np.ndarray:
-            whole = [leaves[path] for path in place.paths]
-            parts = [np.asarray(leaf) if place.layer is None else layer_of(leaf, place.layer) for leaf in whole]
-            return in_dtype(name, place.join(parts), dtype_of(name))
+            parts = [layer_of(leaves[path], place.layer) for path in place.paths]
+            return in_dtype(name, np.asarray(place.join(parts)), dtype_of(name))
 
         return NewTensor(place.hf_shape, dtype_of(name), array)
 

@@ -278,5 +278,4 @@ def _new_tensors(config: T5Config, params: Params, dtype_of: Callable[[str], str
 
 
 def _hf_array(name: str, place: Place, leaf: Any, dtype: str) -> np.ndarray:
-    array = np.asarray(leaf) if place.layer is None else layer_of(leaf, place.layer)
-    return in_dtype(name, array.T if place.transposed else array, dtype)
+    return in_dtype(name, np.asarray(place.of(layer_of(leaf, place.layer))), dtype)

@@ -154,7 +154,7 @@ def in_dtype(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
       ModelFolderError: a value is beyond float16.
     """
     with np.errstate(over="ignore"):
-        stored = array.astype(dtype)
+        stored = array.astype(dtype, copy=False)
     if dtype == "float16" and np.isinf(stored).any() and not np.isinf(array).any():
         raise ModelFolderError(f"{name} has values beyond float16 (65504): export as float32 or bfloat16")
     return stored
