@@ -115,11 +115,13 @@ def read(source: StoredArray, slices: Slices) -> np.ndarray:
     Raises:
       IndexError: not one slice for each axis, or one with a step.
     """
-    if len(slices) != len(source.shape) or not all(isinstance(one, slice) for one in slices):
-        raise IndexError(f"an array in a file of shape {source.shape} takes a slice for each axis, not {slices}")
+    ranges = slices if isinstance(slices, tuple) else ()
+    if len(ranges) != len(source.shape) or not all(isinstance(one, slice) and one.step in (None, 1) for one in ranges):
+        raise IndexError(
+            f"an array of shape {source.shape} that lies in a file takes a slice without a step for each axis, not "
+            f"{slices}; np.asarray reads all of it, flanjax.interchange.stored.in_memory all of a model"
+        )
     bounds = [one.indices(size) for one, size in zip(slices, source.shape, strict=True)]
-    if any(step != 1 for _, _, step in bounds):
-        raise IndexError(f"an array in a file takes slices without a step, not {slices}")
     within = tuple(slice(start, max(start, stop)) for start, stop, _ in bounds)
     out = _aligned(tuple(one.stop - one.start for one in within), source.dtype)
     if out.size:
