@@ -5,7 +5,7 @@
 
 The parameters have T5X's names and orientation; only the layers differ. flanjax joins them on a leading `layers` axis,
 T5X has `encoder/layers_0` and so on, or, scanned (t5x/examples/scalable_t5), `encoder/encoder` with the layers on axis
-1, and there a position table in every layer. Import then export gives the same bits.
+1, and there a position table in every layer, as UMT5. Import then export gives the same bits.
 
 T5X keeps its model in gin files, not in the checkpoint. Sizes are taken from shapes; what no shape says is that of the
 published T5: `("gelu", "linear")` for a gated feed-forward block and `("relu",)` for a plain one, tables that reach
@@ -65,13 +65,13 @@ def from_tensors(
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     scanned = is_scanned(shapes)
-    model = _inferred(where, shapes) if config is None else config
+    model = _inferred(where, tensors) if config is None else config
     places = t5x_places(model, scanned=scanned)
     expected = {name: place.tensor_shape for place in places for name in place.names}
     stored = {name: StoredTensor(Path(where), name, shapes[name], tensors[name].dtype.name) for name in tensors}
     wrong = disagreements(expected, stored)
     tables = [place.names[0] for place in places if place.copies is not None and place.names[0] in tensors]
-    wrong += [f"a table for each layer (UMT5): {name}" for name in tables if _layers_differ(tensors[name])]
+    wrong += [f"differs between layers, relpos_per_layer is False: {t}" for t in tables if _layers_differ(tensors[t])]
     if wrong:
         raise ModelFolderError(f"{where}: tensors do not fit the model:\n  " + "\n  ".join(wrong))
     return model, unflatten({place.path: lazy_cast(place.read(tensors), np.float32) for place in places})
@@ -82,23 +82,27 @@ def _layers_differ(table: StoredArray) -> bool:
     return array.ndim == 3 and not np.array_equal(array, np.broadcast_to(array[:, :1], array.shape))
 
 
-def _inferred(where: str, shapes: Mapping[str, tuple[int, ...]]) -> T5Config:
-    """The configuration that tensors of these shapes belong to; see the module for what shapes do not say."""
+def _inferred(where: str, tensors: Mapping[str, StoredArray]) -> T5Config:
+    """The configuration that tensors are of; see the module for what their shapes do not say."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if not any(name.startswith("encoder/") for name in shapes):
         raise ModelFolderError(f"{where}: no encoder in this checkpoint: a decoder-only model, and only T5 is read")
     layers = {stack: _layers(shapes, stack) for stack in ("encoder", "decoder")}
-    inner = "encoder/encoder" if is_scanned(shapes) else "encoder/layers_0"
-    table = f"{inner if is_scanned(shapes) else 'encoder'}/{RELPOS}"
+    scanned = is_scanned(shapes)
+    inner = "encoder/encoder" if scanned else "encoder/layers_0"
+    table, shared = f"{inner}/{RELPOS}", f"encoder/{RELPOS}"
+    table = shared if shared in shapes else table
     query = f"{inner}/attention/query/kernel"
     gated = f"{inner}/mlp/wi_0/kernel" in shapes
     wi = f"{inner}/mlp/wi_0/kernel" if gated else f"{inner}/mlp/wi/kernel"
-    decisive = {_EMBEDDING: 2, table: 2, query: 2, wi: 2}
-    wrong = [name for name in decisive if len(shapes.get(name, ())) < decisive[name]]
-    if wrong:
+    if wrong := [name for name in (_EMBEDDING, table, query, wi) if len(shapes.get(name, ())) < 2]:
         there = ", ".join(sorted(shapes)[:3])
         raise ModelFolderError(
             f"{where}: no T5: a matrix is needed, and missing, at {', '.join(wrong)} (there are {there}, ...)"
         )
+    # A scanned model has tables in all layers, be they those of a model with one.
+    tables = [name for name in shapes if name.endswith(f"/{RELPOS}")]
+    per_layer = any(_layers_differ(tensors[name]) for name in tables) if scanned else table != shared
     heads = shapes[table][0]
     try:
         return T5Config(
@@ -111,6 +115,7 @@ def _inferred(where: str, shapes: Mapping[str, tuple[int, ...]]) -> T5Config:
             num_decoder_layers=layers["decoder"],
             mlp_activations=("gelu", "linear") if gated else ("relu",),
             tied_head=_HEAD not in shapes,
+            relpos_per_layer=per_layer,
             relpos_buckets=shapes[table][-1],
             dropout_rate=0.1,
         )

@@ -32,7 +32,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from numpy.typing import DTypeLike
 
 from flanjax.interchange.folders import ModelFolderError
-from flanjax.interchange.stored import Slices, StoredArray, lazy
+from flanjax.interchange.stored import Lazy, Slices, StoredArray
 from flanjax.tuning.partition import unflatten
 
 CHECKPOINT = "checkpoint"
@@ -122,14 +122,18 @@ class Checkpoint:
             if self.version == 2 and dtype == np.uint16:
                 dtype = np.dtype("bfloat16")
 
-        def part(slices: Slices) -> np.ndarray:
+        def fill(slices: Slices, out: np.ndarray) -> None:
             try:
-                read: np.ndarray = store[slices].read().result()
+                if dtype != store.dtype.numpy_dtype:
+                    out[...] = store[slices].read().result().view(dtype)
+                else:
+                    # Chunk by chunk into where it is to be: no second copy of the tensor.
+                    target = ts.array(out)
+                    target.write(ts.cast(store[slices], target.dtype)).result()
             except ValueError as error:
                 raise ModelFolderError(f"{self.where}: {name}: {_reason(error)}; copy or download it again") from error
-            return read.view(dtype)
 
-        return lazy(store.shape, dtype, part)
+        return Lazy(store.shape, dtype, fill)
 
 
 @functools.cache
