@@ -251,7 +251,9 @@ class _Header:
             if shape[-1] % tensor.type.size:
                 raise self._damaged(f"{name} {shape} is {tensor.type.name}: no whole blocks of {tensor.type.size}")
             if offset % alignment or tensor.start < end:
-                raise self._damaged(f"{name} at offset {offset} is not aligned to {alignment} or lies in another tensor")
+                raise self._damaged(
+                    f"{name} at offset {offset} is not aligned to {alignment} or lies in another tensor"
+                )
             end = tensor.start + tensor.stored_bytes
             if end > len(self._content):
                 raise self._damaged(f"{name} {shape} would end at byte {end}")

@@ -94,9 +94,27 @@ def write_gguf_tokenizer(folder: Path, file: GgufFile) -> None:
             for number, token in metadata.added().items()
         },
     }
-    if template := metadata.text("tokenizer.chat_template", None):
+    if template := metadata.text("tokenizer.chat_template", ""):
         config["chat_template"] = template
     write_json(folder / TOKENIZER_CONFIG, config)
+
+
+def special_ids(file: GgufFile) -> dict[str, int | list[int]]:
+    """The ids of special tokens as `generation_config.json` has them; where a turn has an end of its own, both ends.
+
+    Raises:
+      ModelFolderError: there is no tokenizer, or an id is none of its tokens.
+    """
+    metadata = _Metadata(file)
+    ids: dict[str, int | list[int]] = {
+        f"{name}_id": number
+        for name, key in _NAMED.items()
+        if name != "unk_token" and (number := metadata.id(key)) is not None
+    }
+    turn = metadata.id("eot")
+    if turn is not None and turn != metadata.id("eos"):
+        ids["eos_token_id"] = [number for number in (metadata.id("eos"), turn) if number is not None]
+    return ids
 
 
 def build_gguf_tokenizer(file: GgufFile) -> Tokenizer:
@@ -127,17 +145,20 @@ class _Metadata:
         self.tokens = self._texts("tokens")
         kind = self.text(f"{_PREFIX}model")
         if kind not in ("gpt2", "llama"):
-            raise self.error(f"{_PREFIX}model", f"is {kind!r}; read are gpt2 (byte-level BPE) and llama (SentencePiece)")
+            raise self.error(
+                f"{_PREFIX}model", f"is {kind!r}; read are gpt2 (byte-level BPE) and llama (SentencePiece)"
+            )
         self.is_sentencepiece = kind == "llama"
 
     def error(self, key: str, text: str) -> ModelFolderError:
         return ModelFolderError(
-            f"{self._file.path}: {key} {text}. Take the tokenizer from the model's Hugging Face folder instead"
+            f"{self._file.path}: {key} {text}. The weights alone are read by flanjax.interchange.gguf.read_gguf; the "
+            "tokenizer is then that of the model's Hugging Face folder"
         )
 
-    def text(self, key: str, *default: str | None) -> Any:
-        value = self._file.metadata.get(key, *default) if default else self._file.metadata.get(key, 0)
-        if not isinstance(value, str) and value not in default:
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._file.metadata.get(key, default)
+        if not isinstance(value, str):
             raise self.error(key, "is missing, or no text")
         return value
 
@@ -187,7 +208,9 @@ class _Metadata:
         if number is None:
             return None
         if type(number) is not int or not 0 <= number < len(self.tokens):
-            raise self.error(f"{_PREFIX}{name}_token_id", f"is {number!r}, which is none of the {len(self.tokens)} tokens")
+            raise self.error(
+                f"{_PREFIX}{name}_token_id", f"is {number!r}, which is none of the {len(self.tokens)} tokens"
+            )
         return number
 
     def special(self) -> dict[str, str]:
@@ -241,7 +264,9 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
 
 def _merges(tokens: Sequence[str], scores: np.ndarray, types: np.ndarray) -> list[tuple[str, str]]:
     """All pairs of pieces that make a piece, the best piece first."""
-    plain = {token for token, kind in zip(tokens, types.tolist(), strict=True) if kind not in (_CONTROL, _BYTE, _UNKNOWN)}
+    plain = {
+        token for token, kind in zip(tokens, types.tolist(), strict=True) if kind not in (_CONTROL, _BYTE, _UNKNOWN)
+    }
     best_first = np.argsort(-scores, kind="stable").tolist()
     return [
         (piece[:cut], piece[cut:])
