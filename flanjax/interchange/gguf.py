@@ -33,6 +33,7 @@ from flanjax.models.positions import rotary_frequencies
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma2")
 _SIDE_BY_SIDE = ("llama",)
 _EMBEDDING, _HEAD, _ROTARY = "token_embd.weight", "output.weight", "rope_freqs.weight"
+_LLAMA3_LENGTH = 8192  # that Llama 3 was trained with before it was stretched
 _BLOCK = "decoder/layers"
 _NAMES = {
     "token_embedder": "token_embd",
@@ -258,13 +259,14 @@ def _llama3_scaling(file: GgufFile, head_dim: int, theta: float) -> dict[str, An
         return None
     divisors = np.asarray(file.tensors[_ROTARY])
     factor = float(divisors.max())
-    said = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    length = {"original_max_position_embeddings": 8192}
-    scaled = Rotary(theta=theta, scaling="llama3", original_max_positions=8192, **said) if factor >= 1 else Rotary()
+    said: dict[str, Any] = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaled = Rotary(theta=theta)
+    if factor >= 1:
+        scaled = Rotary(theta=theta, scaling="llama3", original_max_positions=_LLAMA3_LENGTH, **said)
     expected = rotary_frequencies(Rotary(theta=theta), head_dim) / rotary_frequencies(scaled, head_dim)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
         raise ModelFolderError(
             f"{file.path}: {_ROTARY} is not the scaling of Llama 3.1 with the factor {factor:g}: take the model's "
             "Hugging Face folder, whose config.json says what it is"
         )
-    return {"rope_type": "llama3", **said, **length}
+    return {"rope_type": "llama3", **said, "original_max_position_embeddings": _LLAMA3_LENGTH}

@@ -182,10 +182,13 @@ class _Metadata:
         return value
 
     @property
-    def merges(self) -> list[tuple[str, ...]]:
-        merges = [tuple(merge.split(" ")) for merge in self._texts("merges")]
-        if wrong := next((merge for merge in merges if len(merge) != 2), None):
-            raise self.error(f"{_PREFIX}merges", f"has {' '.join(wrong)!r}, which is no pair")
+    def merges(self) -> list[tuple[str, str]]:
+        merges = []
+        for merge in self._texts("merges"):
+            left, space, right = merge.partition(" ")
+            if not space or " " in right:
+                raise self.error(f"{_PREFIX}merges", f"has {merge!r}, which is no pair")
+            merges.append((left, right))
         return merges
 
     @property
