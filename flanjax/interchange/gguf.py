@@ -97,7 +97,7 @@ def convert_gguf(path: str | Path, output: str | Path, *, dtype: str | None = No
     Arguments:
       path: the GGUF file.
       output: a new folder; it appears whole or not at all.
-      dtype: of all tensors; by default each keeps its own, and quantised ones become float32, which holds them exactly.
+      dtype: of all tensors; by default each keeps its own, and quantised ones become float32.
 
     Raises:
       ModelFolderError: as `open_gguf` and `write_gguf_tokenizer`; `output` is not new; an unknown dtype.

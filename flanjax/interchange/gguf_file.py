@@ -100,7 +100,9 @@ class GgufFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether this is a file that begins as GGUF files do."""
+    """Whether this is no folder and is named `.gguf`, or begins as GGUF files do."""
+    if path.is_dir() or path.suffix == ".gguf":
+        return not path.is_dir()
     if not path.is_file():
         return False
     with path.open("rb") as stream:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from flanjax import convert
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.gguf import convert_gguf, open_gguf, read_gguf
 from flanjax.interchange.hf_decoder import read_hf_decoder
@@ -217,6 +218,22 @@ def test_leaves_are_read_where_they_are_indexed(made, monkeypatch):
     np.testing.assert_array_equal(part, np.asarray(query)[1:2, 32:64, 0:16])
 
 
+def test_the_door_converts_it(made, tmp_path, capsys):
+    _, path = made("llama", "Q8_0")
+    assert convert.main([f"--input={path}", f"--output={tmp_path / 'out'}", "--format=hf"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}\n"
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        *("config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    ]
+    flags = [f"--input={tmp_path / 'none.gguf'}", f"--output={tmp_path / 'more'}", "--format=hf"]
+    assert convert.main(flags) == 2
+    assert "none.gguf: No such file" in capsys.readouterr().err
+    assert convert.main([f"--input={path}", *flags[1:], f"--adapter={tmp_path}"]) == 2
+    assert "is a GGUF file: convert it first" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
 # --- refused by name -------------------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -250,9 +267,7 @@ def test_what_would_change_the_function_is_named(made, tmp_path, wrong, message)
 
 def test_another_architecture_is_named(tmp_path, write_gguf):
     path = write_gguf(tmp_path / "other.gguf", "mamba", {})
-    with pytest.raises(
-        ModelFolderError, match=r"general\.architecture is 'mamba': read are llama, qwen2, "
-    ):
+    with pytest.raises(ModelFolderError, match=r"general\.architecture is 'mamba': read are llama, qwen2, "):
         read_gguf(path)
 
 
