@@ -4,8 +4,9 @@
     CACHE_DIR/tasks/<task>/<split>/data-00000-of-00002.array_record ..., lengths.npy, manifest.json
     CACHE_DIR/mixtures/<mixture>.json
 
-A record is msgpack {"inputs": int32 bytes, "targets": int32 bytes, "text": {...}}, little-endian, tokens untrimmed and
-ending in EOS; "text" is kept in splits that are evaluated, not in "train". `lengths.npy` holds uint32 [examples, 2],
+A record is msgpack {"inputs": int32 bytes, "targets": int32 bytes, "target_weights": uint8 bytes, "text": {...}},
+little-endian, tokens untrimmed. "target_weights" is there where some target tokens do not count, "text" in splits that
+are evaluated, not in "train". `lengths.npy` holds uint32 [examples, 2],
 the tokens of inputs and targets. A split's folder is built under another name and renamed when its manifest, written
 last, is on the disk: a folder that exists is whole. A mixture's file has the fingerprint of every split that it was
 written with, so that a split of another call is told from its own. The same examples give the same bytes.
@@ -54,10 +55,23 @@ class NoSuchSplitError(CacheError):
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One tokenised example: int32 [tokens] each, ending in EOS; `text` holds the untokenised strings, if kept."""
+    """One tokenised example.
+
+    For an encoder-decoder inputs and targets each end in EOS. For a decoder they are one text, cut where the first
+    token to be learnt is: what stands between and around them (BOS, separators, EOS) was put there when it was
+    tokenised.
+
+    Args:
+        inputs: int32 [tokens].
+        targets: int32 [tokens].
+        target_weights: 1 on the targets that count in the loss, 0 on the others, such as a later turn of the user;
+            None: all count.
+        text: the untokenised strings, if kept.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
+    target_weights: np.ndarray | None = None
     text: dict[str, Any] | None = None
 
 
@@ -75,19 +89,37 @@ def encode_example(example: Example) -> EncodedExample:
 
 
 def encode_record(example: Example) -> bytes:
-    """The bytes of one record; equal examples give equal bytes."""
+    """The bytes of one record; equal examples give equal bytes.
+
+    Raises:
+        CacheError: the weights are not one for each target, or another number than 0 and 1.
+    """
     record: dict[str, Any] = {name: np.asarray(getattr(example, name), dtype="<i4").tobytes() for name in FEATURES}
+    if example.target_weights is not None:
+        record["target_weights"] = _checked_weights(example).tobytes()
     if example.text is not None:
         record["text"] = dict(sorted(example.text.items()))
     return msgpack.packb(record)
 
 
+def _checked_weights(example: Example) -> np.ndarray:
+    weights = np.asarray(example.target_weights)
+    if weights.shape != (len(example.targets),) or not np.isin(weights, (0, 1)).all():
+        raise CacheError(
+            f"target_weights {weights.tolist()} of an example with {len(example.targets)} target tokens: give one for "
+            "each token, 1 where it counts and 0 where it does not"
+        )
+    return weights.astype(np.uint8)
+
+
 def decode_record(record: bytes) -> Example:
     """The example of one record; its arrays are read-only views of the bytes."""
     content = msgpack.unpackb(record)
+    weights = content.get("target_weights")
     return Example(
         inputs=np.frombuffer(content["inputs"], dtype="<i4"),
         targets=np.frombuffer(content["targets"], dtype="<i4"),
+        target_weights=None if weights is None else np.frombuffer(weights, dtype=np.uint8),
         text=content.get("text"),
     )
 

@@ -8,10 +8,12 @@ Two examples with inputs [5, 6, 1] and [7, 1] and targets [8, 1] and [9, 4, 1], 
                                             decoder_segment_ids    1 1 2 2 2 0
                                             decoder_positions      0 1 0 1 2 0
 
-An example has the same segment number on both sides; 0 is padding. Field names are T5X's.
+An example has the same segment number on both sides; 0 is padding. `decoder_loss_weights` are an example's
+`target_weights` where it has some. Field names are T5X's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -74,11 +76,17 @@ def truncate(example: Example, row_lengths: tuple[int, int]) -> Example:
     """Cuts what is over-long from the end of a side, and keeps its last token, EOS."""
     if len(example.inputs) <= row_lengths[0] and len(example.targets) <= row_lengths[1]:
         return example
-    inputs, targets = (
-        tokens if len(tokens) <= limit else np.concatenate([tokens[: limit - 1], tokens[-1:]])
-        for tokens, limit in zip((example.inputs, example.targets), row_lengths, strict=True)
+
+    def cut(values: np.ndarray, limit: int) -> np.ndarray:
+        return values if len(values) <= limit else np.concatenate([values[: limit - 1], values[-1:]])
+
+    weights = example.target_weights
+    return replace(
+        example,
+        inputs=cut(example.inputs, row_lengths[0]),
+        targets=cut(example.targets, row_lengths[1]),
+        target_weights=None if weights is None else cut(weights, row_lengths[1]),
     )
-    return Example(inputs=inputs, targets=targets, text=example.text)
 
 
 def pack_row(examples: Sequence[Example], encoder_length: int, decoder_length: int) -> Batch:
@@ -97,18 +105,27 @@ def pack_rows(rows: Sequence[Sequence[Example]], row_lengths: tuple[int, int]) -
         PackingError: the examples of a row do not fit it.
     """
     row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    encoder = _Side([example.inputs for row in rows for example in row], row_of, len(rows), row_lengths[0])
-    decoder = _Side([example.targets for row in rows for example in row], row_of, len(rows), row_lengths[1])
+    examples = [example for row in rows for example in row]
+    encoder = _Side([example.inputs for example in examples], row_of, len(rows), row_lengths[0])
+    decoder = _Side([example.targets for example in examples], row_of, len(rows), row_lengths[1])
     return {
         "encoder_input_tokens": encoder.scatter(encoder.tokens),
         "encoder_segment_ids": encoder.scatter(encoder.segments),
         "encoder_positions": encoder.scatter(encoder.positions),
         "decoder_input_tokens": decoder.scatter(decoder.shifted()),
         "decoder_target_tokens": decoder.scatter(decoder.tokens),
-        "decoder_loss_weights": decoder.scatter(np.ones_like(decoder.tokens)),
+        "decoder_loss_weights": decoder.scatter(_joined(map(_target_weights, examples))),
         "decoder_segment_ids": decoder.scatter(decoder.segments),
         "decoder_positions": decoder.scatter(decoder.positions),
     }
+
+
+def _target_weights(example: Example) -> np.ndarray:
+    return np.ones(len(example.targets)) if example.target_weights is None else example.target_weights
+
+
+def _joined(sequences: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([*sequences, np.empty(0, np.int32)]).astype(np.int32)
 
 
 class _Side:
@@ -123,7 +140,7 @@ class _Side:
         starts = np.cumsum(sizes) - sizes
         first_of_row = np.searchsorted(row_of, np.arange(rows))
         self._shape = (rows, length)
-        self.tokens = np.concatenate([*sequences, np.empty(0, np.int32)]).astype(np.int32)
+        self.tokens = _joined(sequences)
         self.positions = np.arange(len(self.tokens)) - np.repeat(starts, sizes)
         self.segments = np.repeat(np.arange(len(sizes)) - first_of_row[row_of] + 1, sizes)
         self._starts = starts[sizes > 0]

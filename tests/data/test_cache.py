@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,14 +55,29 @@ texts = st.none() | st.fixed_dictionaries({"inputs": st.text(), "references": st
 
 
 @settings(max_examples=50, deadline=None)
-@given(inputs=tokens, targets=tokens, text=texts)
-def test_a_record_round_trips(inputs: np.ndarray, targets: np.ndarray, text: dict | None) -> None:
-    example = Example(inputs=inputs, targets=targets, text=text)
+@given(inputs=tokens, targets=tokens, text=texts, data=st.data())
+def test_a_record_round_trips(inputs: np.ndarray, targets: np.ndarray, text: dict | None, data: st.DataObject) -> None:
+    count = len(targets)
+    weights = data.draw(st.none() | st.lists(st.integers(0, 1), min_size=count, max_size=count).map(np.array))
+    example = Example(inputs=inputs, targets=targets, target_weights=weights, text=text)
     decoded = decode_record(encode_record(example))
     np.testing.assert_array_equal(decoded.inputs, inputs)
     np.testing.assert_array_equal(decoded.targets, targets)
+    np.testing.assert_array_equal(decoded.target_weights, weights)
     assert decoded.text == text
     assert encode_record(decoded) == encode_record(example)
+
+
+def test_a_record_without_weights_is_what_it_was_before_there_were_any() -> None:
+    record = encode_record(Example(inputs=np.array([5, 1]), targets=np.array([7, 1])))
+    assert msgpack.unpackb(record) == {"inputs": b"\5\0\0\0\1\0\0\0", "targets": b"\7\0\0\0\1\0\0\0"}
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 2], [0.5, 1], [[1, 1]]])
+def test_weights_that_are_no_choice_of_target_tokens_are_refused(weights: list) -> None:
+    example = Example(inputs=np.array([5, 1]), targets=np.array([7, 1]), target_weights=np.array(weights))
+    with pytest.raises(CacheError, match="an example with 2 target tokens: give one for each token"):
+        encode_record(example)
 
 
 def test_the_histogram_counts_by_powers_of_two() -> None:

@@ -69,6 +69,16 @@ def test_rows_unpack_to_their_examples(batch: list[list[tuple[list[int], list[in
         assert not side["decoder_target_tokens"][side["decoder_segment_ids"] == 0].any()
 
 
+def test_target_tokens_without_weight_are_read_and_not_learnt() -> None:
+    weighted = Example(inputs=np.array([5, 1]), targets=np.array([8, 9, 1]), target_weights=np.array([1, 0, 1]))
+    row = pack_row([example([7, 1], [4, 1]), weighted], 6, 6)
+    assert row["decoder_target_tokens"].tolist() == [4, 1, 8, 9, 1, 0]
+    assert row["decoder_input_tokens"].tolist() == [0, 4, 0, 8, 9, 0]
+    assert row["decoder_loss_weights"].tolist() == [1, 1, 1, 0, 1, 0]
+    cut = truncate(weighted, (2, 2))
+    assert (cut.targets.tolist(), cut.target_weights) == ([8, 1], pytest.approx([1, 1]))
+
+
 def test_a_row_that_is_too_short_is_refused() -> None:
     with pytest.raises(PackingError, match="row 1 holds 7 tokens, its length is 6"):
         pack_rows([[example([1], [1])], [example([2] * 7, [1])]], (6, 6))
