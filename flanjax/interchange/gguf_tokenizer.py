@@ -4,25 +4,26 @@
 
 `tokenizer.ggml.model` is `gpt2`, byte-level BPE with its merges and, in `tokenizer.ggml.pre`, the name of the rule that
 cuts text into words first; or `llama`, SentencePiece's BPE, which has scores and no merges: two pieces merge where
-their concatenation is a piece, the best score first. What llama.cpp supposes where a key is absent is supposed here.
+together they are a piece, the best score first. What llama.cpp supposes where a key is absent is supposed here.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
+from flanjax.data.sentencepiece_tokenizer import to_tokenizer
 from flanjax.interchange.folders import ModelFolderError, write_json
 from flanjax.interchange.gguf_file import GgufFile
 from flanjax.interchange.tokenizer import SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG
 
 _PREFIX = "tokenizer.ggml."
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
-_SPACE = "▁"
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 # Hugging Face's names of special tokens and GGUF's of their ids.
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -247,37 +248,19 @@ def _byte_level(metadata: _Metadata) -> Tokenizer:
 
 
 def _sentencepiece(metadata: _Metadata) -> Tokenizer:
-    ids, types = metadata.vocabulary(), metadata.numbers("token_type")
+    """By way of the SentencePiece model that the file was made of, whose types of pieces have the same numbers."""
+    metadata.vocabulary()
+    types = metadata.numbers("token_type")
+    model = ModelProto()
+    for token, score, kind in zip(metadata.tokens, metadata.numbers("scores"), types, strict=True):
+        model.pieces.add(piece=token, score=float(score), type=int(kind))
     unknown = metadata.id("unknown")
-    bpe = BPE(
-        ids,
-        _merges(metadata.tokens, metadata.numbers("scores"), types),
-        unk_token=None if unknown is None else metadata.tokens[unknown],
-        fuse_unk=True,
-        byte_fallback=bool((types == _BYTE).any()),
-    )
-    tokenizer = Tokenizer(bpe)
-    prefix = metadata.flag("add_space_prefix", True)
-    spaces = normalizers.Replace(" ", _SPACE)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces
-    back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if prefix else back)
-    return tokenizer
-
-
-def _merges(tokens: Sequence[str], scores: np.ndarray, types: np.ndarray) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, the best piece first."""
-    plain = {
-        token for token, kind in zip(tokens, types.tolist(), strict=True) if kind not in (_CONTROL, _BYTE, _UNKNOWN)
-    }
-    best_first = np.argsort(-scores, kind="stable").tolist()
-    return [
-        (piece[:cut], piece[cut:])
-        for piece in (tokens[number] for number in best_first)
-        if piece in plain
-        for cut in range(1, len(piece))
-        if piece[:cut] in plain and piece[cut:] in plain
-    ]
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    model.trainer_spec.unk_id = 0 if unknown is None else unknown
+    model.trainer_spec.byte_fallback = bool((types == model.SentencePiece.BYTE).any())
+    model.normalizer_spec.add_dummy_prefix = metadata.flag("add_space_prefix", True)
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return to_tokenizer(model.SerializeToString())
 
 
 def _ends(metadata: _Metadata) -> Any:
