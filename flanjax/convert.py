@@ -2,8 +2,9 @@
 
 The input is a Hugging Face T5 folder, a T5X checkpoint or a run directory; it passes through flanjax's own parameters.
 A Hugging Face folder comes out with the same tensors bit for bit, in one layout and with every flag that transformers 4
-and 5 need; with `--adapter=DIR` a PEFT adapter is merged into it. With `--format=t5x` a T5X checkpoint is written. With
-`--format=peft` published adapters of other formats become PEFT folders: T-Few's (IA)3 (.pt) and soft prompts (.npy).
+and 5 need; with `--adapter=DIR` a PEFT adapter is merged into it. With `--format=t5x` a T5X checkpoint is written. A
+GGUF file of a decoder becomes a Hugging Face folder, with its tokenizer and chat template. With `--format=peft`
+published adapters of other formats become PEFT folders: T-Few's (IA)3 (.pt) and soft prompts (.npy).
 """
 
 import argparse
@@ -28,8 +29,8 @@ def convert(
 
     Arguments:
       input: a Hugging Face T5 folder, whose tokenizer files, model card and dtypes are kept, a T5X checkpoint or its
-        address, or a run directory, of which the latest checkpoint is taken; for the format "peft" a file of T-Few
-        (.pt) or a soft prompt (.npy).
+        address, or a run directory, of which the latest checkpoint is taken, or a GGUF file; for the format "peft" a
+        file of T-Few (.pt) or a soft prompt (.npy).
       output: a new folder.
       format: of `output`, one of `FORMATS`.
       adapter: a PEFT folder for the model in `input`, to be merged into it.
@@ -43,6 +44,8 @@ def convert(
     """
     from flanjax.export import export
     from flanjax.interchange.folders import ModelFolderError, require_new
+    from flanjax.interchange.gguf import convert_gguf
+    from flanjax.interchange.gguf_file import is_gguf
     from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
     from flanjax.interchange.peft import adapter_on, read_peft, write_folder
     from flanjax.interchange.peft_prompts import read_npy
@@ -53,6 +56,7 @@ def convert(
     from flanjax.interchange.tfew import convert_tfew
     from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
     from flanjax.loading import require_model_folder
+    from flanjax.models.model import require_t5
     from flanjax.tuning.partition import logit_difference, merged
 
     if format not in FORMATS:
@@ -70,12 +74,21 @@ def convert(
             write_folder(output, fitting, {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
             return f"a prompt for a T5 of width {fitting.embed_dim}"
         return f"factors for {convert_tfew(source, output, dtype=dtype)}"
-    told, step, from_t5x = None, 0, is_t5x(input)
+    if is_gguf(source):
+        if adapter is not None:
+            raise ModelFolderError(f"{source} is a GGUF file: convert it first, and give that folder as --input")
+        if format != "hf":
+            raise ModelFolderError(f"{source} is a decoder, and a T5X checkpoint holds a T5: give --format=hf")
+        convert_gguf(source, output, dtype=dtype)
+        return None
+    told: list[str] = []
+    step, from_t5x = 0, is_t5x(input)
     if from_t5x:
         checkpoint = open_checkpoint(input)
-        told, step = checkpoint.left_out, checkpoint.step
+        told.append(checkpoint.left_out)
         if format == "hf":
-            told += f"\n{output} has no vocabulary, as T5X keeps none beside a model: put its spiece.model there"
+            told.append(f"{output} has no vocabulary, as T5X keeps none beside a model: put its spiece.model there")
+        step = checkpoint.step
         model, params = read_t5x(input)
     else:
         require_model_folder(source)
@@ -87,11 +100,12 @@ def convert(
         model, params = read_hf_t5(source)
     if adapter is not None:
         tuned = adapter_on(read_peft(adapter, model), model, in_memory(params))
-        model, params = merged(*tuned)
-        told = f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}"
+        whole, params = merged(*tuned)
+        model = require_t5(whole, "python -m flanjax.convert")
+        told.append(f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}")
     if format != "hf":
         write_t5x(output, model, params, step=step, scanned=format == "t5x_scanned", dtype=dtype or "float32")
-        return told
+        return "\n".join(told)
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
     bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
     vocabulary = read_vocabulary(source) if bare else None
@@ -100,7 +114,7 @@ def convert(
     )
     kept = None if from_t5x else source
     write_hf_t5(output, model, params, vocabulary, source=kept, recipe=recipe, dtype=dtype)
-    return told
+    return "\n".join(told)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--input",
         required=True,
         metavar="PATH",
-        help="a Hugging Face T5 folder, a T5X checkpoint, a run, or a .pt or .npy",
+        help="a Hugging Face T5 folder, a T5X checkpoint, a run, a .gguf, or a .pt or .npy",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
@@ -127,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(flags: argparse.Namespace) -> int:
     told = convert(flags.input, flags.output, format=flags.format, adapter=flags.adapter, dtype=flags.dtype)
-    if told is not None:
+    if told:
         print(told)
     print(f"wrote {flags.output}")
     return 0

@@ -62,6 +62,7 @@ def export(
     from flanjax.interchange.peft import base_name, write_peft
     from flanjax.interchange.runs import read_run
     from flanjax.interchange.t5x import write_t5x
+    from flanjax.models.model import require_t5
     from flanjax.tuning.method import TuningError
     from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of, unquantized
 
@@ -97,11 +98,12 @@ def export(
     difference = None
     if added_paths(trained.model):
         difference = logit_difference((trained.model, trained.params), (model, params))
+    t5 = require_t5(model, "python -m flanjax.export")
     if format == "hf":
-        write_hf_t5(output, model, params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
+        write_hf_t5(output, t5, params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
     else:
         scanned = format == "t5x_scanned"
-        write_t5x(output, model, params, step=trained.step, scanned=scanned, dtype=dtype or "float32")
+        write_t5x(output, t5, params, step=trained.step, scanned=scanned, dtype=dtype or "float32")
     return Exported(trained.step, difference, quantized)
 
 

@@ -17,6 +17,7 @@ from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.t5x import read_t5x, write_t5x
 from flanjax.interchange.t5x_files import open_checkpoint
 from flanjax.models.config import T5Config
+from flanjax.models.model import model_settings
 from flanjax.models.t5 import init_params
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.step import TrainState
@@ -53,7 +54,7 @@ def test_the_real_flan_t5_small_to_t5x_and_back(flan_t5_small, t5_spiece, test_d
 def run(tmp_path_factory, small_vocabulary) -> Path:
     """A run directory with a checkpoint of step 5."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    settings = {"model": dataclasses.asdict(CONFIG), "init_from": None, "train": {"seed": 0}}
+    settings = {"model": model_settings(CONFIG), "init_from": None, "train": {"seed": 0}}
     small_vocabulary.save(folder / "vocabulary")
     (folder / "config.json").write_text(json.dumps(settings))
     counts = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_a_row")}
@@ -101,4 +102,7 @@ def test_what_the_doors_refuse(tmp_path, capsys):
         convert.main([f"--input={tmp_path / 'hf'}", f"--output={tmp_path / 'b'}", "--format=t5x", "--dtype=int8"]) == 2
     )
     assert "dtype is 'int8'" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "source"]
+    (tmp_path / "decoder.gguf").write_bytes(b"GGUF" + bytes(20))
+    assert convert.main([f"--input={tmp_path / 'decoder.gguf'}", f"--output={tmp_path / 'c'}", "--format=t5x"]) == 2
+    assert "decoder.gguf is a decoder, and a T5X checkpoint holds a T5" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.gguf", "hf", "source"]
