@@ -15,7 +15,7 @@ import numpy as np
 
 from flanjax.data.cache import Example
 from flanjax.data.lengths import choose_feature_lengths
-from flanjax.data.packing import Batch, check_row_lengths, pack_rows, plan_window, truncate
+from flanjax.data.packing import Batch, RowLengths, check_row_lengths, pack_rows, plan_window, truncate
 from flanjax.data.rendering import NumberedRow, texts_of
 from flanjax.data.tasks import Text, TextTask
 from flanjax.data.vocabularies import Vocabulary
@@ -122,7 +122,7 @@ def _encoded(
         yield _Encoded(number=number, place=places[number], text=text, inputs=inputs, targets=targets)
 
 
-def _row(batch: Batch, number: int, examples: Sequence[_Encoded], room: tuple[int, int]) -> PreviewedRow:
+def _row(batch: Batch, number: int, examples: Sequence[_Encoded], room: RowLengths) -> PreviewedRow:
     """A row read back from the arrays that a model gets."""
     encoder, decoder = batch["encoder_segment_ids"][number], batch["decoder_segment_ids"][number]
     weights = batch["decoder_loss_weights"][number]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from flanjax.data.cache import CachedTask
-from flanjax.data.packing import Overlong, is_overlong, truncate
+from flanjax.data.packing import Overlong, RowLengths, is_overlong, truncate
 from flanjax.errors import FlanjaxError
 from flanjax.evaluation.metrics import Scores, score_by_task, score_each
 
@@ -44,7 +44,7 @@ class Report:
 
 
 def questions(
-    tasks: Sequence[CachedTask], per_task: int, row_lengths: tuple[int, int], overlong: Overlong = "truncate"
+    tasks: Sequence[CachedTask], per_task: int, row_lengths: RowLengths, overlong: Overlong = "truncate"
 ) -> list[Question]:
     """The first `per_task` examples of each task; those longer than a row are cut, keeping EOS, or left out by "drop".
 
