@@ -49,6 +49,7 @@ def convert(
     from flanjax.interchange.tfew import convert_tfew
     from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
     from flanjax.loading import require_model_folder
+    from flanjax.models.model import require_t5
     from flanjax.tuning.partition import logit_difference, merged
 
     if format not in FORMATS:
@@ -76,7 +77,8 @@ def convert(
     told = None
     if adapter is not None:
         tuned = adapter_on(read_peft(adapter, model), model, params)
-        model, params = merged(*tuned)
+        whole, params = merged(*tuned)
+        model = require_t5(whole, "python -m flanjax.convert")
         told = f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}"
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
     bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
