@@ -89,6 +89,7 @@ class CausalAttention(Adaptable):
         inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.shape, self.axes = (embed, embed), ("embed", "embed")
         self.head_dim = config.head_dim
+        self.interleaved = config.rotary.interleaved
         self.scale, self.softcap = config.query_scale, config.attention_softcap
         self.implementation = implementation
         self.query = Linear(embed, inner, ("embed", "heads"), deviation, bias=config.qkv_bias)
@@ -102,7 +103,7 @@ class CausalAttention(Adaptable):
         """Projected `x`, a head apart, normalised and rotated where the model does."""
         x = x.reshape(*x.shape[:-1], -1, self.head_dim)
         x = x if norm is None else norm(x)
-        return x if angles is None else rotate(x, angles)
+        return x if angles is None else rotate(x, angles, interleaved=self.interleaved)
 
     def keys_and_values(
         self, x: Float[Array, "batch keys embed"], angles: Angles | None, dropout: Dropout = NO_DROPOUT
