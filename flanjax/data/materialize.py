@@ -268,12 +268,11 @@ class _Writer:
 
     def _write_seqio(self, task: "seqio.Task", split: str, fingerprint: str) -> tuple[Manifest, str | None]:
         """Runs a task written in seqio; see `_write_text`."""
-        import seqio
-
         from flanjax.data.seqio_stream import examples, open_dataset
+        from flanjax.data.seqio_vocabularies import seqio_vocabulary
 
         left_out = LeftOut()
-        vocabulary = seqio.SentencePieceVocabulary(str(self.vocabulary.path), self.vocabulary.extra_ids)
+        vocabulary = seqio_vocabulary(self.vocabulary)
         with bad_row_policy(self.on_bad_row) as bad_rows:
             try:
                 dataset = open_dataset(task, split, vocabulary, seed=self.seed)

@@ -57,7 +57,9 @@ def texts_of(
 def tokenized(
     task: TextTask, split: str, rows: Sequence[NumberedRow], *, seed: int, vocabulary: Vocabulary, policy: str
 ) -> Tokenized:
-    """The examples of a chunk of rows, both features ending in EOS; splits other than "train" carry their text.
+    """The examples of a chunk of rows, with BOS and EOS as the vocabulary has them.
+
+    Splits other than "train" carry their text.
 
     Raises:
         BadRow: a row is malformed and the policy is "error".
@@ -72,7 +74,12 @@ def tokenized(
             made.dropped_empty_targets += 1
             continue
         kept = None if split == "train" else kept_text(task, split, number, text)
-        made.examples.append(encode_example(Example(inputs=_with_eos(source), targets=_with_eos(target), text=kept)))
+        example = Example(
+            inputs=np.array(vocabulary.as_inputs(source), dtype=np.int32),
+            targets=np.array(vocabulary.as_targets(target), dtype=np.int32),
+            text=kept,
+        )
+        made.examples.append(encode_example(example))
     return made
 
 
@@ -107,7 +114,3 @@ def kept_text(task: TextTask, split: str, number: int, text: Text) -> dict[str, 
         "references": list(text.references or (text.targets,)),
         "id": text.id or f"{task.name}-{split}-{number}",
     }
-
-
-def _with_eos(tokens: list[int]) -> np.ndarray:
-    return np.array([*tokens, Vocabulary.eos_id], dtype=np.int32)

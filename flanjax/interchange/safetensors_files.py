@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from flanjax.interchange.folders import ModelFolderError, read_json, write_json
-from flanjax.interchange.stored import Lazy, cast, in_file
+from flanjax.interchange.stored import Lazy, StoredArray, cast, in_file
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -120,7 +120,9 @@ def _sharded_tensors(folder: Path) -> dict[str, StoredTensor]:
     return {name: by_shard[shard][name] for name, shard in weight_map.items()}
 
 
-def disagreements(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor]) -> list[str]:
+def disagreements(
+    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor] | Mapping[str, StoredArray]
+) -> list[str]:
     """What of the stored tensors is missing, unknown, or of another shape or type than expected, all of it by name."""
     wrong = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in stored]
     for name, tensor in stored.items():
