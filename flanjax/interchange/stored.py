@@ -9,12 +9,14 @@ around it until it has the shape of a parameter. Whoever takes parameters takes 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 from numpy.typing import DTypeLike
@@ -25,6 +27,7 @@ from flanjax.models.parameters import Params
 Slices = tuple[slice, ...]
 Fill = Callable[[Slices, np.ndarray], None]
 _BLOCK = 2**24  # bytes that are compared at a time
+_IN_FLIGHT = 2**30  # bytes between a file and a device, so far as layers or rows divide a parameter
 _STRIP = 16  # rows, which in float32 fill a cache line of 64 bytes
 
 
@@ -67,9 +70,9 @@ class Lazy:
         return len(self.shape)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the whole once it is read."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def size(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape)
 
     def __getitem__(self, slices: Slices) -> np.ndarray:
         return read(self, slices)
@@ -261,8 +264,8 @@ def place(params: Params, shardings: Params | Sharding) -> Params:
     """The parameters on their devices, each read from where it lies and let go of before the next.
 
     A host reads the shards of its own devices and no other, each once however many devices have it. Beyond what the
-    devices hold, one shard of one parameter is in memory. What was read belongs to the devices alone: the files may
-    be changed or removed afterwards, and NumPy arrays written to.
+    devices hold, one shard of one parameter is in memory, of a large one a GiB at a time. What was read belongs to the
+    devices alone: the files may be changed or removed afterwards, and NumPy arrays written to.
 
     Arguments:
       params: any `StoredArray`, or arrays that are on devices already and are moved.
@@ -277,14 +280,35 @@ def place(params: Params, shardings: Params | Sharding) -> Params:
 def _place(source: StoredArray | jax.Array, sharding: Sharding) -> jax.Array:
     if isinstance(source, jax.Array):
         return jax.device_put(source, sharding)
-    devices: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
+    holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(source.shape).items():
         assert index is not None
-        key = tuple(one.indices(size) for one, size in zip(index, source.shape, strict=True))
-        devices.setdefault(key, []).append(device)
-    shards = []
-    for bounds, holders in devices.items():
-        part = read(source, tuple(slice(start, stop) for start, stop, _ in bounds))
-        shards += [jax.device_put(part, holder).block_until_ready() for holder in holders]
-        del part
+        bounds = tuple(one.indices(size) for one, size in zip(index, source.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    shards: list[jax.Array] = []
+    for bounds, devices in holders.items():
+        shards += _shard(source, tuple(slice(start, stop) for start, stop, _ in bounds), devices)
     return jax.make_array_from_single_device_arrays(source.shape, sharding, shards, dtype=source.dtype)
+
+
+def _shard(source: StoredArray, slices: Slices, devices: Sequence[jax.Device]) -> list[jax.Array]:
+    """The part of `source` in these slices on each of the devices; if it is large, put together there."""
+    shape = tuple(one.stop - one.start for one in slices)
+    rows = max(1, _IN_FLIGHT // max(1, math.prod(shape[1:]) * source.dtype.itemsize))
+    if not shape or shape[0] <= rows:
+        part = read(source, slices)
+        return [jax.device_put(part, device).block_until_ready() for device in devices]
+    wholes = [jnp.empty(shape, source.dtype, device=device) for device in devices]
+    for first in range(0, shape[0], rows):
+        start = slices[0].start + first
+        part = read(source, (slice(start, min(start + rows, slices[0].stop)), *slices[1:]))
+        wholes = [
+            _put(whole, jax.device_put(part, device), first).block_until_ready()
+            for whole, device in zip(wholes, devices, strict=True)
+        ]
+    return wholes
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(whole: jax.Array, part: jax.Array, first: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)

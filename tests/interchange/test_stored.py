@@ -111,6 +111,17 @@ def test_every_number_is_read_once_and_lies_where_it_should(spec):
         np.testing.assert_array_equal(shard.data, before.T[shard.index])
 
 
+def test_a_large_shard_is_put_together_on_its_devices(monkeypatch):
+    monkeypatch.setattr("flanjax.interchange.stored._IN_FLIGHT", 3 * 4 * 4)  # three rows
+    source = counted((10, 8))
+    sharding = NamedSharding(make_mesh(MeshConfig(data=4, model=2)), PartitionSpec(None, "model"))
+    placed = place({"kernel": source.lazy}, sharding)["kernel"]
+    assert source.numbers == source.array.size
+    np.testing.assert_array_equal(placed, source.array)
+    for shard in placed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, source.array[shard.index])
+
+
 def test_devices_that_hold_the_same_do_not_overwrite_each_other():
     placed = place({"a": counted((8, 4)).lazy}, NamedSharding(make_mesh(MeshConfig()), PartitionSpec()))["a"]
     first, second = (shard.data for shard in placed.addressable_shards[:2])
