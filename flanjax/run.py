@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import optax
 
+from flanjax.data.byte_vocabulary import is_byte_folder
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.catalog import resolve_all
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
@@ -296,7 +297,7 @@ class _StartingPoint:
         own = None
         if is_run(self._folder):
             own = Vocabulary.load(self._folder / VOCABULARY)
-        elif (self._folder / MODEL_FILE).is_file():
+        elif (self._folder / MODEL_FILE).is_file() or is_byte_folder(self._folder):
             own = read_vocabulary(self._folder)
         if own is not None:
             same, name, remedy = own.sha256 == vocabulary.sha256, f"{own.identity} ({own.size} ids)", f"={own.path}"
