@@ -16,8 +16,9 @@ from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import Question, Report, answer
 from flanjax.evaluation.metrics import METRICS
 from flanjax.generation.greedy import greedy
-from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params
+from flanjax.models.config import Compute
+from flanjax.models.model import ModelConfig, require_t5
+from flanjax.models.parameters import Params
 from flanjax.training.interfaces import Batch
 from flanjax.training.losses import LossConfig
 from flanjax.training.step import make_eval_step, put_batch
@@ -89,6 +90,7 @@ class MixtureEvaluator:
       mesh: where the parameters lie.
       batches: gives the held-out batches of this host, anew at each call.
       questions: what is answered; may be empty.
+      prefix_lm: whether a decoder's inputs all see each other.
       vocabulary: turns answers into text.
       max_new_tokens: longest answer.
       metrics: names of `flanjax.evaluation.metrics.METRICS` to report.
@@ -97,12 +99,13 @@ class MixtureEvaluator:
     def __init__(
         self,
         *,
-        model: T5Config,
+        model: ModelConfig,
         compute: Compute,
         loss: LossConfig,
         mesh: Mesh,
         batches: Callable[[], Iterable[Batch]],
         questions: Sequence[Question],
+        prefix_lm: bool = False,
         vocabulary: Vocabulary,
         max_new_tokens: int,
         metrics: Sequence[str],
@@ -115,6 +118,7 @@ class MixtureEvaluator:
         self._mesh = mesh
         self._batches = batches
         self._questions = questions
+        self._prefix_lm = prefix_lm
         self._vocabulary = vocabulary
         self._max_new_tokens = max_new_tokens
         self._metrics = metrics
@@ -149,11 +153,13 @@ class MixtureEvaluator:
         if should_stop():
             raise Stopped
         ids = greedy(
-            self._model,
+            require_t5(self._model, "answering questions"),
             self._compute,
             params,
             [question.inputs for question in asked],
             self._max_new_tokens,
+            eos_ids=(self._vocabulary.eos_id,),
+            prefix_lm=self._prefix_lm,
             prompts=self._placeholders.numbers([question.task for question in asked]),
             batch_rows=DECODE_ROWS,
         )

@@ -25,6 +25,13 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 _FILES = (MODEL_FILE, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json", CHAT_TEMPLATE_FILE)
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a Hugging Face folder has a tokenizer that `read_vocabulary` reads."""
+    return any((folder / name).is_file() for name in (MODEL_FILE, TOKENIZER, LLAMA_MODEL_FILE)) or is_byte_folder(
+        folder
+    )
+
+
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a Hugging Face folder.
 
@@ -33,7 +40,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
       VocabularyError: a file is damaged.
     """
     if not (folder / MODEL_FILE).is_file():
-        if any((folder / name).is_file() for name in (TOKENIZER, LLAMA_MODEL_FILE)) or is_byte_folder(folder):
+        if has_vocabulary(folder):
             return Vocabulary.from_file(folder)
         raise ModelFolderError(
             f"{folder}: no {MODEL_FILE}, {TOKENIZER} or {LLAMA_MODEL_FILE}, so text cannot be turned into tokens; copy "

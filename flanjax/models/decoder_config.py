@@ -8,7 +8,7 @@ where it stands, the positions, the heads, the feed-forward block, the biases. E
 import dataclasses
 from typing import Any
 
-from flanjax.models.config import ACTIVATIONS, ModelConfigError, require_choice
+from flanjax.models.config import ACTIVATIONS, Addition, Extensible, ModelConfigError, require_choice
 
 NORMS = ("rms", "rms_plus_one", "layer")
 POSITIONS = ("rotary", "alibi", "learned", "none")
@@ -73,7 +73,7 @@ class Rotary:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(Extensible):
     """The shape and the function of a decoder.
 
     Attributes:
@@ -110,9 +110,11 @@ class DecoderConfig:
       tied_head: logits from the embedding.
       dropout_rate: on embedded tokens, attention weights, and what both blocks add to the residual.
       init_stddev: of fresh kernels and embeddings.
+      added: what tuning methods add to the layers (`flanjax.tuning`); nothing in a model by itself.
 
     Raises:
-      ModelConfigError: a size below 1, an unknown name, heads that do not share evenly, a rate outside [0, 1).
+      ModelConfigError: a size below 1, an unknown name, heads that do not share evenly, a rate outside [0, 1), two
+        prompts.
     """
 
     vocab_size: int
@@ -146,11 +148,13 @@ class DecoderConfig:
     tied_head: bool = False
     dropout_rate: float = 0.0
     init_stddev: float = 0.02
+    added: tuple[Addition, ...] = ()
 
     def __post_init__(self) -> None:
         # gin and JSON give lists and dicts; the configuration must stay hashable, jit uses it as a static argument.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         object.__setattr__(self, "windowed", tuple(self.windowed))
+        object.__setattr__(self, "added", tuple(self.added))
         rotary: Any = self.rotary
         if isinstance(rotary, dict):
             object.__setattr__(self, "rotary", Rotary(**rotary))
@@ -175,6 +179,7 @@ class DecoderConfig:
             raise ModelConfigError("DecoderConfig.rotary scales dynamically, which needs at least 4 rotated numbers")
         if self.head_bias and self.tied_head:
             raise ModelConfigError("DecoderConfig.head_bias is set: a tied head has no bias")
+        self.check_added()
 
     def _check_sizes(self) -> None:
         may_be_zero = ("position_offset", "window")
@@ -192,6 +197,11 @@ class DecoderConfig:
             )
         if not self.windowed or not all(isinstance(layer, bool) for layer in self.windowed):
             raise ModelConfigError(f"DecoderConfig.windowed is {self.windowed!r}: give True or False for each layer")
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Layers of each stack, lowest first."""
+        return {"decoder": self.num_layers}
 
     @property
     def rotary_dim(self) -> int:
