@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from flanjax import convert
 from flanjax.errors import FlanjaxError
+from flanjax.interchange.any_model import read_model, read_model_config, vocabulary_of
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.gguf import convert_gguf, open_gguf, read_gguf
 from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
@@ -220,6 +221,14 @@ def test_leaves_are_read_where_they_are_indexed(made, monkeypatch):
     start = open_gguf(path).file.tensors["blk.1.attn_q.weight"].start
     assert set(opened) == {start}
     np.testing.assert_array_equal(part, np.asarray(query)[1:2, 32:64, 0:16])
+
+
+def test_it_is_one_of_the_models_that_there_are(made, tmp_path):
+    folder, path = made("qwen2")
+    convert_gguf(path, tmp_path / "out")
+    assert read_model_config(path) == read_model_config(folder)
+    jax.tree.map(np.testing.assert_array_equal, read_model(path)[1], read_model(folder)[1])
+    assert vocabulary_of(path).identity == vocabulary_of(tmp_path / "out").identity
 
 
 def test_the_door_converts_it(made, tmp_path, capsys):
