@@ -13,6 +13,9 @@ from pathlib import Path
 
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json
+from flanjax.interchange.gguf import open_gguf, read_gguf
+from flanjax.interchange.gguf_file import is_gguf
+from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
 from flanjax.interchange.hf_config import read_hf_config
 from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config
 from flanjax.interchange.hf_decoder_families import FAMILIES
@@ -106,8 +109,15 @@ T5X = Format(
     unsaid=("mlp_activations", "relpos_max_distance", "layer_norm_epsilon"),
     left_out=lambda path: open_checkpoint(path).left_out,
 )
+GGUF = Format(
+    holds="a .gguf file of a decoder",
+    is_at=is_gguf,
+    config=lambda path: open_gguf(path).config,
+    read=read_gguf,
+    vocabulary=gguf_vocabulary,
+)
 # The first that fits is taken.
-FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, T5X)
+FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF, T5X)
 
 
 def format_of(path: str | Path) -> Format:
