@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import optax
 
+from flanjax.data.byte_vocabulary import Bytes
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.catalog import resolve_all
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
@@ -312,7 +313,8 @@ class _StartingPoint:
         if type(found) is not type(self.model):
             kinds = ["a decoder" if isinstance(model, DecoderConfig) else "a T5" for model in (found, self.model)]
             raise RunError(f"INIT_FROM={self._folder} holds {kinds[0]}, and the model of the run is {kinds[1]}")
-        wanted = dataclasses.asdict(dataclasses.replace(self.model, dropout_rate=found.dropout_rate))
+        unsaid = {name: getattr(found, name) for name in ("dropout_rate", *self._format.unsaid)}
+        wanted = dataclasses.asdict(dataclasses.replace(self.model, **unsaid))
         differing = [
             f"{name} is {value!r} there, {wanted[name]!r} in the run"
             for name, value in dataclasses.asdict(found).items()
@@ -331,6 +333,8 @@ class _StartingPoint:
         """
         if self._folder is None:
             return
+        if (left_out := self._format.left_out(self._folder)) is not None:
+            notice(f"INIT_FROM={left_out}")
         own = self._format.vocabulary(self._folder)
         if own is None:
             notice(
@@ -338,7 +342,7 @@ class _StartingPoint:
                 f"tasks' vocabulary {vocabulary.identity} ({vocabulary.size} ids) cannot be checked"
             )
             return
-        if isinstance(vocabulary, SentencePieces) and not isinstance(own, SentencePieces):
+        if isinstance(vocabulary, SentencePieces) and not isinstance(own, SentencePieces | Bytes):
             same, name = has_pieces_of(self._folder, vocabulary), f"that of its {TOKENIZER}"
             remedy = f" to the {MODEL_FILE} of the model it comes from"
         else:

@@ -11,15 +11,21 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from flanjax.data.vocabularies import LLAMA_MODEL_FILE, MODEL_FILE, Vocabulary
+from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json
+from flanjax.interchange.gguf import open_gguf, read_gguf
+from flanjax.interchange.gguf_file import is_gguf
+from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
 from flanjax.interchange.hf_config import read_hf_config
 from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config
 from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.llama2c import read_llama2c
 from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
-from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
+from flanjax.interchange.stored import in_memory
+from flanjax.interchange.t5x import read_t5x
+from flanjax.interchange.t5x_files import address_of, is_t5x, open_checkpoint
+from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 from flanjax.tuning.partition import merged
@@ -35,6 +41,8 @@ class Format:
       config: its model, no tensor read; of a T5 the tensors alone say whether the head is tied.
       read: its model and its parameters, what tuning methods added merged into them.
       vocabulary: the one it was trained with, None where it brings none.
+      unsaid: fields of the configuration that it does not hold, of which `config` and `read` give the usual values.
+      left_out: what a person should know of that is there and not read.
     """
 
     holds: str
@@ -42,6 +50,8 @@ class Format:
     config: Callable[[Path], ModelConfig]
     read: Callable[[Path], tuple[ModelConfig, Params]]
     vocabulary: Callable[[Path], Vocabulary | None]
+    unsaid: tuple[str, ...] = ()
+    left_out: Callable[[Path], str | None] = lambda path: None
 
 
 def _read_run(folder: Path) -> tuple[ModelConfig, Params]:
@@ -49,13 +59,17 @@ def _read_run(folder: Path) -> tuple[ModelConfig, Params]:
     return merged(trained.model, trained.params)
 
 
+def _read_t5x(path: Path) -> tuple[ModelConfig, Params]:
+    config, params = read_t5x(path)
+    return config, in_memory(params)
+
+
 def _is_hf_decoder(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") in FAMILIES
 
 
 def _hf_vocabulary(folder: Path) -> Vocabulary | None:
-    has_one = any((folder / name).is_file() for name in (MODEL_FILE, TOKENIZER, LLAMA_MODEL_FILE))
-    return read_vocabulary(folder) if has_one else None
+    return read_vocabulary(folder) if has_vocabulary(folder) else None
 
 
 RUN = Format(
@@ -73,7 +87,7 @@ HF_DECODER = Format(
     vocabulary=_hf_vocabulary,
 )
 HF_T5 = Format(
-    holds="a Hugging Face folder of a T5 (config.json, model.safetensors, spiece.model)",
+    holds="a Hugging Face folder of a T5, mT5 or UMT5 (config.json, model.safetensors, spiece.model)",
     is_at=lambda folder: (folder / CONFIG).is_file(),  # whatever else it is, its reader says
     config=lambda folder: read_hf_config(folder).model,
     read=read_hf_t5,
@@ -86,8 +100,24 @@ LLAMA2C = Format(
     read=read_llama2c,
     vocabulary=lambda path: None,
 )
+T5X = Format(
+    holds="a T5X checkpoint (a folder checkpoint_<step> with a file checkpoint), or the address of one",
+    is_at=is_t5x,
+    config=lambda path: read_t5x(path)[0],
+    read=_read_t5x,
+    vocabulary=lambda path: None,
+    unsaid=("mlp_activations", "relpos_max_distance", "layer_norm_epsilon"),
+    left_out=lambda path: open_checkpoint(path).left_out,
+)
+GGUF = Format(
+    holds="a .gguf file of a decoder",
+    is_at=is_gguf,
+    config=lambda path: open_gguf(path).config,
+    read=read_gguf,
+    vocabulary=gguf_vocabulary,
+)
 # The first that fits is taken.
-FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C)
+FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF, T5X)
 
 
 def format_of(path: str | Path) -> Format:
@@ -97,7 +127,7 @@ def format_of(path: str | Path) -> Format:
       ModelFolderError: there is nothing, or nothing of any of these forms; the message says what they hold.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.exists() and address_of(path) is None:
         raise ModelFolderError(f"{path}: there is no such folder or file")
     for found in FORMATS:
         if found.is_at(path):
