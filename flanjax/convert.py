@@ -2,8 +2,9 @@
 
 The input is a Hugging Face T5 folder or a run directory; it passes through flanjax's own parameters. A Hugging Face
 folder comes out with the same tensors bit for bit, in one layout and with every flag that transformers 4 and 5 need;
-with `--adapter=DIR` a PEFT adapter is merged into it. With `--format=peft` published adapters of other formats become
-PEFT folders: T-Few's (IA)3 (.pt) and soft prompts (.npy).
+with `--adapter=DIR` a PEFT adapter is merged into it. A GGUF file of a decoder becomes a Hugging Face folder, with its
+tokenizer and chat template. With `--format=peft` published adapters of other formats become PEFT folders: T-Few's
+(IA)3 (.pt) and soft prompts (.npy).
 """
 
 import argparse
@@ -28,7 +29,8 @@ def convert(
 
     Arguments:
       input: a Hugging Face T5 folder, whose tokenizer files, model card and dtypes are kept, or a run directory, of
-        which the latest checkpoint is taken; for the format "peft" a file of T-Few (.pt) or a soft prompt (.npy).
+        which the latest checkpoint is taken, or a GGUF file; for the format "peft" a file of T-Few (.pt) or a soft
+        prompt (.npy).
       output: a new folder.
       format: of `output`, one of `FORMATS`.
       adapter: a PEFT folder for the model in `input`, to be merged into it.
@@ -42,6 +44,8 @@ def convert(
     """
     from flanjax.export import export
     from flanjax.interchange.folders import ModelFolderError, require_new
+    from flanjax.interchange.gguf import convert_gguf
+    from flanjax.interchange.gguf_file import is_gguf
     from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
     from flanjax.interchange.peft import adapter_on, read_peft, write_folder
     from flanjax.interchange.peft_prompts import read_npy
@@ -49,6 +53,7 @@ def convert(
     from flanjax.interchange.tfew import convert_tfew
     from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
     from flanjax.loading import require_model_folder
+    from flanjax.models.model import require_t5
     from flanjax.tuning.partition import logit_difference, merged
 
     if format not in FORMATS:
@@ -66,6 +71,11 @@ def convert(
             write_folder(output, fitting, {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
             return f"a prompt for a T5 of width {fitting.embed_dim}"
         return f"factors for {convert_tfew(source, output, dtype=dtype)}"
+    if is_gguf(source):
+        if adapter is not None:
+            raise ModelFolderError(f"{source} is a GGUF file: convert it first, and give that folder as --input")
+        convert_gguf(source, output, dtype=dtype)
+        return None
     require_model_folder(source)
     if is_run(source):
         if adapter is not None:
@@ -76,7 +86,8 @@ def convert(
     told = None
     if adapter is not None:
         tuned = adapter_on(read_peft(adapter, model), model, params)
-        model, params = merged(*tuned)
+        whole, params = merged(*tuned)
+        model = require_t5(whole, "python -m flanjax.convert")
         told = f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}"
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
     bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
@@ -92,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The door: flags in, one call; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flanjax.convert", description="Rewrites a model in a format.")
     parser.add_argument(
-        "--input", required=True, metavar="PATH", help="a Hugging Face T5 folder, a run, or a .pt or .npy"
+        "--input", required=True, metavar="PATH", help="a Hugging Face T5 folder, a run, a .gguf, or a .pt or .npy"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(

@@ -60,6 +60,7 @@ def export(
     from flanjax.interchange.hf_t5 import write_hf_t5
     from flanjax.interchange.peft import base_name, write_peft
     from flanjax.interchange.runs import read_run
+    from flanjax.models.model import require_t5
     from flanjax.tuning.method import TuningError
     from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of, unquantized
 
@@ -95,7 +96,14 @@ def export(
     difference = None
     if added_paths(trained.model):
         difference = logit_difference((trained.model, trained.params), (model, params))
-    write_hf_t5(output, model, params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
+    write_hf_t5(
+        output,
+        require_t5(model, "python -m flanjax.export"),
+        params,
+        trained.vocabulary,
+        recipe=trained.recipe,
+        dtype=dtype,
+    )
     return Exported(trained.step, difference, quantized)
 
 

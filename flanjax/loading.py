@@ -21,7 +21,8 @@ from flanjax.interchange.peft import adapter_on, read_peft
 from flanjax.interchange.runs import is_run, read_run
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params
+from flanjax.models.model import require_t5
+from flanjax.models.parameters import Params
 
 
 class LoadingError(FlanjaxError):
@@ -147,7 +148,7 @@ def load(
     require_model_folder(folder)
     if is_run(folder):
         run = read_run(folder, step=step)
-        config, params, vocabulary = run.model, run.params, run.vocabulary
+        config, params, vocabulary = require_t5(run.model, "flanjax.load"), run.params, run.vocabulary
     elif step is not None:
         raise LoadingError(f"{folder}: step={step} needs a run directory, and this is a Hugging Face folder")
     else:
@@ -158,7 +159,8 @@ def load(
     if adapter is not None:
         if config.added:
             raise LoadingError(f"{folder} has adapters of its own: export it with --merge, and load {adapter} on that")
-        config, params = adapter_on(read_peft(adapter, config), config, params)
+        adapted, params = adapter_on(read_peft(adapter, config), config, params)
+        config = require_t5(adapted, "flanjax.load")
     return Model(
         config=config,
         params=jax.tree.map(jnp.asarray, params),

@@ -14,7 +14,7 @@ import numpy as np
 from flanjax.console import Console, byte_size, duration
 from flanjax.evaluation.answers import Report
 from flanjax.files import read_json_lines, write_whole
-from flanjax.models.t5 import logical_axes
+from flanjax.models.model import logical_axes
 from flanjax.run import Prepared
 from flanjax.sharding.hosts import is_first
 from flanjax.training.interfaces import Progress
@@ -70,12 +70,13 @@ class Narrator:
 
     def progress(self, progress: Progress) -> None:
         """Moves the bar."""
+        padding = [share for share in (progress.encoder_padding, progress.decoder_padding) if share is not None]
         self._console.progress(
             "training",
             progress.step,
             progress.train_steps,
             f"loss {progress.loss:.3f}  {progress.tokens_per_second:,.0f} tokens/s  "
-            f"padding {progress.encoder_padding:.1%}/{progress.decoder_padding:.1%}  "
+            f"padding {'/'.join(f'{share:.1%}' for share in padding)}  "
             f"{duration(progress.seconds_left)} left",
         )
 

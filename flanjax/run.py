@@ -29,13 +29,14 @@ from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
 from flanjax.files import write_whole
 from flanjax.interchange.folders import ModelFolderError
-from flanjax.interchange.hf_config import read_hf_config
-from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.hf_model import read_hf_model, read_hf_model_config
 from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params, abstract_params, build, init_params
+from flanjax.models.decoder_config import DecoderConfig, Rotary
+from flanjax.models.model import ModelConfig, abstract_params, build, init_params, model_settings
+from flanjax.models.parameters import Params
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Observer, TrainConfig, TrainResult
@@ -72,7 +73,7 @@ class Run:
     """
 
     model_dir: str
-    model: T5Config | None
+    model: ModelConfig | None
     tuning: tuple[Method, ...] = ()
     dropout_rate: float | None = None
     compute: Compute
@@ -95,11 +96,13 @@ class Run:
 CONFIGURABLES: tuple[type, ...] = (
     Compute,
     DataConfig,
+    DecoderConfig,
     EvaluationConfig,
     LossConfig,
     MeshConfig,
     OptimizerConfig,
     Proportional,
+    Rotary,
     Run,
     T5Config,
     TrainConfig,
@@ -113,7 +116,7 @@ class Prepared:
     """A run whose parts were opened and found to belong together; `settings` is its resolved configuration."""
 
     run: Run
-    model: T5Config
+    model: ModelConfig
     vocabulary: Vocabulary
     batches: PackedBatches
     evaluators: Mapping[str, MixtureEvaluator]
@@ -189,7 +192,7 @@ class _StartingPoint:
 
     def __init__(self, run: Run):
         self._run = run
-        self._read: tuple[T5Config, Params] | None = None
+        self._read: tuple[ModelConfig, Params] | None = None
         self._folder = None if run.init_from is None else Path(run.init_from)
         if self._folder is not None and not (self._folder / "config.json").is_file():
             raise RunError(
@@ -203,7 +206,7 @@ class _StartingPoint:
             )
 
     @property
-    def model(self) -> T5Config:
+    def model(self) -> ModelConfig:
         """The run's model, or INIT_FROM's where the run names none; where both are there they must agree."""
         model = self._run.model
         if model is None:
@@ -215,7 +218,7 @@ class _StartingPoint:
         return model
 
     @property
-    def tuned(self) -> T5Config:
+    def tuned(self) -> ModelConfig:
         """The model with what the run's methods add to it, or those of the adapter that it goes on with."""
         return dataclasses.replace(self.model, added=self.methods)
 
@@ -252,14 +255,14 @@ class _StartingPoint:
             return f"random, of seed {self._run.train.seed}"
         return digest(self._source()[1])
 
-    def _source(self) -> tuple[T5Config, Params]:
+    def _source(self) -> tuple[ModelConfig, Params]:
         if self._read is None:
             assert self._folder is not None
             if is_run(self._folder):
                 trained = read_run(self._folder, quantized=False)
                 self._read = merged(trained.model, trained.params)
             else:
-                self._read = read_hf_t5(self._folder)
+                self._read = read_hf_model(self._folder)
         return self._read
 
     def check_model(self) -> None:
@@ -270,10 +273,10 @@ class _StartingPoint:
             found = dataclasses.replace(read_settings(self._folder)[0], added=())  # merged when it is read
         else:
             # Whether the head is tied the tensors alone say.
-            found = dataclasses.replace(read_hf_config(self._folder).model, tied_head=self._run.model.tied_head)
+            found = dataclasses.replace(read_hf_model_config(self._folder), tied_head=self._run.model.tied_head)
         self._check_shape(found)
 
-    def _check_shape(self, found: T5Config) -> None:
+    def _check_shape(self, found: ModelConfig) -> None:
         wanted = dataclasses.asdict(dataclasses.replace(self.model, dropout_rate=found.dropout_rate))
         differing = [
             f"{name} is {value!r} there, {wanted[name]!r} in the run"
@@ -351,7 +354,7 @@ def _placeholders(methods: Sequence[Method]) -> Placeholders:
 
 def _evaluators(
     run: Run,
-    model: T5Config,
+    model: ModelConfig,
     vocabulary: Vocabulary,
     row_lengths: tuple[int, int],
     mesh: jax.sharding.Mesh,
@@ -426,12 +429,11 @@ def _share(examples: int | None, tasks: Sequence[Any]) -> int | None:
 
 
 def _settings(
-    run: Run, model: T5Config, batches: PackedBatches, *, base: str | None, adapter: str | None
+    run: Run, model: ModelConfig, batches: PackedBatches, *, base: str | None, adapter: str | None
 ) -> ml_collections.ConfigDict:
     """The resolved configuration: what was asked for, and what came of it, as JSON holds it."""
     settings = _plain(dataclasses.asdict(run))
-    settings["model"] = _plain(dataclasses.asdict(model))
-    del settings["model"]["added"]
+    settings["model"] = _plain(model_settings(model))
     settings["tuning"] = _plain(to_settings(methods_of(model)))
     settings["base"], settings["adapter"] = base, adapter
     vocabulary = batches.mixture.vocabulary

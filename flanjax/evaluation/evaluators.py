@@ -16,8 +16,9 @@ from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import Question, Report, answer
 from flanjax.evaluation.metrics import METRICS
 from flanjax.generation.greedy import greedy
-from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params
+from flanjax.models.config import Compute
+from flanjax.models.model import ModelConfig, require_t5
+from flanjax.models.parameters import Params
 from flanjax.training.interfaces import Batch
 from flanjax.training.losses import LossConfig
 from flanjax.training.step import make_eval_step, put_batch
@@ -97,7 +98,7 @@ class MixtureEvaluator:
     def __init__(
         self,
         *,
-        model: T5Config,
+        model: ModelConfig,
         compute: Compute,
         loss: LossConfig,
         mesh: Mesh,
@@ -149,7 +150,7 @@ class MixtureEvaluator:
         if should_stop():
             raise Stopped
         ids = greedy(
-            self._model,
+            require_t5(self._model, "answering questions"),
             self._compute,
             params,
             [question.inputs for question in asked],

@@ -25,7 +25,8 @@ from flanjax.interchange.peft_lora import on_unchanged_base, read_lora, write_lo
 from flanjax.interchange.peft_prompts import as_prompts, read_prefix, read_prompt, write_prefix, write_prompt
 from flanjax.interchange.safetensors_files import FLOATS, write_file
 from flanjax.models.config import T5Config
-from flanjax.models.t5 import Params
+from flanjax.models.model import ModelConfig, require_t5
+from flanjax.models.parameters import Params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Flat, Method, TuningError
@@ -54,7 +55,7 @@ _COMMON = {
 }
 
 
-def read_peft(folder: str | Path, base: T5Config) -> Adapter:
+def read_peft(folder: str | Path, base: ModelConfig) -> Adapter:
     """Reads an adapter for a base model of these sizes.
 
     Raises:
@@ -70,12 +71,12 @@ def read_peft(folder: str | Path, base: T5Config) -> Adapter:
             "may be merged where it was trained, with merge_and_unload()"
         )
     try:
-        return _READERS[kind](config, base, AdapterTensors(config))
+        return _READERS[kind](config, require_t5(base, "a PEFT folder"), AdapterTensors(config))
     except TuningError as error:
         raise config.error(str(error)) from error
 
 
-def adapter_on(adapter: Adapter, base: T5Config, params: Params) -> tuple[T5Config, Params]:
+def adapter_on(adapter: Adapter, base: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
     """The base model with an adapter on it.
 
     Raises:
@@ -88,7 +89,7 @@ def adapter_on(adapter: Adapter, base: T5Config, params: Params) -> tuple[T5Conf
 
 def write_peft(
     output: str | Path,
-    model: T5Config,
+    model: ModelConfig,
     params: Params,
     *,
     begun: Flat | None = None,
@@ -113,7 +114,7 @@ def write_peft(
       TuningError: no PEFT folder can express the methods; the message says why, and what to do instead.
       ModelFolderError: `output` is not new, `dtype` is unknown, a value is not finite, or the disk refuses.
     """
-    base = dataclasses.replace(model, added=())
+    base = dataclasses.replace(require_t5(model, "a PEFT folder"), added=())
     flat, own_paths = flatten(params), added_paths(model)
     method = _only_adapter(model)
     moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - own_paths
@@ -130,7 +131,9 @@ def write_peft(
     return tuple(name for name in contents if name)
 
 
-def _in_peft(method: Method, model: T5Config, params: Params, begun: Flat | None) -> Mapping[str, tuple[Method, Flat]]:
+def _in_peft(
+    method: Method, model: ModelConfig, params: Params, begun: Flat | None
+) -> Mapping[str, tuple[Method, Flat]]:
     """The adapters that PEFT has for a method, with their parameters, by the folders that they lie in; "" for none."""
     if isinstance(method, PromptMethod):
         return as_prompts(method, model, params)
@@ -143,7 +146,7 @@ def _in_peft(method: Method, model: T5Config, params: Params, begun: Flat | None
 
 def write_folder(
     output: str | Path,
-    base: T5Config,
+    base: ModelConfig,
     contents: Mapping[str, Content],
     *,
     base_name: str | None = None,
@@ -179,7 +182,7 @@ def write_folder(
                     raise ModelFolderError(f"{output / name}: {path} is read otherwise than it was written: not kept")
 
 
-def _only_adapter(model: T5Config) -> Method:
+def _only_adapter(model: ModelConfig) -> Method:
     """The one method that adds parameters.
 
     Raises:

@@ -27,7 +27,8 @@ from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.peft_config import AdapterConfig, AdapterTensors
 from flanjax.interchange.peft_layers import Adapter, Content
 from flanjax.models.config import T5Config
-from flanjax.models.t5 import Params
+from flanjax.models.model import ModelConfig
+from flanjax.models.parameters import Params
 from flanjax.tuning.method import Flat, TuningError
 from flanjax.tuning.prefix import DECODER, PrefixTuning
 from flanjax.tuning.prompt import EMBEDDING, PromptMethod, PromptTuning, prompt_table
@@ -49,7 +50,7 @@ def read_prompt(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) 
     return Adapter((PromptTuning(length=length, init="random"),), {EMBEDDING: embedding[None]})
 
 
-def as_prompts(method: PromptMethod, model: T5Config, params: Params) -> dict[str, tuple[PromptTuning, Flat]]:
+def as_prompts(method: PromptMethod, model: ModelConfig, params: Params) -> dict[str, tuple[PromptTuning, Flat]]:
     """Each prompt of a method, whatever it is made from, as one that is learnt itself.
 
     They go by the folders that they lie in: their tasks' names, and "" for a single one.

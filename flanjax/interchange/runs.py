@@ -1,6 +1,6 @@
 """A run directory read back: its model, the parameters of one checkpoint, its vocabulary, and its recipe in words.
 
-config.json      the resolved settings; `model` holds the fields of `T5Config`
+config.json      the resolved settings; `model` holds those of `flanjax.models.model.model_settings`
 vocabulary/      spiece.model and vocabulary.json
 checkpoints/     one folder a step
 """
@@ -14,9 +14,10 @@ from typing import Any
 
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json
-from flanjax.interchange.hf_t5 import read_hf_t5
-from flanjax.models.config import ModelConfigError, T5Config
-from flanjax.models.t5 import Params, abstract_params, init_params
+from flanjax.interchange.hf_model import read_hf_model
+from flanjax.models.config import ModelConfigError
+from flanjax.models.model import ModelConfig, abstract_params, init_params, model_from_settings
+from flanjax.models.parameters import Params
 from flanjax.tuning.method import Flat, TuningError
 from flanjax.tuning.methods import from_settings
 from flanjax.tuning.partition import Partition, added_paths, begin, digest, flatten, merged, unflatten, unquantized
@@ -39,7 +40,7 @@ class TrainedRun:
       settings: the whole resolved configuration of the run.
     """
 
-    model: T5Config
+    model: ModelConfig
     params: Params
     begun: Flat
     vocabulary: Vocabulary
@@ -57,7 +58,7 @@ def is_run(folder: Path) -> bool:
     return (folder / SETTINGS).is_file() and isinstance(read_json(folder / SETTINGS).get("model"), dict)
 
 
-def read_settings(folder: Path) -> tuple[T5Config, dict[str, Any]]:
+def read_settings(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The model of a run directory with its tuning methods, and the whole resolved configuration that it is a part of.
 
     Raises:
@@ -68,7 +69,7 @@ def read_settings(folder: Path) -> tuple[T5Config, dict[str, Any]]:
     settings = read_json(folder / SETTINGS)
     try:
         methods = from_settings(settings.get("tuning") or ())
-        return T5Config(**{**settings["model"], "added": methods}), settings
+        return model_from_settings(settings["model"], methods), settings
     except (TypeError, ModelConfigError, TuningError) as error:
         raise ModelFolderError(f"{folder / SETTINGS}: model: {error}") from error
 
@@ -104,7 +105,7 @@ def read_run(folder: str | Path, *, step: int | None = None, quantized: bool = T
     return TrainedRun(model=model, params=params, begun=begun, vocabulary=vocabulary, step=step, settings=settings)
 
 
-def _check_shapes(folder: Path, step: int, model: T5Config, params: Params) -> None:
+def _check_shapes(folder: Path, step: int, model: ModelConfig, params: Params) -> None:
     """Refuses a checkpoint that is of another model than the settings beside it.
 
     Raises:
@@ -120,7 +121,7 @@ def _check_shapes(folder: Path, step: int, model: T5Config, params: Params) -> N
             )
 
 
-def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:
+def _base(folder: Path, model: ModelConfig, settings: Mapping[str, Any]) -> Params:
     """The parameters that a tuned run started from.
 
     Raises:
@@ -138,7 +139,7 @@ def _base(folder: Path, model: T5Config, settings: Mapping[str, Any]) -> Params:
         base = read_run(source, quantized=False)
         _, params = merged(base.model, base.params)
     else:
-        _, params = read_hf_t5(Path(source))
+        _, params = read_hf_model(Path(source))
     if digest(params) != settings["base"]:
         raise ModelFolderError(
             f"{folder} was tuned on a base model {settings['base']}, but {source} is {digest(params)}: "

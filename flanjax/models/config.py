@@ -6,11 +6,14 @@ between two runs of one checkpoint without changing what the checkpoint means.
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax.numpy as jnp
 
 from flanjax.errors import FlanjaxError
+
+if TYPE_CHECKING:
+    from flanjax.models.decoder_config import DecoderConfig
 
 ACTIVATIONS = ("exact_gelu", "gelu", "linear", "relu", "silu", "squared_relu", "tanh")
 DTYPES = ("float32", "bfloat16")
@@ -43,8 +46,8 @@ class Addition(Protocol):
     def prompt_tasks(self) -> tuple[str, ...]:
         """The tasks that have a prompt of their own, number 0 first; none where one prompt serves all."""
 
-    def prompt(self, model: "T5Config") -> Any:
-        """The encoder's prompt, a `flanjax.models.prompts.Prompt`, where `prompt_length` is not 0."""
+    def prompt(self, model: "T5Config | DecoderConfig") -> Any:
+        """The prompt of the first stack, a `flanjax.models.prompts.Prompt`, where `prompt_length` is not 0."""
 
     def prefixes(self, layer: Any, count: int, path: str) -> Any:
         """What makes prefixes for `count` layers as this one, a `flanjax.models.prompts.Prefixes`; None for none."""
@@ -53,8 +56,41 @@ class Addition(Protocol):
         """Puts adapters into one layer (`flanjax.models.layers.Adaptable`), whose parameters lie under `path`."""
 
 
+class Extensible:
+    """A configuration of a model that tuning methods add to."""
+
+    added: tuple[Addition, ...]
+    dropout_rate: float
+
+    def check_added(self) -> None:
+        """Refuses more than one prompt.
+
+        Raises:
+          ModelConfigError: there are two.
+        """
+        with_prompt = [type(addition).__name__ for addition in self.added if addition.prompt_length]
+        if len(with_prompt) > 1:
+            names = " and ".join(with_prompt)
+            raise ModelConfigError(f"{type(self).__name__}.added has {names}: a model has one prompt")
+
+    @property
+    def draws_dropout(self) -> bool:
+        """Whether training needs a key: some dropout, the model's or an addition's, has a rate."""
+        return any(rate > 0 for rate in (self.dropout_rate, *(addition.dropout_rate for addition in self.added)))
+
+    @property
+    def prompt_length(self) -> int:
+        """Positions of a learnt prompt, which the first ones of every example are kept for."""
+        return sum(addition.prompt_length for addition in self.added)
+
+    @property
+    def prompt_tasks(self) -> tuple[str, ...]:
+        """The tasks that have a prompt of their own, number 0 first; none where one prompt serves all."""
+        return tuple(task for addition in self.added for task in addition.prompt_tasks)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5Config:
+class T5Config(Extensible):
     """The shape and the function of a T5 (Raffel et al. 2020; v1.1: Shazeer 2020, "GLU variants").
 
     Attributes:
@@ -116,24 +152,7 @@ class T5Config:
                 f"T5Config.relpos_buckets is {self.relpos_buckets} and relpos_max_distance {self.relpos_max_distance}: "
                 "the buckets must be a multiple of 4 and the distance more than half of them (T5 has 32 and 128)"
             )
-        with_prompt = [type(addition).__name__ for addition in self.added if addition.prompt_length]
-        if len(with_prompt) > 1:
-            raise ModelConfigError(f"T5Config.added has {' and '.join(with_prompt)}: an encoder has one prompt")
-
-    @property
-    def draws_dropout(self) -> bool:
-        """Whether training needs a key: some dropout, the model's or an addition's, has a rate."""
-        return any(rate > 0 for rate in (self.dropout_rate, *(addition.dropout_rate for addition in self.added)))
-
-    @property
-    def prompt_length(self) -> int:
-        """Positions of a learnt prompt, which the first ones of every encoder segment are kept for."""
-        return sum(addition.prompt_length for addition in self.added)
-
-    @property
-    def prompt_tasks(self) -> tuple[str, ...]:
-        """The tasks that have a prompt of their own, number 0 first; none where one prompt serves all."""
-        return tuple(task for addition in self.added for task in addition.prompt_tasks)
+        self.check_added()
 
     @property
     def stacks(self) -> dict[str, int]:

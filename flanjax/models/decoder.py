@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from flanjax.models.attention import attention, segment_mask
 from flanjax.models.config import Compute, ModelConfigError
 from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.head import Head
 from flanjax.models.layers import (
     NO_DROPOUT,
     Adaptable,
@@ -42,7 +43,7 @@ from flanjax.models.parameters import (
     stacked,
 )
 from flanjax.models.positions import Angles, alibi_bias, rotary_angles, rotate
-from flanjax.models.prompts import positions_in_segments
+from flanjax.models.prompts import Prefixes, Prompt, positions_in_segments
 from flanjax.sharding.rules import constrain
 
 
@@ -87,6 +88,7 @@ class CausalAttention(Adaptable):
         inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.shape, self.axes = (embed, embed), ("embed", "embed")
         self.head_dim = config.head_dim
+        self.interleaved = config.rotary.interleaved
         self.scale, self.softcap = config.query_scale, config.attention_softcap
         self.implementation = implementation
         self.query = Linear(embed, inner, ("embed", "heads"), deviation, bias=config.qkv_bias)
@@ -100,7 +102,7 @@ class CausalAttention(Adaptable):
         """Projected `x`, a head apart, normalised and rotated where the model does."""
         x = x.reshape(*x.shape[:-1], -1, self.head_dim)
         x = x if norm is None else norm(x)
-        return x if angles is None else rotate(x, angles)
+        return x if angles is None else rotate(x, angles, interleaved=self.interleaved)
 
     def keys_and_values(
         self, x: Float[Array, "batch keys embed"], angles: Angles | None, dropout: Dropout = NO_DROPOUT
@@ -187,12 +189,17 @@ class DecoderOnlyLayer(nnx.Module):
 class DecoderStack(nnx.Module):
     """Stacked layers, final norm and, when untied, the head; learned positions and a norm before them where asked."""
 
+    prompt: Prompt | None = None
+    prefix: Prefixes | None = None
+
     def __init__(self, config: DecoderConfig, compute: Compute):
         self.config = config
         if config.positions == "learned":
             self.position_embedder = Table(config.max_positions + config.position_offset, config, "abspos_buckets")
         self.embedding_norm = _norm(config) if config.embedding_norm else None
-        self.layers = stacked(DecoderOnlyLayer(config, compute.attention), config.num_layers)
+        self.layers = stacked(
+            DecoderOnlyLayer(config, compute.attention), config.num_layers, config.added, "decoder/layers"
+        )
         self.decoder_norm = _norm(config)
         if not config.tied_head:
             axes = ("embed", "vocab")
@@ -287,6 +294,11 @@ class Decoder(nnx.Module):
         self.token_embedder = Table(config.vocab_size, config, "vocab")
         self.decoder = DecoderStack(config, compute)
 
+    @property
+    def stacks(self) -> dict[str, DecoderStack]:
+        """The one stack by its path."""
+        return {"decoder": self.decoder}
+
     def _embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         x = self.token_embedder.embedding[...][tokens].astype(self.compute.jax_dtype)
         return x * jnp.asarray(self.config.embedding_scale, x.dtype)
@@ -322,23 +334,17 @@ class Decoder(nnx.Module):
             dropout_key=dropout_key,
         )
 
-    def head(self) -> Float[Array, "embed vocab"]:
-        """The float32 output matrix: `logits_dense`, or the embedding transposed."""
+    def head(self) -> Head:
+        """`logits_dense` with its bias, or the embedding transposed; and the soft cap of the logits."""
+        cap = self.config.logits_softcap
         if self.config.tied_head:
-            return self.token_embedder.embedding[...].T
-        return self.decoder.logits_dense.weight()
+            return Head(self.token_embedder.embedding[...].T, softcap=cap)
+        dense = self.decoder.logits_dense
+        return Head(dense.weight(), None if dense.bias is None else dense.bias[...], cap)
 
     def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
         """Float32 logits of decoder outputs, with the head's bias and soft cap where the model has them."""
-        head = self.head()
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        logits = jnp.matmul(flat, head.astype(flat.dtype), preferred_element_type=jnp.float32)
-        bias = None if self.config.tied_head else self.decoder.logits_dense.bias
-        if bias is not None:
-            logits = logits + bias[...]
-        if cap := self.config.logits_softcap:
-            logits = cap * jnp.tanh(logits / cap)
-        return logits.reshape(*hidden.shape[:-1], head.shape[1])
+        return self.head().logits(hidden)
 
     def start_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of `max_length` positions; a row is one text, not a packed row.

@@ -8,7 +8,7 @@ where it stands, the positions, the heads, the feed-forward block, the biases. E
 import dataclasses
 from typing import Any
 
-from flanjax.models.config import ACTIVATIONS, ModelConfigError, require_choice
+from flanjax.models.config import ACTIVATIONS, Addition, Extensible, ModelConfigError, require_choice
 
 NORMS = ("rms", "rms_plus_one", "layer")
 POSITIONS = ("rotary", "alibi", "learned", "none")
@@ -23,6 +23,7 @@ class Rotary:
     Attributes:
       theta: base of the wavelengths.
       fraction: of the head's width that is rotated, its first part; the rest stays as it is.
+      interleaved: whether pair i is numbers 2i and 2i + 1 (as the paper has it, and GLM), not i and i + pairs.
       scaling: `none`; `linear` divides every frequency by `factor`; `dynamic` (NTK) enlarges theta with the length of
         the text once it is beyond `original_max_positions`; `llama3` divides the low frequencies alone (Llama 3.1);
         `yarn` divides by a ramp over the frequencies and scales the result (Peng et al. 2023, arXiv 2309.00071).
@@ -41,6 +42,7 @@ class Rotary:
 
     theta: float = 10_000.0
     fraction: float = 1.0
+    interleaved: bool = False
     scaling: str = "none"
     factor: float = 1.0
     original_max_positions: int = 0
@@ -71,7 +73,7 @@ class Rotary:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(Extensible):
     """The shape and the function of a decoder.
 
     Attributes:
@@ -108,9 +110,11 @@ class DecoderConfig:
       tied_head: logits from the embedding.
       dropout_rate: on embedded tokens, attention weights, and what both blocks add to the residual.
       init_stddev: of fresh kernels and embeddings.
+      added: what tuning methods add to the layers (`flanjax.tuning`); nothing in a model by itself.
 
     Raises:
-      ModelConfigError: a size below 1, an unknown name, heads that do not share evenly, a rate outside [0, 1).
+      ModelConfigError: a size below 1, an unknown name, heads that do not share evenly, a rate outside [0, 1), two
+        prompts.
     """
 
     vocab_size: int
@@ -144,11 +148,13 @@ class DecoderConfig:
     tied_head: bool = False
     dropout_rate: float = 0.0
     init_stddev: float = 0.02
+    added: tuple[Addition, ...] = ()
 
     def __post_init__(self) -> None:
         # gin and JSON give lists and dicts; the configuration must stay hashable, jit uses it as a static argument.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         object.__setattr__(self, "windowed", tuple(self.windowed))
+        object.__setattr__(self, "added", tuple(self.added))
         rotary: Any = self.rotary
         if isinstance(rotary, dict):
             object.__setattr__(self, "rotary", Rotary(**rotary))
@@ -173,6 +179,7 @@ class DecoderConfig:
             raise ModelConfigError("DecoderConfig.rotary scales dynamically, which needs at least 4 rotated numbers")
         if self.head_bias and self.tied_head:
             raise ModelConfigError("DecoderConfig.head_bias is set: a tied head has no bias")
+        self.check_added()
 
     def _check_sizes(self) -> None:
         may_be_zero = ("position_offset", "window")
@@ -190,6 +197,11 @@ class DecoderConfig:
             )
         if not self.windowed or not all(isinstance(layer, bool) for layer in self.windowed):
             raise ModelConfigError(f"DecoderConfig.windowed is {self.windowed!r}: give True or False for each layer")
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Layers of each stack, lowest first."""
+        return {"decoder": self.num_layers}
 
     @property
     def rotary_dim(self) -> int:

@@ -7,7 +7,7 @@ and arrays are put in its places. The layers of a stack are one description with
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from flanjax.models.config import Compute, ModelConfigError
+from flanjax.models.config import Addition, Compute, ModelConfigError
 
 Params = dict[str, Any]
 Layer = TypeVar("Layer", bound=nnx.Module)
@@ -26,8 +26,13 @@ def _is_parameter(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
 
-def stacked(layer: Layer, count: int) -> Layer:
-    """The layer's description with a leading `layers` axis of `count` on every parameter."""
+def stacked(layer: Layer, count: int, added: Sequence[Addition], path: str) -> Layer:
+    """The layer's description with a leading `layers` axis of `count` on every parameter, with what is added to each.
+
+    Their parameters will lie under `path`.
+    """
+    for addition in added:
+        addition.attach(layer, path)
 
     def stack(p: nnx.Variable) -> nnx.Variable:
         shape = jax.ShapeDtypeStruct((count, *p.get_value().shape), p.get_value().dtype)

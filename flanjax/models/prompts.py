@@ -11,12 +11,15 @@ example. A prefix needs no positions: every segment of a row sees the same keys 
 """
 
 import abc
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+
+from flanjax.models.config import Addition
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -45,6 +48,12 @@ class Prefixes(nnx.Module):
     @abc.abstractmethod
     def __call__(self) -> dict[str, Prefix]:
         """The prefix of each attention by the attention's name, stacked over layers."""
+
+
+def prefixes_of(added: Sequence[Addition], layer: nnx.Module, count: int, path: str) -> Prefixes | None:
+    """What makes the prefixes of a stack of such layers, where a tuning method has it."""
+    found = (addition.prefixes(layer, count, path) for addition in added)
+    return next((prefixes for prefixes in found if prefixes is not None), None)
 
 
 def with_prefixes(layers: Layer, prefixes: Prefixes | None) -> Layer:

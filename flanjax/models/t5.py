@@ -10,7 +10,7 @@ recomputing or not, float32 or bfloat16 (`Compute`): the parameters are the same
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -19,10 +19,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from flanjax.models.attention import segment_mask
-from flanjax.models.config import Addition, Compute, T5Config
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.head import Head
 from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, parameter
 from flanjax.models.parameters import (
-    Layer,
     Params,
     draw_parameters,
     fill_parameters,
@@ -32,7 +32,7 @@ from flanjax.models.parameters import (
     stacked,
 )
 from flanjax.models.positions import RelativePositionBias
-from flanjax.models.prompts import Prefixes, Prompt, insert_prompts, positions_in_segments, with_prefixes
+from flanjax.models.prompts import Prompt, insert_prompts, positions_in_segments, prefixes_of, with_prefixes
 from flanjax.sharding.rules import constrain
 
 
@@ -46,24 +46,11 @@ class Cache(NamedTuple):
     cross_mask: Bool[Array, "batch 1 1 encoder_length"]
 
 
-def _stacked(layer: Layer, count: int, added: Sequence[Addition], path: str) -> Layer:
-    """The stacked layers' description, with what is added to each."""
-    for addition in added:
-        addition.attach(layer, path)
-    return stacked(layer, count)
-
-
 class Embedder(nnx.Module):
     """The token table `embedding` [vocab, embed], shared by encoder and decoder."""
 
     def __init__(self, config: T5Config):
         self.embedding = parameter((config.vocab_size, config.embed_dim), ("vocab", "embed"), 1.0)
-
-
-def _prefixes(layer: nnx.Module, count: int, added: Sequence[Addition], path: str) -> Prefixes | None:
-    """What makes the prefixes of a stack of such layers, where a tuning method has it."""
-    found = (addition.prefixes(layer, count, path) for addition in added)
-    return next((prefixes for prefixes in found if prefixes is not None), None)
 
 
 Bias = TypeVar("Bias")
@@ -102,8 +89,8 @@ class Encoder(Stack):
     def __init__(self, config: T5Config, compute: Compute):
         layer = EncoderLayer(config, compute.attention)
         self.place_table(layer, config, bidirectional=True)
-        self.prefix = _prefixes(layer, config.num_encoder_layers, config.added, "encoder/layers")
-        self.layers = _stacked(layer, config.num_encoder_layers, config.added, "encoder/layers")
+        self.prefix = prefixes_of(config.added, layer, config.num_encoder_layers, "encoder/layers")
+        self.layers = stacked(layer, config.num_encoder_layers, config.added, "encoder/layers")
         self.encoder_norm = RMSNorm(config)
         for addition in config.added:
             if addition.prompt_length:
@@ -134,11 +121,13 @@ class Encoder(Stack):
 class Decoder(Stack):
     """The decoder's position table, stacked layers, final norm and, when untied, the head."""
 
+    prompt: Prompt | None = None
+
     def __init__(self, config: T5Config, compute: Compute):
         layer = DecoderLayer(config, compute.attention)
         self.place_table(layer, config, bidirectional=False)
-        self.prefix = _prefixes(layer, config.num_decoder_layers, config.added, "decoder/layers")
-        self.layers = _stacked(layer, config.num_decoder_layers, config.added, "decoder/layers")
+        self.prefix = prefixes_of(config.added, layer, config.num_decoder_layers, "decoder/layers")
+        self.layers = stacked(layer, config.num_decoder_layers, config.added, "decoder/layers")
         self.decoder_norm = RMSNorm(config)
         if not config.tied_head:
             self.logits_dense = Linear(config.embed_dim, config.vocab_size, ("embed", "vocab"), config.embed_dim**-0.5)
@@ -231,6 +220,11 @@ class T5(nnx.Module):
         self.encoder = Encoder(config, compute)
         self.decoder = Decoder(config, compute)
 
+    @property
+    def stacks(self) -> dict[str, Encoder | Decoder]:
+        """The stacks by their path, lowest first."""
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
     def _embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         return self.token_embedder.embedding[...][tokens].astype(self.compute.jax_dtype)
 
@@ -279,18 +273,15 @@ class T5(nnx.Module):
             dropout_key=dropout_key,
         )
 
-    def head(self) -> Float[Array, "embed vocab"]:
-        """The float32 output matrix: `logits_dense`, or the embedding transposed."""
+    def head(self) -> Head:
+        """`logits_dense`, or the embedding transposed."""
         if self.config.tied_head:
-            return self.token_embedder.embedding[...].T
-        return self.decoder.logits_dense.weight()
+            return Head(self.token_embedder.embedding[...].T)
+        return Head(self.decoder.logits_dense.weight())
 
     def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
         """Float32 logits of decoder outputs."""
-        head = self.head()
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        logits = jnp.matmul(flat, head.astype(flat.dtype), preferred_element_type=jnp.float32)
-        return logits.reshape(*hidden.shape[:-1], head.shape[1])
+        return self.head().logits(hidden)
 
     def start_cache(
         self,

@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from flanjax.errors import FlanjaxError
 from flanjax.files import write_whole
-from flanjax.models.t5 import Params
+from flanjax.models.parameters import Params
 from flanjax.training.step import TrainState
 
 _MARKER = "_CHECKPOINT_METADATA"

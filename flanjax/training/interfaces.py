@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flanjax.errors import FlanjaxError
-from flanjax.models.t5 import Params
+from flanjax.models.parameters import Params
 
 Batch = Mapping[str, np.ndarray]
 
@@ -101,7 +101,7 @@ class Progress:
       train_steps: steps of the whole run.
       loss: mean loss of a target token.
       tokens_per_second: target and input tokens a second, padding left out.
-      encoder_padding: share of encoder positions that are padding.
+      encoder_padding: share of encoder positions that are padding; None for a decoder.
       decoder_padding: share of decoder positions that are padding.
       seconds_left: estimate until the last step, evaluations and checkpoints left out.
     """
@@ -110,7 +110,7 @@ class Progress:
     train_steps: int
     loss: float
     tokens_per_second: float
-    encoder_padding: float
+    encoder_padding: float | None
     decoder_padding: float
     seconds_left: float
 

@@ -1,6 +1,6 @@
 """Token cross-entropy over the vocabulary, computed in chunks so that float32 logits never exist for a whole batch.
 
-    sums = cross_entropy(hidden, head, targets, weights, LossConfig())
+    sums = cross_entropy(hidden, model.head(), targets, weights, LossConfig())
     mean = sums.loss / sums.tokens                      # over the tokens of every row, micro-batch and host
 
 The loss of one token, with logits x [vocab], target t and log Z = logsumexp(x), is T5X's (t5x/losses.py):
@@ -14,6 +14,8 @@ keeps log Z near 0, so that logits do not drift away in bfloat16.
 The gradient of a sum is linear in its scalar cotangent, so the forward pass under differentiation already computes
 d_hidden and d_head, chunk by chunk, and the backward pass multiplies them by that scalar: three products with the
 head instead of the four that recomputing the logits costs. Without differentiation only the sums are computed.
+
+A head's bias and soft cap (`flanjax.models.head`) are part of the logits x, and of their gradient.
 """
 
 import dataclasses
@@ -26,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from flanjax.errors import FlanjaxError
+from flanjax.models.head import Head
 from flanjax.sharding.rules import constrain
 
 
@@ -71,20 +74,20 @@ class LossSums(NamedTuple):
 
 def cross_entropy(
     hidden: Float[Array, "tokens embed"],
-    head: Float[Array, "embed vocab"],
+    head: Head,
     targets: Int[Array, " tokens"],
     weights: Num[Array, " tokens"],
     config: LossConfig,
     *,
     shards: int = 1,
 ) -> LossSums:
-    """Sums of the token losses of `hidden @ head` against `targets`.
+    """Sums of the token losses of the head's logits of `hidden` against `targets`.
 
-    The product takes `head` in the dtype of `hidden` and accumulates in float32, as `T5.logits` does.
+    The product takes the kernel in the dtype of `hidden` and accumulates in float32, as `Head.logits` does.
 
     Arguments:
       hidden: decoder outputs, rows one after the other.
-      head: the float32 output matrix.
+      head: of the model, float32.
       targets: token ids; those of weight 0 do not matter.
       weights: 1 on tokens that count, 0 on padding.
       config: z-loss, smoothing and chunk size.
@@ -99,44 +102,51 @@ def cross_entropy(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _loss_sums(hidden: Array, head: Array, targets: Array, weights: Array, config: LossConfig, shards: int) -> tuple:
+def _loss_sums(hidden: Array, head: Head, targets: Array, weights: Array, config: LossConfig, shards: int) -> tuple:
     cut = _Cut.of(len(targets), config.chunk_tokens, shards)
-    kernel = head.astype(hidden.dtype)
+    cast = dataclasses.replace(head, kernel=head.kernel.astype(hidden.dtype))
 
     def add(sums: LossSums, chunk: _Chunk) -> tuple[LossSums, None]:
-        return jax.tree.map(jnp.add, sums, _sums(_score(chunk, kernel), config)), None
+        return jax.tree.map(jnp.add, sums, _sums(_score(chunk, cast), config)), None
 
     sums, _ = jax.lax.scan(add, _zero_sums(), cut.split(_Chunk(hidden, targets, weights)))
     return sums.loss, sums[1:]
 
 
 def _loss_sums_forward(
-    hidden: Array, head: Array, targets: Array, weights: Array, config: LossConfig, shards: int
+    hidden: Array, head: Head, targets: Array, weights: Array, config: LossConfig, shards: int
 ) -> tuple[tuple, tuple]:
     cut = _Cut.of(len(targets), config.chunk_tokens, shards)
-    kernel = head.astype(hidden.dtype)
+    cast = dataclasses.replace(head, kernel=head.kernel.astype(hidden.dtype))
 
-    def add(carry: tuple[LossSums, Array], chunk: _Chunk) -> tuple[tuple[LossSums, Array], Array]:
+    def add(carry: tuple[LossSums, Head], chunk: _Chunk) -> tuple[tuple[LossSums, Head], Array]:
         sums, d_head = carry
-        scored = _score(chunk, kernel)
+        scored = _score(chunk, cast)
         sums = jax.tree.map(jnp.add, sums, _sums(scored, config))
-        d_logits = _d_logits(scored, config).astype(hidden.dtype)
-        d_hidden = jnp.einsum("stv,ev->ste", d_logits, kernel)
-        d_kernel = jnp.einsum("ste,stv->sev", chunk.hidden, d_logits, preferred_element_type=jnp.float32)
+        d_product = _d_product(scored, head, config)
+        d_bias = None if head.bias is None else d_product.sum(axis=1)
+        d_product = d_product.astype(hidden.dtype)
+        d_hidden = jnp.einsum("stv,ev->ste", d_product, cast.kernel)
+        d_kernel = jnp.einsum("ste,stv->sev", chunk.hidden, d_product, preferred_element_type=jnp.float32)
+        d_chunk = dataclasses.replace(head, kernel=d_kernel, bias=d_bias)
         # Adding to zero is a pass over the whole head, worth leaving out where one chunk is all there is.
-        return (sums, d_head + d_kernel if cut.number > 1 else d_kernel), d_hidden
+        return (sums, jax.tree.map(jnp.add, d_head, d_chunk) if cut.number > 1 else d_chunk), d_hidden
 
-    zero = constrain(jnp.zeros((cut.shards, *head.shape), jnp.float32), "batch", None, "vocab")
+    def zero(x: Array, *axes: str | None) -> Array:
+        return constrain(jnp.zeros((cut.shards, *x.shape), jnp.float32), "batch", *axes)
+
+    bias = None if head.bias is None else zero(head.bias, "vocab")
+    zeros = dataclasses.replace(head, kernel=zero(head.kernel, None, "vocab"), bias=bias)
     chunks = cut.split(_Chunk(hidden, targets, weights))
-    (sums, d_head), d_hidden = jax.lax.scan(add, (_zero_sums(), zero), chunks)
-    d_head = constrain(d_head.sum(axis=0), "embed", "vocab").astype(head.dtype)
+    (sums, d_head), d_hidden = jax.lax.scan(add, (_zero_sums(), zeros), chunks)
+    d_head = jax.tree.map(lambda d, x: d.sum(axis=0).astype(x.dtype), d_head, head)
+    d_head = dataclasses.replace(d_head, kernel=constrain(d_head.kernel, "embed", "vocab"))
     return (sums.loss, sums[1:]), (cut.join(d_hidden), d_head)
 
 
-def _loss_sums_backward(config: LossConfig, shards: int, gradients: tuple[Array, Array], cotangents: tuple) -> tuple:
-    d_hidden, d_head = gradients
+def _loss_sums_backward(config: LossConfig, shards: int, gradients: tuple[Array, Head], cotangents: tuple) -> tuple:
     scale = cotangents[0]
-    return (d_hidden * scale.astype(d_hidden.dtype), d_head * scale, None, None)
+    return (*jax.tree.map(lambda d: d * scale.astype(d.dtype), gradients), None, None)
 
 
 _loss_sums.defvjp(_loss_sums_forward, _loss_sums_backward)
@@ -198,8 +208,9 @@ def _zero_sums() -> LossSums:
     return LossSums(*[jnp.zeros((), jnp.float32)] * 4)
 
 
-def _score(chunk: _Chunk, kernel: Array) -> _Scored:
-    logits = jnp.einsum("ste,ev->stv", chunk.hidden, kernel, preferred_element_type=jnp.float32)
+def _score(chunk: _Chunk, head: Head) -> _Scored:
+    product = jnp.einsum("ste,ev->stv", chunk.hidden, head.kernel, preferred_element_type=jnp.float32)
+    logits = head.bounded(product)
     log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     return _Scored(logits, chunk.targets[..., None], log_z, chunk.weights[..., None])
 
@@ -229,9 +240,12 @@ def _sums(scored: _Scored, config: LossConfig) -> LossSums:
     )
 
 
-def _d_logits(scored: _Scored, config: LossConfig) -> Array:
+def _d_product(scored: _Scored, head: Head, config: LossConfig) -> Array:
+    """The gradient of what the soft cap is given."""
     logits, targets, log_z, weights = scored
     on, off, _ = _smoothing(config, logits.shape[-1])
     # A comparison with every token id fuses into the exponential's pass; scattering at the targets does not.
     soft = jnp.where(targets == jnp.arange(logits.shape[-1]), on, off)
-    return ((1 + 2 * config.z_loss * log_z) * jnp.exp(logits - log_z) - soft) * weights
+    d_logits = ((1 + 2 * config.z_loss * log_z) * jnp.exp(logits - log_z) - soft) * weights
+    # The derivative of cap * tanh(x / cap) is 1 - tanh(x / cap)^2.
+    return d_logits * (1 - jnp.square(logits / head.softcap)) if head.softcap else d_logits

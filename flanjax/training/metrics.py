@@ -56,15 +56,19 @@ class Window:
         return self.sums["encoder_tokens"] + self.sums["decoder_tokens"]
 
     def values(self) -> dict[str, float]:
-        """Means over target tokens, positions or steps, for the log; `loss` is without the z-loss."""
+        """Means over target tokens, positions or steps, for the log; `loss` is without the z-loss.
+
+        A decoder's have no `encoder_padding`.
+        """
         s = self.sums
+        encoder = {"encoder_padding": 1 - s["encoder_tokens"] / s["encoder_slots"]} if s["encoder_slots"] else {}
         tokens = max(s["tokens"], 1.0)
         return {
             "loss": (s["loss"] - s["z_loss"]) / tokens,
             "z_loss": s["z_loss"] / tokens,
             "token_accuracy": s["correct"] / tokens,
             "target_tokens": s["tokens"],
-            "encoder_padding": 1 - s["encoder_tokens"] / max(s["encoder_slots"], 1.0),
+            **encoder,
             "decoder_padding": 1 - s["decoder_tokens"] / max(s["decoder_slots"], 1.0),
             "skipped": s["skipped"],
             "grad_norm": s["grad_norm"] / self.steps,

@@ -20,8 +20,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params, abstract_params, build, logical_axes
+from flanjax.models.config import Compute
+from flanjax.models.model import ModelConfig, abstract_params, build, logical_axes
+from flanjax.models.parameters import Params
 from flanjax.sharding.hosts import row_shards_of_host
 from flanjax.sharding.rules import DEFAULT_RULES, Rules, batch_sharding, constrain, param_shardings, state_shardings
 from flanjax.training.interfaces import TrainingError
@@ -37,6 +38,7 @@ DECODER_FEATURES = (
     "decoder_segment_ids",
     "decoder_positions",
 )
+PREFIX_FEATURE = "decoder_causal_attention"
 
 
 class TrainState(NamedTuple):
@@ -62,7 +64,7 @@ class StepMetrics(NamedTuple):
     z_loss: Float[Array, ""]
     correct: Float[Array, ""]
     tokens: Float[Array, ""]  # target tokens
-    encoder_tokens: Float[Array, ""]  # positions that are not padding, of `encoder_slots`
+    encoder_tokens: Float[Array, ""]  # positions that are not padding, of `encoder_slots`; a decoder has none of either
     encoder_slots: Float[Array, ""]
     decoder_tokens: Float[Array, ""]
     decoder_slots: Float[Array, ""]
@@ -91,7 +93,7 @@ class StateLayout:
     @classmethod
     def of(
         cls,
-        config: T5Config,
+        config: ModelConfig,
         optimizer: optax.GradientTransformation,
         mesh: Mesh,
         rules: Rules = DEFAULT_RULES,
@@ -165,13 +167,20 @@ def row_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def batch_shapes(rows: int, encoder_length: int, decoder_length: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and places of a batch over all hosts, for `compile_step` without data."""
+def batch_shapes(
+    rows: int, encoder_length: int | None, decoder_length: int, mesh: Mesh, *, prefix_lm: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and places of a batch over all hosts, for `compile_step` without data.
+
+    A decoder's has no `encoder_length`, and with `prefix_lm` the feature that marks prefixes.
+    """
 
     def shape(length: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=batch_sharding(mesh))
 
-    lengths = dict.fromkeys(ENCODER_FEATURES, encoder_length) | dict.fromkeys(DECODER_FEATURES, decoder_length)
+    decoder = (*DECODER_FEATURES, PREFIX_FEATURE) if prefix_lm else DECODER_FEATURES
+    encoder = {} if encoder_length is None else dict.fromkeys(ENCODER_FEATURES, encoder_length)
+    lengths = encoder | dict.fromkeys(decoder, decoder_length)
     return {feature: shape(length) for feature, length in lengths.items()}
 
 
@@ -193,7 +202,7 @@ TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(
-    config: T5Config,
+    config: ModelConfig,
     compute: Compute,
     loss: LossConfig,
     optimizer: optax.GradientTransformation,
@@ -268,7 +277,7 @@ def _over_microbatches(
 
 
 def loss_sums(
-    config: T5Config,
+    config: ModelConfig,
     compute: Compute,
     loss: LossConfig,
     params: Params,
@@ -312,11 +321,11 @@ def _updated(state: TrainState, optimizer: optax.GradientTransformation, grads: 
 def _metrics(
     batch: DeviceBatch, sums: LossSums, state: TrainState, *, finite: Array, norm: Array, rate: Array
 ) -> StepMetrics:
-    encoder, decoder = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
+    encoder, decoder = batch.get("encoder_segment_ids"), batch["decoder_segment_ids"]
     values = {
         **sums._asdict(),
-        "encoder_tokens": jnp.count_nonzero(encoder),
-        "encoder_slots": encoder.size,
+        "encoder_tokens": 0 if encoder is None else jnp.count_nonzero(encoder),
+        "encoder_slots": 0 if encoder is None else encoder.size,
         "decoder_tokens": jnp.count_nonzero(decoder),
         "decoder_slots": decoder.size,
         "skipped": ~finite,
@@ -380,7 +389,7 @@ def compile_step(step: TrainStep, layout: StateLayout, batch: Mapping[str, Any])
 
 
 def make_eval_step(
-    config: T5Config, compute: Compute, loss: LossConfig, mesh: Mesh
+    config: ModelConfig, compute: Compute, loss: LossConfig, mesh: Mesh
 ) -> Callable[[Params, DeviceBatch], LossSums]:
     """A jitted (params, batch) -> `LossSums`, without dropout, gradient or logits of a whole batch."""
 

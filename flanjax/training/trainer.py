@@ -21,8 +21,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params
+from flanjax.models.config import Compute
+from flanjax.models.model import ModelConfig
+from flanjax.models.parameters import Params
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.rules import DEFAULT_RULES, Rules
 from flanjax.training.checkpoints import Checkpoints
@@ -61,7 +62,7 @@ FREE_KEYS = ("data.cache_dir",)
 
 def train(
     *,
-    model: T5Config,
+    model: ModelConfig,
     compute: Compute,
     loss: LossConfig,
     optimizer: OptimizerConfig,
@@ -328,7 +329,7 @@ class _Loop:
                 train_steps=self.config.train_steps,
                 loss=values["loss"],
                 tokens_per_second=self._clock.tokens_per_second,
-                encoder_padding=values["encoder_padding"],
+                encoder_padding=values.get("encoder_padding"),
                 decoder_padding=values["decoder_padding"],
                 seconds_left=left * self._clock.seconds / self._clock.steps,
             )

@@ -18,7 +18,7 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flanjax.models.config import ACTIVATIONS, T5Config
+from flanjax.models.config import ACTIVATIONS
 from flanjax.models.layers import (
     ACTIVATION_FUNCTIONS,
     Adaptable,
@@ -29,6 +29,7 @@ from flanjax.models.layers import (
     parameter,
     project,
 )
+from flanjax.models.model import ModelConfig
 from flanjax.tuning.method import Flat, Method, TuningError, blocks, cannot_merge, check_pattern, matching, no_match
 from flanjax.tuning.select import LAYER_NORMS
 
@@ -100,7 +101,7 @@ class BottleneckAdapter(Method):
         """The bottlenecks, and in Houlsby's style the layer norms."""
         return f"/{self.name}/" in path or (self.style == "houlsby" and re.fullmatch(LAYER_NORMS, path) is not None)
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses blocks that are not there."""
         if not any(f"/{self.name}/" in path for path in paths):
             raise no_match(self, "blocks", blocks(paths))

@@ -13,8 +13,8 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flanjax.models.config import T5Config
 from flanjax.models.layers import Adaptable, Adapter, Dropout, Linear, RMSNorm, parameter
+from flanjax.models.model import ModelConfig
 from flanjax.tuning.method import Flat, Method, cannot_merge, check_pattern, matching, no_match, projections
 
 PROJECTIONS_AND_NORMS = r".*/(query|value|out|wi|wi_0|wi_1|wo|\w*norm)"
@@ -51,7 +51,7 @@ class BitFit(Method):
         """The biases alone."""
         return f"/{self.name}/" in path
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses targets that are not there."""
         if not any(map(self.trains, paths)):
             norms = [path.removesuffix("/scale") for path in paths if "/layers/" in path and path.endswith("/scale")]

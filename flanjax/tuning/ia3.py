@@ -10,8 +10,8 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flanjax.models.config import T5Config
 from flanjax.models.layers import Adapter, Dropout, Linear, parameter
+from flanjax.models.model import ModelConfig
 from flanjax.tuning.method import (
     Flat,
     Method,
@@ -61,7 +61,7 @@ class IA3(Method):
         """The factors alone."""
         return f"/{self.name}/" in path
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses targets that are not there."""
         for field, part in (("targets", "output"), ("input_targets", "input")):
             if getattr(self, field) and not any(path.endswith(f"/{self.name}/{part}") for path in paths):

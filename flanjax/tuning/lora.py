@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flanjax.models.config import DTYPES, T5Config
+from flanjax.models.config import DTYPES
 from flanjax.models.layers import Adaptable, Adapter, Dropout, Linear, parameter, project
+from flanjax.models.model import ModelConfig
 from flanjax.tuning.method import (
     Encode,
     Flat,
@@ -123,7 +124,7 @@ class LoRA(Method):
         """A and B, and the norms, alone."""
         return f"/{self.name}/" in path
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses targets and patterns that are not there; `LowRank` refuses a rank that is too large."""
         adapters, _ = split_adapter(dict.fromkeys(paths), self.name)
         if not adapters:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, TypeVar
 from flax import nnx
 
 from flanjax.errors import FlanjaxError
-from flanjax.models.config import T5Config
 from flanjax.models.layers import Adaptable, Linear
+from flanjax.models.model import ModelConfig
 from flanjax.models.prompts import Prefixes, Prompt
 from flanjax.tuning import patterns
 
@@ -62,7 +62,7 @@ class Method(abc.ABC):
         """The tasks that have a prompt of their own."""
         return ()
 
-    def prompt(self, model: T5Config) -> Prompt:
+    def prompt(self, model: ModelConfig) -> Prompt:
         """The prompt of a method that has a `prompt_length`.
 
         Raises:
@@ -88,7 +88,7 @@ class Method(abc.ABC):
         """Whether the method moves this parameter."""
 
     @abc.abstractmethod
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses a model that the method cannot tune.
 
         Arguments:

@@ -17,8 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flanjax.errors import nearest
-from flanjax.models.config import T5Config
 from flanjax.models.layers import parameter
+from flanjax.models.model import ModelConfig
 from flanjax.models.prompts import Prompt
 from flanjax.tuning.method import TuningError
 from flanjax.tuning.prompt import PromptMethod
@@ -54,7 +54,7 @@ class PTuning(PromptMethod):
         if self.hidden_dim is not None and (not isinstance(self.hidden_dim, int) or self.hidden_dim < 1):
             raise TuningError(f"PTuning.hidden_dim is {self.hidden_dim!r}: give a whole number of at least 1, or None")
 
-    def prompt(self, model: T5Config) -> Prompt:
+    def prompt(self, model: ModelConfig) -> Prompt:
         """The table and its network."""
         return PromptEncoder(self, model.embed_dim)
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params, abstract_params, build, init_params, logical_axes
+from flanjax.models.config import Compute
+from flanjax.models.model import ModelConfig, abstract_params, build, init_params, logical_axes
+from flanjax.models.parameters import Params
 from flanjax.tuning.method import Encode, Flat, Method, TuningError
 
 TRAINABLE, FROZEN = "trainable", "frozen"
@@ -47,7 +48,7 @@ class Partition:
     labels: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: T5Config) -> "Partition":
+    def of(cls, model: ModelConfig) -> "Partition":
         """The labels of a model with its methods (`model.added`); a parameter moves if any of them moves it.
 
         Raises:
@@ -77,35 +78,35 @@ class Partition:
         return trainable, frozen
 
 
-def methods_of(model: T5Config) -> tuple[Method, ...]:
+def methods_of(model: ModelConfig) -> tuple[Method, ...]:
     """The tuning methods of a model, in their order."""
     assert all(isinstance(method, Method) for method in model.added)
     return cast(tuple[Method, ...], model.added)
 
 
-def trainable_axes(model: T5Config) -> Params:
+def trainable_axes(model: ModelConfig) -> Params:
     """The logical axes of the parameters that move, for `make_optimizer`."""
     return Partition.of(model).split(logical_axes(model))[0]
 
 
-def added_paths(model: T5Config) -> set[str]:
+def added_paths(model: ModelConfig) -> set[str]:
     """Paths of the parameters that methods add to the model's own."""
     own = abstract_params(dataclasses.replace(model, added=()))
     return flatten(abstract_params(model)).keys() - flatten(own).keys()
 
 
-def added_params(model: T5Config, seed: int) -> Params:
+def added_params(model: ModelConfig, seed: int) -> Params:
     """Fresh values of the parameters that methods add; works under jit."""
     added, drawn = added_paths(model), flatten(init_params(model, seed))
     return unflatten({path: drawn[path] for path in drawn if path in added})
 
 
-def unquantized(model: T5Config) -> T5Config:
+def unquantized(model: ModelConfig) -> ModelConfig:
     """The model with the methods alone that leave the kernels what they are."""
     return dataclasses.replace(model, added=tuple(method for method in methods_of(model) if not method.quantizes))
 
 
-def begin(model: T5Config, base: Params, encode: Encode, seed: int) -> Params:
+def begin(model: ModelConfig, base: Params, encode: Encode, seed: int) -> Params:
     """The parameters that tuning starts from: the base's and those added, as the methods begin them.
 
     They begin in their order, and those that quantize last: what the others make of a kernel is what is quantized.
@@ -136,7 +137,7 @@ def digest(params: Params) -> str:
     return found.hexdigest()[:16]
 
 
-def merged(model: T5Config, params: Params) -> tuple[T5Config, Params]:
+def merged(model: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
     """The model and its parameters without what methods added: the effect is in the model's own parameters.
 
     Raises:
@@ -154,14 +155,14 @@ def merged(model: T5Config, params: Params) -> tuple[T5Config, Params]:
     return dataclasses.replace(model, added=()), unflatten(flat)
 
 
-def logit_difference(one: tuple[T5Config, Params], other: tuple[T5Config, Params]) -> float:
+def logit_difference(one: tuple[ModelConfig, Params], other: tuple[ModelConfig, Params]) -> float:
     """The largest absolute difference of a logit between two models, float32, over a few random tokens."""
     rows = jax.random.randint(jax.random.key(0), (2, 2, 32), 2, one[0].vocab_size)
     ones = jnp.ones_like(rows[0])
     batch = {"encoder_input_tokens": rows[0], "encoder_segment_ids": ones}
     batch |= {"decoder_input_tokens": rows[1], "decoder_segment_ids": ones}
 
-    def logits(model: T5Config, params: Params) -> jax.Array:
+    def logits(model: ModelConfig, params: Params) -> jax.Array:
         built = build(model, Compute(), params)
         return built.logits(built(batch))
 

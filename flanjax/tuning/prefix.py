@@ -28,10 +28,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flanjax.models.config import Compute, T5Config
+from flanjax.models.config import Compute
 from flanjax.models.layers import MultiHeadAttention, parameter
+from flanjax.models.model import ModelConfig, build
+from flanjax.models.parameters import Params
 from flanjax.models.prompts import Prefix, Prefixes, with_prefixes
-from flanjax.models.t5 import Params, build
 from flanjax.tuning.method import Flat, Method, TuningError, check_pattern, matching, no_match, projections
 from flanjax.tuning.p_tuning import Dense
 
@@ -86,7 +87,7 @@ class PrefixTuning(Method):
         """The prefixes alone, or what they are made from."""
         return f"/{self.name}/" in path
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses a pattern that no attention matches."""
         attentions = sorted({path.rpartition("/")[0] for path in projections(paths) if path.endswith("attention/key")})
         if not any(re.fullmatch(self.attentions, path) for path in attentions):
@@ -168,7 +169,7 @@ class Projections(nnx.Module):
         return x @ self.kernel[...] + self.bias[...][:, None]
 
 
-def folded(method: PrefixTuning, model: T5Config, params: Params) -> tuple[PrefixTuning, Flat]:
+def folded(method: PrefixTuning, model: ModelConfig, params: Params) -> tuple[PrefixTuning, Flat]:
     """The prefix that a network made, in float32, as one that is learnt itself; any other as it is.
 
     Arguments:
@@ -178,9 +179,9 @@ def folded(method: PrefixTuning, model: T5Config, params: Params) -> tuple[Prefi
     """
     built = build(model, Compute(), params)
     made: Flat = {}
-    for path, stack in (("encoder/layers", built.encoder), ("decoder/layers", built.decoder)):
+    for path, stack in built.stacks.items():
         layers = with_prefixes(stack.layers, stack.prefix)
-        for name, attention in matching(layers, path, method.attentions, MultiHeadAttention):
+        for name, attention in matching(layers, f"{path}/layers", method.attentions, MultiHeadAttention):
             assert attention.prefix is not None
             key, value = attention.prefix()
             made |= {f"{name}/{method.name}/key": np.asarray(key), f"{name}/{method.name}/value": np.asarray(value)}

@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flanjax.errors import nearest
-from flanjax.models.config import Compute, T5Config
+from flanjax.models.config import Compute
 from flanjax.models.layers import parameter
+from flanjax.models.model import ModelConfig, build
+from flanjax.models.parameters import Params
 from flanjax.models.prompts import Prompt
-from flanjax.models.t5 import Params, build
 from flanjax.tuning.method import Encode, Flat, Method, TuningError
 
 PROMPT = "encoder/prompt"
@@ -74,7 +75,7 @@ class PromptMethod(Method):
         """The prompt, and what it is made from."""
         return path.startswith(f"{PROMPT}/")
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """A prompt fits every model."""
 
     def merge(self, params: Flat) -> NoReturn:
@@ -132,11 +133,11 @@ class PromptTuning(PromptMethod):
         if not isinstance(self.vocabulary_ids, int) or self.vocabulary_ids < 1:
             raise TuningError(f"PromptTuning.vocabulary_ids is {self.vocabulary_ids!r}: it must be at least 1")
 
-    def prompt(self, model: T5Config) -> Prompt:
+    def prompt(self, model: ModelConfig) -> Prompt:
         """The table of all prompts."""
         return PromptEmbedding(self.prompts, self.length, model.embed_dim, uniform=True, stddev=_BOUND / 3**0.5)
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses a file that is not there or does not fit."""
         if self.init == "file":
             self._read(model.embed_dim)
@@ -207,7 +208,7 @@ class PromptEmbedding(Prompt):
         return self.embedding[...]
 
 
-def prompt_table(model: T5Config, params: Params) -> Float[Array, "prompts length embed"]:
+def prompt_table(model: ModelConfig, params: Params) -> Float[Array, "prompts length embed"]:
     """The vectors that a model puts before its inputs, in float32, whatever they are made from.
 
     Arguments:
@@ -217,7 +218,7 @@ def prompt_table(model: T5Config, params: Params) -> Float[Array, "prompts lengt
     Raises:
       TuningError: no method of the model has a prompt.
     """
-    prompt = build(model, Compute(), params).encoder.prompt
-    if prompt is None:
+    first, *_ = build(model, Compute(), params).stacks.values()
+    if first.prompt is None:
         raise TuningError("this model has no prompt: none of its tuning methods is PromptTuning or PTuning")
-    return prompt()
+    return first.prompt()

@@ -28,8 +28,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from flanjax.models.config import T5Config
 from flanjax.models.layers import Linear, Packed, parameter
+from flanjax.models.model import ModelConfig
 from flanjax.tuning.lora import ALL_LINEAR
 from flanjax.tuning.method import Encode, Flat, Method, TuningError, check_pattern, no_match, projections, targets
 
@@ -109,7 +109,7 @@ class NF4(Method):
         """Nothing."""
         return False
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses targets that are not there, and methods that would move codes."""
         packed = [path for path in paths if re.fullmatch(rf"({self.targets})/kernel/\w+", path)]
         if not packed:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import ClassVar
 
-from flanjax.models.config import T5Config
+from flanjax.models.model import ModelConfig
 from flanjax.tuning.method import Method, check_pattern, no_match
 
 LAYER_NORMS = r".*norm/scale"
@@ -31,7 +31,7 @@ class Train(Method):
         """Whether the whole path matches."""
         return re.fullmatch(self.parameters, path) is not None
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses a pattern that nothing matches."""
         if not any(map(self.trains, paths)):
             raise no_match(self, "parameters", paths)
@@ -58,7 +58,7 @@ class Freeze(Method):
         """Whether the path does not match."""
         return re.fullmatch(self.parameters, path) is None
 
-    def check(self, model: T5Config, paths: list[str]) -> None:
+    def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses a pattern that freezes nothing."""
         if all(map(self.trains, paths)):
             raise no_match(self, "parameters", paths)

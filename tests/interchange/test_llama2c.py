@@ -90,7 +90,7 @@ def test_a_head_of_its_own(tmp_path):
     config, params = read_llama2c(tmp_path / "own.bin")
     assert (config.vocab_size, config.tied_head) == (3, False)
     np.testing.assert_array_equal(params["decoder"]["logits_dense"]["kernel"], numbers[-12:].reshape(3, 4).T)
-    assert build(dataclasses.replace(config), Compute(), params).head().shape == (4, 3)
+    assert build(dataclasses.replace(config), Compute(), params).head().kernel.shape == (4, 3)
 
 
 def test_other_files_are_refused(stories, tmp_path):

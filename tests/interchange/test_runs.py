@@ -5,7 +5,12 @@ import json
 import pytest
 
 from flanjax.errors import FlanjaxError
-from flanjax.interchange.runs import is_run, read_run, recipe
+from flanjax.interchange.runs import is_run, read_run, read_settings, recipe
+from flanjax.models.config import T5Config
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import model_settings
+from flanjax.tuning.lora import LoRA
+from flanjax.tuning.methods import to_settings
 
 SETTINGS = {
     "init_from": "/data/models/flan-t5-small",
@@ -46,3 +51,20 @@ def test_folders_that_are_no_run(tmp_path):
     assert is_run(tmp_path)
     with pytest.raises(FlanjaxError, match=r"config\.json: model: .*'depth'"):
         read_run(tmp_path)
+
+
+SIZES = {"vocab_size": 64, "embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        T5Config(**SIZES, num_encoder_layers=1, num_decoder_layers=2, added=(LoRA(rank=2),)),
+        DecoderConfig(**SIZES, num_layers=2, num_kv_heads=1, windowed=(True, False), added=(LoRA(rank=2),)),
+    ],
+    ids=["t5", "decoder"],
+)
+def test_a_run_knows_which_kind_of_model_it_has(model, tmp_path):
+    settings = {"model": model_settings(model), "tuning": to_settings(model.added)}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert read_settings(tmp_path)[0] == model

@@ -10,15 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flanjax.models.head import Head
 from flanjax.training.losses import LossConfig, LossConfigError, cross_entropy
 
 EMBED, VOCAB = 16, 50
 
 
-def problem(tokens=24, seed=0, dtype=np.float32):
+HEADS = {"matrix": {}, "bias": {"bias": True}, "cap": {"softcap": 1.5}, "both": {"bias": True, "softcap": 1.5}}
+
+
+def problem(tokens=24, seed=0, dtype=np.float32, *, bias=False, softcap=0.0):
     rng = np.random.default_rng(seed)
     hidden = jnp.asarray(rng.normal(size=(tokens, EMBED)), dtype)
-    head = jnp.asarray(rng.normal(size=(EMBED, VOCAB)) * 0.5, jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(EMBED, VOCAB)) * 0.5, jnp.float32)
+    head = Head(kernel, jnp.asarray(rng.normal(size=VOCAB), jnp.float32) if bias else None, softcap)
     targets = jnp.asarray(rng.integers(0, VOCAB, tokens), jnp.int32)
     weights = jnp.asarray(rng.integers(0, 2, tokens), jnp.int32)
     return hidden, head, targets, weights
@@ -26,7 +31,9 @@ def problem(tokens=24, seed=0, dtype=np.float32):
 
 def plain(hidden, head, targets, weights, config):
     """The definition, over one float32 array of all logits."""
-    logits = hidden @ head
+    logits = hidden @ head.kernel
+    logits = logits if head.bias is None else logits + head.bias
+    logits = head.softcap * jnp.tanh(logits / head.softcap) if head.softcap else logits
     on = 1 - config.label_smoothing
     off = config.label_smoothing / (VOCAB - 1)
     soft = jax.nn.one_hot(targets, VOCAB) * (on - off) + off
@@ -47,9 +54,10 @@ def value_and_gradients(function, hidden, head):
     chunk=st.integers(1, 32),
     z_loss=st.sampled_from([0.0, 1e-4, 0.1]),
     smoothing=st.sampled_from([0.0, 0.1]),
+    parts=st.sampled_from(sorted(HEADS)),
 )
-def test_any_chunk_size_equals_the_definition(tokens, chunk, z_loss, smoothing):
-    hidden, head, targets, weights = problem(tokens)
+def test_any_chunk_size_and_head_equal_the_definition(tokens, chunk, z_loss, smoothing, parts):
+    hidden, head, targets, weights = problem(tokens, **HEADS[parts])
     config = LossConfig(z_loss=z_loss, label_smoothing=smoothing, chunk_tokens=chunk)
     value, gradients = value_and_gradients(
         lambda h, w: cross_entropy(h, w, targets, weights, config).loss, hidden, head
@@ -58,14 +66,13 @@ def test_any_chunk_size_equals_the_definition(tokens, chunk, z_loss, smoothing):
         lambda h, w: plain(h, w, targets, weights, config)[0], hidden, head
     )
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
-    for got, want in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients, expected_gradients)
 
 
 def test_without_extras_it_is_optax_cross_entropy():
     hidden, head, targets, weights = problem()
     sums = cross_entropy(hidden, head, targets, weights, LossConfig(z_loss=0.0, chunk_tokens=7))
-    losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ head, targets)
+    losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ head.kernel, targets)
     np.testing.assert_allclose(sums.loss, jnp.sum(losses * weights), rtol=1e-5)
     assert sums.z_loss == 0
 
@@ -76,21 +83,21 @@ def test_sums_of_z_loss_correct_and_tokens():
     sums = cross_entropy(hidden, head, targets, weights, config)
     np.testing.assert_allclose(sums.z_loss, plain(hidden, head, targets, weights, config)[1], rtol=1e-5)
     assert sums.tokens == weights.sum()
-    assert sums.correct == jnp.sum((jnp.argmax(hidden @ head, axis=-1) == targets) * weights)
+    assert sums.correct == jnp.sum((jnp.argmax(hidden @ head.kernel, axis=-1) == targets) * weights)
 
 
 def test_a_perfect_prediction_under_smoothing_costs_nothing():
     smoothing, vocab = 0.2, 8
     probabilities = np.full(vocab, smoothing / (vocab - 1), np.float32)
     probabilities[3] = 1 - smoothing
-    head = jnp.log(probabilities)[None]
+    head = Head(jnp.log(probabilities)[None])
     config = LossConfig(z_loss=0.0, label_smoothing=smoothing)
     sums = cross_entropy(jnp.ones((1, 1)), head, jnp.array([3]), jnp.ones(1), config)
     np.testing.assert_allclose(sums.loss, 0, atol=1e-6)
 
 
 def test_the_gradient_scales_with_its_cotangent():
-    hidden, head, targets, weights = problem()
+    hidden, head, targets, weights = problem(bias=True, softcap=2.0)
     config = LossConfig()
 
     def loss(hidden, head, scale):
@@ -98,8 +105,7 @@ def test_the_gradient_scales_with_its_cotangent():
 
     once = jax.grad(loss, argnums=(0, 1))(hidden, head, 1.0)
     thrice = jax.grad(loss, argnums=(0, 1))(hidden, head, 3.0)
-    for a, b in zip(once, thrice, strict=True):
-        np.testing.assert_allclose(3 * a, b, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-6), once, thrice)
 
 
 def test_only_the_loss_carries_a_gradient():
@@ -110,7 +116,7 @@ def test_only_the_loss_carries_a_gradient():
 
 @pytest.mark.parametrize("shards", [2, 4, 8])
 def test_shards_change_the_order_of_the_sum_only(shards):
-    hidden, head, targets, weights = problem(tokens=48)
+    hidden, head, targets, weights = problem(tokens=48, bias=True, softcap=2.0)
     config = LossConfig(chunk_tokens=3)
 
     def loss(hidden, head, shards):
@@ -119,8 +125,7 @@ def test_shards_change_the_order_of_the_sum_only(shards):
     value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(hidden, head, shards)
     expected, expected_gradients = jax.value_and_grad(loss, argnums=(0, 1))(hidden, head, 1)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for got, want in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients, expected_gradients)
 
 
 def test_evaluation_computes_one_product_and_training_three():
@@ -144,17 +149,18 @@ def test_logits_of_the_whole_batch_never_exist():
     assert memory.temp_size_in_bytes < 4096 * VOCAB * 4
 
 
-def test_bfloat16_hidden_gives_bfloat16_and_float32_gradients():
-    hidden, head, targets, weights = problem(dtype=jnp.bfloat16)
+@pytest.mark.parametrize("parts", HEADS)
+def test_bfloat16_hidden_gives_bfloat16_and_float32_gradients(parts):
+    hidden, head, targets, weights = problem(dtype=jnp.bfloat16, **HEADS[parts])
     d_hidden, d_head = jax.grad(lambda h, w: cross_entropy(h, w, targets, weights, LossConfig()).loss, argnums=(0, 1))(
         hidden, head
     )
     assert d_hidden.dtype == jnp.bfloat16
-    assert d_head.dtype == jnp.float32
+    assert all(d.dtype == jnp.float32 for d in jax.tree.leaves(d_head))
     exact = jax.grad(lambda h, w: plain(h, w, targets, weights, LossConfig())[0], argnums=1)(
         hidden.astype(jnp.float32), head
     )
-    np.testing.assert_allclose(d_head, exact, atol=0.05)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.05), d_head, exact)
 
 
 def test_padding_tokens_do_not_matter():
