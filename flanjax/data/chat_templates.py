@@ -75,6 +75,10 @@ class ChatTemplate:
         decides = [self.text, sorted(self.special_tokens.items()), self.day.isoformat()]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
+    def to_json(self) -> dict[str, Any]:
+        """The arguments that make an equal one, for a file; the day is always the usual one there."""
+        return {"name": self.name, "text": self.text, "special_tokens": dict(self.special_tokens)}
+
     @property
     def marks_replies(self) -> bool:
         """Whether it says itself what the assistant writes."""

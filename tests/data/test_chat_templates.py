@@ -31,9 +31,7 @@ TEXTS = {
         "<|im_start|>assistant\n[ Hello! <|im_end|>]\n<|im_start|>user\n{{ 1 + 1 }} <b> é 日本<|im_end|>\n"
         "<|im_start|>assistant\n[<|im_end|>]\n"
     ),
-    "falcon": (
-        "System: Be brief.\nUser: Hi\nFalcon:[ Hello!</s>]\nUser: {{ 1 + 1 }} <b> é 日本\nFalcon:[ </s>]\n"
-    ),
+    "falcon": ("System: Be brief.\nUser: Hi\nFalcon:[ Hello!</s>]\nUser: {{ 1 + 1 }} <b> é 日本\nFalcon:[ </s>]\n"),
     "gemma": (
         "<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n[Hello!<end_of_turn>]\n"
         "<start_of_turn>user\n{{ 1 + 1 }} <b> é 日本<end_of_turn>\n<start_of_turn>model\n[<end_of_turn>]\n"
@@ -97,7 +95,8 @@ FOREIGN = {
     ),
     "dated": (
         "{{- bos_token }}{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}\n"
-        "{% for m in messages %}{% if loop.index > 20 %}{% break %}{% endif %}{{ m.role[:1] | upper }}: {{ m.content }}\n"
+        "{% for m in messages %}{% if loop.index > 20 %}{% break %}{% endif %}{{ m.role[:1] | upper }}: "
+        "{{ m.content }}\n"
         "{% endfor %}{% if tools is not none or documents %}no{% endif %}"
     ),
 }
@@ -112,6 +111,14 @@ def automatic(bpe_folder):
 
 def template(name, text=None, **options):
     return ChatTemplate(name=name, text=text or named_templates()[name], special_tokens=TOKENS, **options)
+
+
+def outcome(render):
+    """What a rendering gives, and how it is refused."""
+    try:
+        return render(), ""
+    except Exception as error:
+        return None, str(error)
 
 
 def marked(name, messages):
@@ -156,14 +163,11 @@ def test_transformers_renders_the_same_text(name, automatic, monkeypatch):
     for messages in ([SYSTEM, *TURNS], TURNS, TURNS[:3], TURNS[:1], [SYSTEM, *TURNS[:3], *TOOL]):
         for cue in (False, True):
             arguments = {"chat_template": ours.text, "tokenize": False, "add_generation_prompt": cue}
-            try:
-                expected = automatic.apply_chat_template(messages, **arguments)
-            except Exception as error:
-                with pytest.raises(ChatTemplateError) as refused:
-                    ours.render(messages, add_generation_prompt=cue)
-                assert str(error) in str(refused.value)
-            else:
-                assert ours.render(messages, add_generation_prompt=cue) == expected
+            expected, refusal = outcome(lambda: automatic.apply_chat_template(messages, **arguments))  # noqa: B023
+            text, reason = outcome(lambda: ours.render(messages, add_generation_prompt=cue))  # noqa: B023
+            assert text == expected
+            assert refusal in reason
+            assert bool(reason) == bool(refusal)
 
 
 @settings(max_examples=40)
@@ -197,7 +201,7 @@ def test_a_turn_that_a_format_has_no_place_for_is_refused_by_name():
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "line 1: .*does not seem to"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "line 1: .*does not seem"),
         ("{% for a in range(10**9) %}{% endfor %}", "line 1: .*Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}\n{{ f() }}", "calls itself without end"),
         ("{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "more than"),
@@ -241,5 +245,5 @@ def test_a_template_is_asked_for_by_name_by_file_or_as_the_tokenizers_own(bpe_fo
     assert find_template(str(tmp_path / "mine.jinja"), vocabulary).render(TURNS) == "Hi\n"
     with pytest.raises(ChatTemplateError, match=r"has no chat template of its own; the named ones are alpaca, chatml"):
         find_template("tokenizer", vocabulary)
-    with pytest.raises(ChatTemplateError, match="CHAT_TEMPLATE='chatm'.*'chatml'"):
+    with pytest.raises(ChatTemplateError, match=r"CHAT_TEMPLATE='chatm'.*'chatml'"):
         find_template("chatm", vocabulary)
