@@ -19,9 +19,14 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Tokenizer, processors
 
 from flanjax.data.sentencepiece_tokenizer import parse, to_tokenizer
-from flanjax.data.vocabularies import CHAT_TEMPLATE_FILE, TOKENIZER_FILE, Vocabulary, VocabularyError
+from flanjax.data.vocabularies import (
+    CHAT_TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Vocabulary,
+    VocabularyError,
+)
 
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 _BESIDE = (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE)
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
