@@ -74,6 +74,11 @@ class Lazy:
         """How many numbers."""
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole once it is read."""
+        return self.size * self.dtype.itemsize
+
     def __getitem__(self, slices: Slices) -> np.ndarray:
         return read(self, slices)
 
