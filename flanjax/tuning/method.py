@@ -99,12 +99,13 @@ class Method(abc.ABC):
           TuningError: it does not fit; the message says what does.
         """
 
-    def begin(self, params: Flat, encode: Encode) -> Flat:
+    def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The parameters that tuning begins with, by path, where they hang on the base model or its vocabulary.
 
         A pure function: a checkpoint has only what moves, and the rest is made again.
 
         Arguments:
+          model: with its methods.
           params: the base's, and the method's own as they were drawn.
           encode: of the run's vocabulary.
 
