@@ -103,6 +103,34 @@ def flan_t5_small(test_data: pathlib.Path, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> pathlib.Path:
+    """The real SmolLM2-135M-Instruct in 4 bits, downloaded once into a cache outside the repository."""
+    tool = ROOT / "tools" / "fetch_smollm2.py"
+    fetched = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=False)
+    if fetched.returncode == 3 and not os.environ.get("CI"):
+        pytest.skip(f"SmolLM2 cannot be downloaded: {fetched.stderr.strip()}")
+    assert fetched.returncode == 0, fetched.stderr
+    return pathlib.Path(fetched.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The same as a Hugging Face folder with float32 weights, made once for all workers of a session."""
+    from flanjax.interchange.folders import ModelFolderError
+    from flanjax.interchange.gguf import convert_gguf
+
+    temporary = tmp_path_factory.getbasetemp()
+    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "smollm2"
+    if not folder.exists():
+        try:
+            convert_gguf(smollm2_gguf, folder)
+        except ModelFolderError:  # the folder appears whole: another worker may have been first
+            if not folder.exists():
+                raise
+    return folder
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """In CI a test that is skipped although the real data is there counts as a failure of the session."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -7,11 +7,13 @@ are packed, on paper, with a sample of the mixture, and the ones that compute le
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 
-from flanjax.data.packing import PackingError, plan_window
+from flanjax.data.packing import PackingError, RowLengths, plan_window, row_sizes
 
+# Of an encoder-decoder's rows, and of a decoder's.
 MAX_ROW_LENGTHS = (2048, 512)
+MAX_POSITIONS = 2048
 MAX_OVERLONG_SHARE = 0.001
 # Candidates that cost so little more than the cheapest count as equal, and the smaller row is taken.
 _TIE = 1.01
@@ -22,7 +24,8 @@ _DECODER_ROOM = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 class RowCost:
     """What a row costs to compute, in encoder tokens without their attention scores.
 
-    A row of E and D tokens costs E (1 + E/A) + D (decoder_token + (D + E)/A). The defaults are near all T5 1.1 sizes:
+    A row of E and D tokens costs E (1 + E/A) + D (decoder_token + (D + E)/A), a decoder's of L positions L (1 + L/A),
+    where a token's own matrix products cost 1. The defaults are near all T5 1.1 sizes:
     a decoder token has a cross-attention and a row of logits more than an encoder token (1.1 times for XXL, 1.7 for
     small), and scores over A = 5,000 positions cost as much as all of a token's matrix products (3,600 for small).
     """
@@ -30,51 +33,56 @@ class RowCost:
     decoder_token: float = 1.5
     attention_length: float = 5000.0
 
-    def __call__(self, row_lengths: tuple[int, int]) -> float:
+    def __call__(self, row_lengths: RowLengths) -> float:
         """The cost of one row."""
-        encoder, decoder = row_lengths
-        cross = (decoder + encoder) / self.attention_length
-        return encoder * (1 + encoder / self.attention_length) + decoder * (self.decoder_token + cross)
+        first, *other = row_lengths
+        cost = first * (1 + first / self.attention_length)
+        for decoder in other:
+            cost += decoder * (self.decoder_token + (decoder + first) / self.attention_length)
+        return cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackingFigures:
     """How a sample fills rows: the padding's share of each side, and examples in a row."""
 
-    encoder_padding: float
-    decoder_padding: float
+    padding: tuple[float, ...]
     rows: int
     examples: int
 
 
 def packing_figures(
-    lengths: Int[np.ndarray, "examples 2"], row_lengths: tuple[int, int], *, window: int = 2048, pack: bool = True
+    lengths: Int[np.ndarray, "examples 2"], row_lengths: RowLengths, *, window: int = 2048, pack: bool = True
 ) -> PackingFigures:
     """Packs consecutive windows on paper, over-long examples truncated."""
     windows = [lengths[start : start + window] for start in range(0, len(lengths), window)]
     rows = sum(len(plan_window(part, row_lengths, pack=pack)) for part in windows)
-    tokens = np.minimum(lengths, np.asarray(row_lengths)).sum(axis=0, dtype=np.int64)
-    encoder, decoder = (1 - tokens / (max(rows, 1) * np.asarray(row_lengths))).tolist()
-    return PackingFigures(encoder_padding=encoder, decoder_padding=decoder, rows=rows, examples=len(lengths))
+    padding = 1 - _kept_tokens(lengths, row_lengths) / (max(rows, 1) * np.asarray(row_lengths))
+    return PackingFigures(padding=tuple(padding.tolist()), rows=rows, examples=len(lengths))
+
+
+def _kept_tokens(lengths: Int[np.ndarray, "examples 2"], row_lengths: RowLengths) -> Int64[np.ndarray, " sides"]:
+    """Tokens of all examples on each side, over-long ones cut."""
+    return np.minimum(row_sizes(lengths, row_lengths), np.asarray(row_lengths)).sum(axis=0, dtype=np.int64)
 
 
 def choose_feature_lengths(
     lengths: Int[np.ndarray, "examples 2"],
     *,
     cost: RowCost | None = None,
-    limits: tuple[int, int] = MAX_ROW_LENGTHS,
+    limits: RowLengths = MAX_ROW_LENGTHS,
     window: int = 2048,
     pack: bool = True,
-) -> tuple[int, int]:
-    """The row lengths (encoder, decoder) that compute least for an example of a mixture.
+) -> RowLengths:
+    """The row lengths that compute least for an example of a mixture: (encoder, decoder), or (positions,).
 
     Rows are long enough that at most one example in a thousand is over-long, unless that passes `limits`. Candidates
-    are multiples of 64 (of 128 above 512, of 256 above 1,024) and of 8.
+    are multiples of 64 (of 128 above 512, of 256 above 1,024) and, of a decoder side, of 8.
 
     Args:
         lengths: a sample of the mixture, at its rates, in its order.
         cost: the cost model of a row.
-        limits: the longest rows to consider.
+        limits: the longest rows to consider; of two sides, or of a decoder's one.
         window: examples packed together.
         pack: whether examples share rows at all.
 
@@ -84,16 +92,17 @@ def choose_feature_lengths(
     if not len(lengths):
         raise PackingError("feature lengths cannot be chosen from no examples: give them as numbers")
     cost = cost or RowCost()
-    needed = np.quantile(lengths, 1 - MAX_OVERLONG_SHARE / 2, axis=0, method="higher")
+    share = 1 - MAX_OVERLONG_SHARE / len(limits)
+    needed = np.quantile(row_sizes(lengths, limits), share, axis=0, method="higher")
     smallest = tuple(int(min(need, limit)) for need, limit in zip(needed, limits, strict=True))
-    candidates = _candidates(lengths, (smallest[0], smallest[1]), limits)
+    candidates = _candidates(lengths, smallest, limits)
 
-    def least(row: tuple[int, int]) -> float:
+    def least(row: RowLengths) -> float:
         # No plan has fewer rows than the tokens of the fuller side would fill.
-        tokens = np.minimum(lengths, np.asarray(row)).sum(axis=0, dtype=np.int64)
+        tokens = _kept_tokens(lengths, row)
         return cost(row) * max(1.0 if not pack else 0.0, float((tokens / np.asarray(row)).max()) / len(lengths))
 
-    costs: dict[tuple[int, int], float] = {}
+    costs: dict[RowLengths, float] = {}
     for row in sorted(candidates, key=lambda row: (least(row), row)):
         if costs and least(row) > _TIE * min(costs.values()):
             break
@@ -102,18 +111,18 @@ def choose_feature_lengths(
     return min(row for row in costs if costs[row] <= _TIE * min(costs.values()))
 
 
-def _candidates(
-    lengths: Int[np.ndarray, "examples 2"], smallest: tuple[int, int], limits: tuple[int, int]
-) -> set[tuple[int, int]]:
-    """Encoder lengths up to four times what is needed; decoder lengths from what an encoder row brings with it."""
-    found: set[tuple[int, int]] = set()
-    means = np.minimum(lengths, np.asarray(smallest)).mean(axis=0)
-    encoder = _round_up(smallest[0], 64)
-    while not found or encoder <= min(limits[0], max(4 * smallest[0], 512)):
-        for room in _DECODER_ROOM:
-            brought = room * means[1] / means[0] * encoder
-            found.add((encoder, _round_up(int(min(max(brought, smallest[1]), limits[1])), 8)))
-        encoder += 64 if encoder < 512 else 128 if encoder < 1024 else 256
+def _candidates(lengths: Int[np.ndarray, "examples 2"], smallest: RowLengths, limits: RowLengths) -> set[RowLengths]:
+    """First lengths up to four times what is needed; decoder lengths from what an encoder row brings with it."""
+    found: set[RowLengths] = set()
+    first = _round_up(smallest[0], 64)
+    while not found or first <= min(limits[0], max(4 * smallest[0], 512)):
+        if len(limits) == 1:
+            found.add((min(first, limits[0]),))
+        else:
+            means = np.minimum(lengths, np.asarray(smallest)).mean(axis=0)
+            brought = [room * means[1] / means[0] * first for room in _DECODER_ROOM]
+            found |= {(first, _round_up(int(min(max(tokens, smallest[1]), limits[1])), 8)) for tokens in brought}
+        first += 64 if first < 512 else 128 if first < 1024 else 256
     return found
 
 

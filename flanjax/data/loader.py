@@ -11,14 +11,14 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grain
 
 from flanjax.data.cache import FEATURES, CachedMixture, CachedTask, Example
-from flanjax.data.lengths import choose_feature_lengths, packing_figures
+from flanjax.data.lengths import MAX_POSITIONS, MAX_ROW_LENGTHS, choose_feature_lengths, packing_figures
 from flanjax.data.mixing import MixtureOrder, Rates, resolve_rates
-from flanjax.data.packing import Batch, Overlong, check_overlong, check_row_lengths, is_overlong, pack_rows
+from flanjax.data.packing import Batch, Layout, Overlong, RowLengths, check_overlong, check_row_lengths, is_overlong
 from flanjax.data.placeholders import NO_PROMPT, Placeholders
 from flanjax.data.report import LoaderReport, survey
 from flanjax.data.rows import ExampleStore, InOrder, RowStream
@@ -40,13 +40,16 @@ class DataConfig:
     Args:
         mixture: name of a mixture in the cache.
         cache_dir: the cache.
-        feature_lengths: tokens of a row, {"inputs": E, "targets": D}, or "auto" to choose them from the length index.
+        feature_lengths: tokens of a row, {"inputs": E, "targets": D}, or {"tokens": L} of a decoder's, or "auto" to
+            choose them from the length index.
+        layout: whose rows: "encoder_decoder", "causal", or "prefix_lm", a decoder that sees all of its inputs; None
+            for what the run's model has, an encoder-decoder's where there is no model.
         batch_rows: rows of a batch over all hosts.
         seed: chooses the order of the examples.
         rates: "mixture", a mapping of tasks to numbers, or `mixing.Proportional`.
         epochs: passes over as many examples as the mixture has, or None to go on for ever.
         window: examples planned together.
-        overlong: what becomes of examples longer than a row: "truncate" (EOS stays last), "drop" or "error".
+        overlong: what becomes of examples longer than a row: "truncate" (see `packing.truncate`), "drop" or "error".
         pack: whether examples share rows.
         examples_per_task: train on so many examples of each task, or on this part of them where it is below 1; None
             takes all. It comes before the rates: a task counts as one that has no others, and an epoch is shorter.
@@ -59,6 +62,7 @@ class DataConfig:
     mixture: str
     cache_dir: str
     feature_lengths: Literal["auto"] | Mapping[str, int] = "auto"
+    layout: Layout | None = None
     batch_rows: int
     seed: int = 0
     rates: Rates = "mixture"
@@ -74,11 +78,20 @@ class DataConfig:
             raise LoaderError(f"batch_rows={self.batch_rows}, window={self.window}: both must be 1 or more")
         check_overlong(self.overlong)
         check_selection(self.examples_per_task, self.select)
+        if self.layout is not None and self.layout not in get_args(Layout):
+            raise LoaderError(f"layout={self.layout!r}: give one of {', '.join(get_args(Layout))}")
+        if self.feature_lengths != "auto":
+            check_row_lengths(self._given_lengths())
+
+    def _given_lengths(self) -> RowLengths:
+        """Those that were given as numbers, of the rows of the layout."""
         lengths = self.feature_lengths
-        if isinstance(lengths, Mapping) and set(lengths) == set(FEATURES):
-            check_row_lengths((lengths["inputs"], lengths["targets"]))
-        elif lengths != "auto":
-            raise LoaderError(f"feature_lengths={lengths!r}: give 'auto' or {{'inputs': E, 'targets': D}}")
+        wanted = {"encoder_decoder": (FEATURES,), None: (FEATURES, ("tokens",))}.get(self.layout, (("tokens",),))
+        for names in wanted:
+            if isinstance(lengths, Mapping) and set(lengths) == set(names):
+                return tuple(lengths[name] for name in names)
+        shown = " or ".join(f"{{{', '.join(f'{name!r}: N' for name in names)}}}" for names in wanted)
+        raise LoaderError(f"feature_lengths={lengths!r}: give 'auto' or {shown}")
 
 
 class PackedBatches(Iterator[Batch]):
@@ -86,7 +99,7 @@ class PackedBatches(Iterator[Batch]):
 
     Attributes:
         mixture: the opened mixture, with all examples; its vocabulary is `mixture.vocabulary`.
-        row_lengths: (encoder, decoder) tokens of a row, given or chosen.
+        row_lengths: (encoder, decoder) tokens of a row, or (positions,) of a decoder's; given or chosen.
         report: the figures of the start-up lines.
 
     Args:
@@ -95,6 +108,7 @@ class PackedBatches(Iterator[Batch]):
         rows: the rows of a batch that this host makes, ascending; None for all.
         prefetch: batches made ahead; 0 makes them when asked.
         placeholders: positions in front of every example's inputs, for a learnt prompt.
+        longest: positions that a decoder has; no longer rows are chosen for it.
 
     Raises:
         FlanjaxError: the cache, the rates, the lengths or the hosts do not allow it, or a task has no prompt; each says
@@ -109,6 +123,7 @@ class PackedBatches(Iterator[Batch]):
         rows: Sequence[int] | None = None,
         prefetch: int = 2,
         placeholders: Placeholders = NO_PROMPT,
+        longest: int | None = None,
     ):
         self.mixture = CachedMixture.open(config.cache_dir, config.mixture, split)
         tasks = [select(task, config.examples_per_task, config.select, seed=config.seed) for task in self.mixture.tasks]
@@ -116,7 +131,7 @@ class PackedBatches(Iterator[Batch]):
         rates = resolve_rates(config.rates, [task.name for task in tasks], sizes, self.mixture.rates)
         order = MixtureOrder(sizes, rates, config.seed, config.epochs)
         store = ExampleStore(tasks, placeholders)
-        self.row_lengths = _row_lengths(config, store, sizes, rates)
+        self.row_lengths = _row_lengths(config, store, sizes, rates, longest)
         self.report = _report(config, tasks, order, store, self.row_lengths, placeholders)
         stream = RowStream(
             store,
@@ -125,6 +140,7 @@ class PackedBatches(Iterator[Batch]):
             window=config.window,
             overlong=config.overlong,
             pack=config.pack,
+            prefix_lm=config.layout == "prefix_lm",
             seed=config.seed,
         )
         self._rows = _BatchDataset(stream, config.batch_rows, rows, pad_last=False)
@@ -172,13 +188,14 @@ class PackedBatches(Iterator[Batch]):
 
 def eval_batches(
     tasks: Sequence[CachedTask],
-    row_lengths: tuple[int, int],
+    row_lengths: RowLengths,
     batch_rows: int,
     *,
     rows: Sequence[int] | None = None,
     window: int = 2048,
     overlong: Overlong = "truncate",
     pack: bool = True,
+    prefix_lm: bool = False,
     max_examples_per_task: int | None = None,
     placeholders: Placeholders = NO_PROMPT,
 ) -> Iterator[Batch]:
@@ -188,12 +205,13 @@ def eval_batches(
 
     Args:
         tasks: opened splits, `CachedMixture.open(...).tasks` say.
-        row_lengths: (encoder, decoder) tokens of a row.
+        row_lengths: (encoder, decoder) tokens of a row, or (positions,) of a decoder's.
         batch_rows: rows of a batch over all hosts.
         rows: the rows of a batch that this host makes, ascending; None for all.
         window: examples planned together.
         overlong: "truncate" or "drop".
         pack: whether examples share rows.
+        prefix_lm: whether a decoder's rows mark what is inputs.
         max_examples_per_task: take no more than the first so many of each task.
         placeholders: as `PackedBatches`.
 
@@ -205,7 +223,9 @@ def eval_batches(
     placeholders.text_room(row_lengths)
     order = InOrder([min(len(task), max_examples_per_task or len(task)) for task in tasks])
     store = ExampleStore(tasks, placeholders)
-    stream = RowStream(store, order, row_lengths, window=window, overlong=overlong, pack=pack, seed=None)
+    stream = RowStream(
+        store, order, row_lengths, window=window, overlong=overlong, pack=pack, prefix_lm=prefix_lm, seed=None
+    )
     return _finite(_prefetched(_BatchDataset(stream, batch_rows, rows, pad_last=True), 2))
 
 
@@ -226,13 +246,15 @@ def _prefetched(dataset: "_BatchDataset", batches: int) -> grain.DatasetIterator
 
 
 def _row_lengths(
-    config: DataConfig, store: ExampleStore, sizes: Sequence[int], rates: Sequence[float]
-) -> tuple[int, int]:
-    if not isinstance(config.feature_lengths, str):
-        return config.feature_lengths["inputs"], config.feature_lengths["targets"]
+    config: DataConfig, store: ExampleStore, sizes: Sequence[int], rates: Sequence[float], longest: int | None
+) -> RowLengths:
+    if config.feature_lengths != "auto":
+        return config._given_lengths()
     # A fixed seed: another seed of the run must not compile other shapes.
     sample = MixtureOrder(sizes, rates, seed=0, epochs=config.epochs).addresses(0, _SAMPLE)
-    return choose_feature_lengths(store.lengths(sample), window=config.window, pack=config.pack)
+    two = config.layout in (None, "encoder_decoder")
+    limits = MAX_ROW_LENGTHS if two else (min(longest or MAX_POSITIONS, MAX_POSITIONS),)
+    return choose_feature_lengths(store.lengths(sample), limits=limits, window=config.window, pack=config.pack)
 
 
 def _report(
@@ -240,7 +262,7 @@ def _report(
     tasks: Sequence[CachedTask],
     order: MixtureOrder,
     store: ExampleStore,
-    row_lengths: tuple[int, int],
+    row_lengths: RowLengths,
     placeholders: Placeholders,
 ) -> LoaderReport:
     text_room = placeholders.text_room(row_lengths)
@@ -300,7 +322,7 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
                 break
         batch = [self._waiting.popleft() for _ in range(dataset.batch_rows)]
         self._next = batch[-1][0]
-        return pack_rows([examples for _, examples in batch if examples is not None], dataset.stream.row_lengths)
+        return dataset.stream.batch([examples for _, examples in batch if examples is not None])
 
     def _read_window(self) -> bool:
         """Plans the next window and reads this host's rows of it, all at once; False past the last window."""

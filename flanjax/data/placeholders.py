@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32
 
-from flanjax.data.packing import PackingError
+from flanjax.data.packing import PackingError, RowLengths
 from flanjax.errors import nearest
 
 # Of an example's text at the least: a token and its EOS.
@@ -48,18 +48,19 @@ class Placeholders:
         """The inputs behind the placeholders of this prompt."""
         return np.concatenate([np.full(self.length, number, np.int32), inputs]) if self.length else inputs
 
-    def text_room(self, row_lengths: tuple[int, int]) -> tuple[int, int]:
-        """What rows leave for the text of one example on either side.
+    def text_room(self, row_lengths: RowLengths) -> RowLengths:
+        """What rows leave for the text of one example on each side.
 
         Raises:
             PackingError: nothing.
         """
         if self.length and row_lengths[0] < self.length + _TEXT:
             raise PackingError(
-                f"rows of {row_lengths[0]} input tokens have no room for a prompt of {self.length} positions and a "
-                f"text: take rows of {self.length + _TEXT} at the very least, or a shorter prompt"
+                f"rows of {row_lengths[0]} {'input ' if len(row_lengths) == 2 else ''}tokens have no room for a prompt "
+                f"of {self.length} positions and a text: take rows of {self.length + _TEXT} at the very least, or a "
+                "shorter prompt"
             )
-        return row_lengths[0] - self.length, row_lengths[1]
+        return (row_lengths[0] - self.length, *row_lengths[1:])
 
 
 NO_PROMPT = Placeholders()

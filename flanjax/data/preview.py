@@ -15,7 +15,7 @@ import numpy as np
 
 from flanjax.data.cache import Example
 from flanjax.data.lengths import choose_feature_lengths
-from flanjax.data.packing import Batch, check_row_lengths, pack_rows, plan_window, truncate
+from flanjax.data.packing import Batch, RowLengths, check_row_lengths, pack_rows, plan_window, truncate
 from flanjax.data.rendering import NumberedRow, texts_of
 from flanjax.data.tasks import Text, TextTask
 from flanjax.data.vocabularies import Vocabulary
@@ -126,7 +126,7 @@ def _encoded(
 
 
 def _row(
-    batch: Batch, number: int, examples: Sequence[_Encoded], room: tuple[int, int], vocabulary: Vocabulary
+    batch: Batch, number: int, examples: Sequence[_Encoded], room: RowLengths, vocabulary: Vocabulary
 ) -> PreviewedRow:
     """A row read back from the arrays that a model gets."""
     encoder, decoder = batch["encoder_segment_ids"][number], batch["decoder_segment_ids"][number]

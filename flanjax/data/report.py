@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flanjax.data.cache import FEATURES, CachedTask
+from flanjax.data.cache import CachedTask
 from flanjax.data.lengths import PackingFigures
-from flanjax.data.packing import Overlong, PackingError
+from flanjax.data.packing import Overlong, PackingError, RowLengths, row_sizes
 
 _LISTED_TASKS = 20
 _PART = 1 << 20
@@ -15,14 +15,13 @@ _PART = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSurvey:
-    """One task against the rows: its parts of the mixture, and its examples longer than a row on either side."""
+    """One task against the rows: its parts of the mixture, and its examples longer than a row on each side, on any."""
 
     name: str
     examples: int
     example_share: float
     token_share: float
-    overlong_inputs: int
-    overlong_targets: int
+    overlong_sides: tuple[int, ...]
     overlong: int
 
 
@@ -31,13 +30,13 @@ class LoaderReport:
     """Row lengths, padding, over-long examples and shares of a mixture.
 
     `packing` comes from the first windows of the run, as does `rows`, the rows until the data ends (None where it does
-    not); the rest comes from the whole length index. Shares are of what is trained on: tokens are counted on both
+    not); the rest comes from the whole length index. Shares are of what is trained on: tokens are counted on all
     sides, after truncation or dropping. `prompt_length` positions in front of every example's inputs are kept for a
     learnt prompt: they count in `packing`, and not as tokens of a task.
     """
 
     mixture: str
-    row_lengths: tuple[int, int]
+    row_lengths: RowLengths
     prompt_length: int
     chosen: bool
     overlong: Overlong
@@ -48,20 +47,22 @@ class LoaderReport:
 
     def lines(self) -> list[str]:
         """The start-up lines."""
-        encoder, decoder = self.row_lengths
         examples = sum(task.examples for task in self.tasks)
+        size, padding = f"{self.row_lengths[0]}", f"{self.packing.padding[0]:.1%}"
+        if len(self.row_lengths) == 2:
+            size = f"{size} input and {self.row_lengths[1]} target"
+            padding = f"{padding} of inputs, {self.packing.padding[1]:.1%} of targets"
         origin = "chosen from the lengths" if self.chosen else "as given"
         lines = [
             f"mixture {self.mixture}: {len(self.tasks)} tasks, {examples:,} examples",
-            f"rows of {encoder} input and {decoder} target tokens ({origin}), "
-            f"{self.packing.examples / max(self.packing.rows, 1):.1f} examples in a row; padding "
-            f"{self.packing.encoder_padding:.1%} of inputs, {self.packing.decoder_padding:.1%} of targets",
+            f"rows of {size} tokens ({origin}), {self.packing.examples / max(self.packing.rows, 1):.1f} examples in a "
+            f"row; padding {padding}",
             overlong_line(self.tasks, self.overlong) or "no example is longer than a row",
         ]
         if self.prompt_length:
             lines.append(
-                f"a prompt of {self.prompt_length} positions is in front of every example's inputs; it counts as input "
-                "tokens of a row, and is no padding"
+                f"a prompt of {self.prompt_length} positions is in front of every example's inputs; it takes its part "
+                "of a row, and is no padding"
             )
         if self.rows is not None:
             lines.append(
@@ -87,16 +88,15 @@ def overlong_line(tasks: Sequence[TaskSurvey], policy: Overlong) -> str:
     overlong = sum(task.overlong for task in tasks)
     if not overlong:
         return ""
-    sides = [sum(getattr(task, f"overlong_{name}") for task in tasks) for name in FEATURES]
     done = {"truncate": "truncated", "drop": "dropped"}.get(policy, policy)
-    return (
-        f"{overlong:,} examples ({overlong / sum(task.examples for task in tasks):.2%}) are longer than a row and are "
-        f"{done}: {sides[0]:,} by inputs, {sides[1]:,} by targets"
-    )
+    line = f"{overlong:,} examples ({overlong / sum(task.examples for task in tasks):.2%}) are longer than a row"
+    sides = [sum(counts) for counts in zip(*(task.overlong_sides for task in tasks), strict=True)]
+    by_side = f": {sides[0]:,} by inputs, {sides[1]:,} by targets" if len(sides) == 2 else ""
+    return f"{line} and are {done}{by_side}"
 
 
 def survey(
-    tasks: Sequence[CachedTask], shares: Sequence[float] | np.ndarray, row_lengths: tuple[int, int], policy: Overlong
+    tasks: Sequence[CachedTask], shares: Sequence[float] | np.ndarray, row_lengths: RowLengths, policy: Overlong
 ) -> tuple[TaskSurvey, ...]:
     """Counts every task of the mixture against the room that a row has for a text; tasks with no share are left out.
 
@@ -115,39 +115,41 @@ def survey(
             examples=len(task),
             example_share=share,
             token_share=weight / max(total, 1e-9),
-            overlong_inputs=counts[0],
-            overlong_targets=counts[1],
-            overlong=counts[2],
+            overlong_sides=counts[:-1],
+            overlong=counts[-1],
         )
         for task, share, counts, weight in found
     )
 
 
-def _count(task: CachedTask, row_lengths: tuple[int, int], policy: Overlong) -> tuple[tuple[int, int, int], int]:
-    """((over-long inputs, targets, either), tokens that are kept); by parts, the index may be larger than memory."""
-    counts, tokens = np.zeros(3, dtype=np.int64), 0
+def _count(task: CachedTask, row_lengths: RowLengths, policy: Overlong) -> tuple[tuple[int, ...], int]:
+    """((over-long on each side, on any), tokens that are kept); by parts, the index may be larger than memory."""
+    counts, tokens = np.zeros(len(row_lengths) + 1, dtype=np.int64), 0
     limits = np.asarray(row_lengths)
     for start in range(0, len(task), _PART):
-        lengths = np.asarray(task.lengths[start : start + _PART])
-        over = lengths > limits
-        either = over.any(axis=1)
-        if policy == "error" and either.any():
-            _refuse(task, start + int(np.argmax(either)), row_lengths)
-        counts += [*over.sum(axis=0), either.sum()]
-        kept = lengths[~either] if policy == "drop" else np.minimum(lengths, limits)
+        sizes = row_sizes(task.lengths[start : start + _PART], row_lengths)
+        over = sizes > limits
+        any_side = over.any(axis=1)
+        if policy == "error" and any_side.any():
+            _refuse(task, start + int(np.argmax(any_side)), row_lengths)
+        counts += [*over.sum(axis=0), any_side.sum()]
+        kept = sizes[~any_side] if policy == "drop" else np.minimum(sizes, limits)
         tokens += int(kept.sum(dtype=np.int64))
-    inputs, targets, overlong = counts.tolist()
-    if policy == "drop" and overlong == len(task):
+    if policy == "drop" and counts[-1] == len(task):
         raise PackingError(
-            f"all {overlong} examples of task {task.name!r} are longer than rows of {row_lengths} and would be "
-            f"dropped: take longer rows or overlong='truncate', or leave the task out"
+            f"all {counts[-1]} examples of task {task.name!r} are longer than rows of {_shown(row_lengths)} and would "
+            "be dropped: take longer rows or overlong='truncate', or leave the task out"
         )
-    return (inputs, targets, overlong), tokens
+    return tuple(counts.tolist()), tokens
 
 
-def _refuse(task: CachedTask, index: int, row_lengths: tuple[int, int]) -> None:
+def _refuse(task: CachedTask, index: int, row_lengths: RowLengths) -> None:
     inputs, targets = task.lengths[index].tolist()
     raise PackingError(
         f"example {index} of task {task.name!r} has {inputs} input and {targets} target tokens, a row has room for "
-        f"{row_lengths}: take longer rows, or overlong='truncate' or 'drop'"
+        f"{_shown(row_lengths)}: take longer rows, or overlong='truncate' or 'drop'"
     )
+
+
+def _shown(row_lengths: RowLengths) -> RowLengths | int:
+    return row_lengths if len(row_lengths) == 2 else row_lengths[0] + 1  # whose last token is a target alone

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from flanjax.data.cache import CachedTask, Example
-from flanjax.data.packing import Overlong, is_overlong, plan_window, truncate
+from flanjax.data.packing import Batch, Overlong, RowLengths, is_overlong, pack_rows, plan_window, truncate
 from flanjax.data.placeholders import NO_PROMPT, Placeholders
 from flanjax.data.shuffling import hash64, permute
 
@@ -40,7 +40,7 @@ class InOrder:
 class ExampleStore:
     """Lengths and examples of many tasks by address, each task asked once for all it has to give.
 
-    Both are with the placeholders of a prompt in front of the inputs, where there is one.
+    Both are with the placeholders of a prompt in front of the inputs, where there is one; it is the text that is cut.
     """
 
     def __init__(self, tasks: Sequence[CachedTask], placeholders: Placeholders = NO_PROMPT):
@@ -56,14 +56,14 @@ class ExampleStore:
         result[:, 0] += self._placeholders.length
         return result
 
-    def read(self, addresses: Int64[np.ndarray, "examples 2"]) -> list[Example]:
-        """The examples, in this order."""
+    def read(self, addresses: Int64[np.ndarray, "examples 2"], row_lengths: RowLengths) -> list[Example]:
+        """The examples, in this order, cut to what fits such rows."""
         found: dict[int, Example] = {}
+        room = self._placeholders.text_room(row_lengths)
         for task, positions in _by_task(addresses):
-            examples = [
-                replace(example, inputs=self._placeholders.before(example.inputs, self._numbers[task]))
-                for example in self._tasks[task].read(addresses[positions, 1])
-            ]
+            cut = [truncate(example, room) for example in self._tasks[task].read(addresses[positions, 1])]
+            number = self._numbers[task]
+            examples = [replace(x, inputs=self._placeholders.before(x.inputs, number)) for x in cut]
             found.update(zip(positions.tolist(), examples, strict=True))
         return [found[position] for position in range(len(addresses))]
 
@@ -80,10 +80,11 @@ class RowStream:
     Args:
         store: where the addresses lead.
         order: the order of the examples.
-        row_lengths: tokens of a row's two sides.
+        row_lengths: of a row's two sides, or of its only one.
         window: examples planned together.
         overlong: "drop" leaves over-long examples out; otherwise they are truncated when read.
         pack: whether examples share rows.
+        prefix_lm: whether a decoder's rows mark what is inputs.
         seed: shuffles the rows of each window, which are planned longest first; None leaves them.
     """
 
@@ -91,11 +92,12 @@ class RowStream:
         self,
         store: ExampleStore,
         order: Order,
-        row_lengths: tuple[int, int],
+        row_lengths: RowLengths,
         *,
         window: int,
         overlong: Overlong,
         pack: bool,
+        prefix_lm: bool,
         seed: int | None,
     ):
         self.row_lengths = row_lengths
@@ -104,6 +106,7 @@ class RowStream:
         self._window = window
         self._overlong = overlong
         self._pack = pack
+        self._prefix_lm = prefix_lm
         self._seed = seed
 
     def rows(self, window: int) -> list[Int64[np.ndarray, "examples 2"]] | None:
@@ -125,6 +128,10 @@ class RowStream:
         """The examples of rows, cut to the row's lengths."""
         if not rows:
             return []
-        examples = [truncate(example, self.row_lengths) for example in self._store.read(np.concatenate(rows))]
+        examples = self._store.read(np.concatenate(rows), self.row_lengths)
         ends = np.cumsum([len(row) for row in rows]).tolist()
         return [examples[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+    def batch(self, rows: Sequence[Sequence[Example]]) -> Batch:
+        """The arrays of these rows."""
+        return pack_rows(rows, self.row_lengths, prefix_lm=self._prefix_lm)

@@ -43,6 +43,10 @@ class Addition(Protocol):
     def prompt_tasks(self) -> tuple[str, ...]:
         """The tasks that have a prompt of their own, number 0 first; none where one prompt serves all."""
 
+    @property
+    def prefix_length(self) -> int:
+        """Learnt keys that stand before every text in the attention of a decoder; 0 for none."""
+
     def prompt(self, model: Any) -> Any:
         """The prompt of the first stack, a `flanjax.models.prompts.Prompt`, where `prompt_length` is not 0."""
 
@@ -79,6 +83,11 @@ class Extensible:
     def prompt_length(self) -> int:
         """Positions of a learnt prompt, which the first ones of every example are kept for."""
         return sum(addition.prompt_length for addition in self.added)
+
+    @property
+    def prefix_length(self) -> int:
+        """Learnt keys that stand before every text in the attention of a decoder, which positions count."""
+        return sum(addition.prefix_length for addition in self.added)
 
     @property
     def prompt_tasks(self) -> tuple[str, ...]:

@@ -54,10 +54,11 @@ from flanjax.sharding.rules import constrain
 
 
 class Cache(NamedTuple):
-    """Keys (rotated) and values of one decoding, stacked over layers; see `Decoder.start_cache`."""
+    """Keys (rotated) and values of one decoding, stacked over layers; see `Decoder.start_cache` and `prefill`."""
 
     keys: Float[Array, "layers batch max_length kv_heads head_dim"]
     values: Float[Array, "layers batch max_length kv_heads head_dim"]
+    starts: Int[Array, " batch"]  # where each row's text begins; what lies before is padding
 
 
 class Context(NamedTuple):
@@ -165,14 +166,14 @@ class DecoderOnlyLayer(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "batch length embed"], dropout: Dropout, context: Context, windowed: Bool[Array, ""]
-    ) -> Float[Array, "batch length embed"]:
-        """The residual stream after this layer."""
+    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
+        """The residual stream after this layer, and its keys and values [batch, length, kv_heads, head_dim]."""
         h = self.pre_self_attention_layer_norm(x)
         k, v = self.self_attention.keys_and_values(h, context.angles, dropout.at("self"))
         # A weight mask that is the same for every query scales the values, as in `MultiHeadAttention`.
         v = dropout.at("weights")(v, broadcast_axis=-1)
         attended = self.self_attention.attend(h, k, v, context.of_layer(windowed), dropout.at("self"))
-        return self._rest(x, h, attended, dropout)
+        return self._rest(x, h, attended, dropout), (k, v)
 
     def step(
         self,
@@ -245,17 +246,33 @@ class DecoderStack(nnx.Module):
     ) -> Float[Array, "batch length embed"]:
         """Embedded tokens to the decoder's output."""
         layers = with_prefixes(self.layers, self.prefix)
-        prefix = _prefix_length(layers)
-        positions = positions + prefix
-        context = self._context(segments, positions, bidirectional, prefix)
+        context = self._context(segments, positions, bidirectional)
 
         def body(x: Array, layer_and_index: tuple[DecoderOnlyLayer, Array, Array]) -> tuple[Array, None]:
             layer, index, windowed = layer_and_index
-            return constrain(layer(x, drop.at(index), context, windowed), "batch", None, None), None
+            return constrain(layer(x, drop.at(index), context, windowed)[0], "batch", None, None), None
 
         x = constrain(drop.at("embedding")(self.enter(x, positions)), "batch", None, None)
         x, _ = over_layers(body, x, (layers, layer_numbers(layers), self._windowed()), compute)
         return self.decoder_norm(x)
+
+    def prefill(
+        self,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        bidirectional: Num[Array, "batch length"] | None,
+        compute: Compute,
+    ) -> tuple[Array, Array]:
+        """Keys and values of every layer, [layers, batch, length, kv_heads, head_dim], for embedded tokens."""
+        context, layers = self._context(segments, positions, bidirectional), with_prefixes(self.layers, self.prefix)
+
+        def body(x: Array, layer_and_windowed: tuple[DecoderOnlyLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
+            layer, windowed = layer_and_windowed
+            x, keys_and_values = layer(x, NO_DROPOUT, context, windowed)
+            return constrain(x, "batch", None, None), keys_and_values
+
+        return over_layers(body, self.enter(x, positions), (layers, self._windowed()), compute)[1]
 
     def _windowed(self) -> Bool[Array, " layers"]:
         return jnp.asarray(self.config.window_of_layers)
@@ -265,7 +282,6 @@ class DecoderStack(nnx.Module):
         segments: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
         bidirectional: Array | None,
-        prefix: int,
     ) -> Context:
         config = self.config
         masks = functools.partial(segment_mask, segments, segments, causal=True, bidirectional=bidirectional)
@@ -273,30 +289,29 @@ class DecoderStack(nnx.Module):
         angles = None
         if config.positions == "rotary":
             same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None]
-            angles = rotary_angles(config, positions, same.sum(axis=-1) + prefix)
-        bias, windowed_bias = _prefix_biases(config, positions, prefix)
+            angles = rotary_angles(config, positions, same.sum(axis=-1) + config.prefix_length)
+        prefix_bias, windowed_prefix_bias = _prefix_biases(config, positions)
         return Context(
             mask=mask,
             windowed_mask=masks(window=config.window) if config.window else mask,
             bias=alibi_bias(rows, rows, config.num_heads) if config.positions == "alibi" else None,
             angles=angles,
-            prefix_bias=bias,
-            windowed_prefix_bias=windowed_bias,
+            prefix_bias=prefix_bias,
+            windowed_prefix_bias=windowed_prefix_bias,
         )
 
     def step(
         self, x: Float[Array, "batch 1 embed"], position: Int[Array, ""], cache: Cache, compute: Compute
     ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
         """The decoder's output at one position, and the cache with that position's keys and values in it."""
-        config, layers = self.config, with_prefixes(self.layers, self.prefix)
-        prefix = _prefix_length(layers)
-        keys, here = jnp.arange(cache.keys.shape[2]), position[None, None] + prefix
-        prefix_bias, windowed_prefix_bias = _prefix_biases(config, here, prefix)
-        mask = (keys <= position)[None, None, None]
+        config, layers, prefix = self.config, with_prefixes(self.layers, self.prefix), self.config.prefix_length
+        columns, here = jnp.arange(cache.keys.shape[2]), (position - cache.starts)[:, None] + prefix
+        mask = ((columns <= position) & (columns >= cache.starts[:, None]))[:, None, None]
+        prefix_bias, windowed_prefix_bias = _prefix_biases(config, here)
         context = Context(
             mask=mask,
-            windowed_mask=mask & (keys > position - config.window) if config.window else mask,
-            bias=alibi_bias(position[None], keys, config.num_heads) if config.positions == "alibi" else None,
+            windowed_mask=mask & (columns > position - config.window) if config.window else mask,
+            bias=alibi_bias(position[None], columns, config.num_heads) if config.positions == "alibi" else None,
             angles=rotary_angles(config, here, here + 1) if config.positions == "rotary" else None,
             prefix_bias=prefix_bias,
             windowed_prefix_bias=windowed_prefix_bias,
@@ -307,21 +322,18 @@ class DecoderStack(nnx.Module):
             return layer.step(x, (keys, values), position, context, windowed)
 
         # The loop only reads the cache; one write afterwards stays in place, where returning it would copy all.
-        x, new = over_layers(body, self.enter(x, here), (layers, self._windowed(), *cache), compute)
+        old = (cache.keys, cache.values)
+        x, new = over_layers(body, self.enter(x, here), (layers, self._windowed(), *old), compute)
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
-        return self.decoder_norm(x), Cache(*(update(c, n) for c, n in zip(cache, new, strict=True)))
-
-
-def _prefix_length(layers: DecoderOnlyLayer) -> int:
-    """Positions before every text that keys of a prefix take."""
-    prefix = layers.self_attention.prefix
-    return 0 if prefix is None else prefix.length
+        keys, values = (update(c, n) for c, n in zip(old, new, strict=True))
+        return self.decoder_norm(x), Cache(keys, values, cache.starts)
 
 
 def _prefix_biases(
-    config: DecoderConfig, positions: Int[Array, "batch queries"], length: int
+    config: DecoderConfig, positions: Int[Array, "batch queries"]
 ) -> tuple[Float[Array, "batch #heads queries prefix"] | None, Float[Array, "batch #heads queries prefix"] | None]:
     """The bias of a prefix's keys, in layers without and with the window; it leaves a window as earlier tokens do."""
+    length = config.prefix_length
     if not length:
         return None, None
     alibi = alibi_bias_of_prefix(positions, length, config.num_heads) if config.positions == "alibi" else None
@@ -361,6 +373,19 @@ class Decoder(nnx.Module):
         prompt = self.decoder.prompt
         return x if prompt is None else insert_prompts(x, prompt(), tokens, offsets, segments)
 
+    def _enter(
+        self,
+        tokens: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
+    ) -> tuple[Float[Array, "batch length embed"], Int[Array, "batch length"]]:
+        """Embedded tokens, and where each stands behind the prefix in its segment."""
+        offsets = positions_in_segments(segment_ids)
+        positions = jnp.where(
+            segment_ids == 0, 0, offsets if positions is None else positions
+        )  # however long padding is
+        return self._embed(tokens, offsets, segment_ids), positions + self.config.prefix_length
+
     def decode(
         self,
         input_tokens: Int[Array, "batch length"],
@@ -375,11 +400,8 @@ class Decoder(nnx.Module):
         `positions` count from the start of each segment unless they are given; `bidirectional` is 1 on the tokens of
         a prefix that see each other.
         """
-        offsets = positions_in_segments(segment_ids)
-        positions = offsets if positions is None else positions
-        positions = jnp.where(segment_ids == 0, 0, positions)  # however long the padding is
+        x, positions = self._enter(input_tokens, segment_ids, positions)
         drop = Dropout(self.config.dropout_rate, dropout_key).at("decoder")
-        x = self._embed(input_tokens, offsets, segment_ids)
         return self.decoder(x, segment_ids, positions, bidirectional, drop, self.compute)
 
     def __call__(
@@ -410,36 +432,64 @@ class Decoder(nnx.Module):
         """An empty cache for `batch` rows of `max_length` positions; a row is one text, not a packed row.
 
         Raises:
-          ModelConfigError: the length is beyond a learned table, or beyond where `dynamic` scaling would turn the keys
-            that are already in the cache anew.
+          ModelConfigError: as `require_positions`.
         """
         config = self.config
-        reached = max_length + _prefix_length(with_prefixes(self.decoder.layers, self.decoder.prefix))
-        if config.positions == "learned" and reached > config.max_positions:
-            raise ModelConfigError(
-                f"a cache of {reached} positions: the model has learned {config.max_positions} (max_positions)"
-            )
-        dynamic = config.positions == "rotary" and config.rotary.scaling == "dynamic"
-        if dynamic and reached > config.rotary.original_max_positions:
-            raise ModelConfigError(
-                f"a cache of {max_length} positions: dynamic scaling changes the angles of all positions with every "
-                f"token after {config.rotary.original_max_positions}; decode at most so many, or use yarn or linear"
-            )
+        require_positions(config, max_length)
         shape = (config.num_layers, batch, max_length, config.num_kv_heads, config.head_dim)
         empty = jnp.zeros(shape, self.compute.jax_dtype)
-        return Cache(empty, empty)
+        return Cache(empty, empty, jnp.zeros(batch, jnp.int32))
+
+    def prefill(
+        self,
+        tokens: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"],
+        max_length: int,
+        *,
+        bidirectional: Num[Array, "batch length"] | None = None,
+    ) -> Cache:
+        """A cache of `max_length` positions that holds these texts, one a row, each computed in one pass.
+
+        Texts of different lengths end together, with padding (segment 0) before them: `[0, 0, 5, 6]` and
+        `[7, 8, 9, 4]` both go on at position 4. Whether the longest fits, ask `require_positions` before.
+        """
+        x, positions = self._enter(tokens, segment_ids, None)
+        kept = self.decoder.prefill(x, segment_ids, positions, bidirectional, self.compute)
+        room = (0, max_length - tokens.shape[1])
+        keys, values = (jnp.pad(x, ((0, 0), (0, 0), room, (0, 0), (0, 0))) for x in kept)
+        return Cache(keys, values, jnp.argmax(segment_ids != 0, axis=1).astype(jnp.int32))
 
     def decode_step(
         self, tokens: Int[Array, " batch"], position: Int[Array, ""], cache: Cache
     ) -> tuple[Float[Array, "batch embed"], Cache]:
-        """One position for every row: `tokens` enter at `position`, 0 first.
+        """One position for every row: `tokens` enter at `position`, 0 first, or the first that `prefill` left.
 
         Returns what `decode` gives at that position, and the cache for the next one.
         """
         tokens = tokens[:, None]
-        x = self._embed(tokens, jnp.full_like(tokens, position), jnp.ones_like(tokens))
+        x = self._embed(tokens, (position - cache.starts)[:, None], jnp.ones_like(tokens))
         hidden, cache = self.decoder.step(x, jnp.asarray(position), cache, self.compute)
         return hidden[:, 0], cache
+
+
+def require_positions(config: DecoderConfig, length: int) -> None:
+    """Refuses a text that a decoding with a cache cannot hold.
+
+    Raises:
+      ModelConfigError: it is beyond a learned table, or beyond where `dynamic` scaling would turn the keys that are
+        already in the cache anew.
+    """
+    length += config.prefix_length
+    if config.positions == "learned" and length > config.max_positions:
+        raise ModelConfigError(
+            f"a cache of {length} positions: the model has learned {config.max_positions} (max_positions)"
+        )
+    dynamic = config.positions == "rotary" and config.rotary.scaling == "dynamic"
+    if dynamic and length > config.rotary.original_max_positions:
+        raise ModelConfigError(
+            f"a cache of {length} positions: dynamic scaling changes the angles of all positions with every token "
+            f"after {config.rotary.original_max_positions}; decode at most so many, or use yarn or linear"
+        )
 
 
 @functools.cache

@@ -138,7 +138,7 @@ def _yarn_ramp(rotary: Rotary, dim: int) -> np.ndarray:
     return np.clip((np.arange(dim // 2, dtype=np.float32) - low) / np.float32(width), 0, 1)
 
 
-def _frequencies(rotary: Rotary, dim: int) -> np.ndarray:
+def rotary_frequencies(rotary: Rotary, dim: int) -> np.ndarray:
     """Radians a position for each pair, without what depends on the length of the text."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     frequencies = (1 / np.float32(rotary.theta) ** exponents).astype(np.float32)
@@ -163,7 +163,7 @@ def rotary_angles(
     `text_lengths` is how long the text of each position is; only `dynamic` scaling depends on it.
     """
     rotary, dim = config.rotary, config.rotary_dim
-    frequencies = jnp.asarray(_frequencies(rotary, dim))
+    frequencies = jnp.asarray(rotary_frequencies(rotary, dim))
     if rotary.scaling == "dynamic":
         lengths = jnp.maximum(text_lengths, rotary.original_max_positions).astype(jnp.float32)
         growth = rotary.factor * lengths / rotary.original_max_positions - (rotary.factor - 1)

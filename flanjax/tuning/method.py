@@ -62,6 +62,11 @@ class Method(abc.ABC):
         """The tasks that have a prompt of their own."""
         return ()
 
+    @property
+    def prefix_length(self) -> int:
+        """Positions of a learnt prefix before every text of a decoder."""
+        return 0
+
     def prompt(self, model: ModelConfig) -> Prompt:
         """The prompt of a method that has a `prompt_length`.
 

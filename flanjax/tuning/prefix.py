@@ -68,6 +68,11 @@ class PrefixTuning(Method):
             )
         check_pattern(self, "attentions")
 
+    @property
+    def prefix_length(self) -> int:
+        """The `length`."""
+        return self.length
+
     def attach(self, layer: nnx.Module, path: str) -> None:
         """Puts a prefix into every attention that matches, where no network makes it."""
         for _, module in matching(layer, path, self.attentions, Attention):

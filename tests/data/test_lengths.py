@@ -21,17 +21,17 @@ def test_super_ni_rows_are_cheaper_than_rows_of_habit(super_ni_lengths: dict[str
     for needed in ((chosen[0], 256), (2048, 512), (2048, 128)):
         assert cost_per_example(lengths, chosen) < cost_per_example(lengths, needed)
     figures = packing_figures(lengths, chosen)
-    assert figures.encoder_padding < 0.02
+    assert figures.padding[0] < 0.02
     habit = packing_figures(lengths, (chosen[0], 256))
-    assert figures.decoder_padding < habit.decoder_padding - 0.1
+    assert figures.padding[1] < habit.padding[1] - 0.1
 
 
 def test_both_sides_are_filled_where_lengths_allow() -> None:
     random = np.random.default_rng(0)
     lengths = np.stack([random.integers(10, 70, 4096), random.integers(10, 70, 4096)], axis=1)
     figures = packing_figures(lengths, choose_feature_lengths(lengths))
-    assert figures.encoder_padding < 0.12
-    assert figures.decoder_padding < 0.12
+    assert figures.padding[0] < 0.12
+    assert figures.padding[1] < 0.12
 
 
 @settings(max_examples=15, deadline=None)
@@ -61,8 +61,8 @@ def test_limits_hold_against_long_examples() -> None:
 def test_figures_of_two_rows() -> None:
     figures = packing_figures(np.array([(6, 1), (4, 1), (9, 2)]), (10, 4))
     assert (figures.rows, figures.examples) == (2, 3)
-    assert figures.encoder_padding == pytest.approx(1 - 19 / 20)
-    assert figures.decoder_padding == pytest.approx(1 - 4 / 8)
+    assert figures.padding[0] == pytest.approx(1 - 19 / 20)
+    assert figures.padding[1] == pytest.approx(1 - 4 / 8)
 
 
 def test_no_examples() -> None:

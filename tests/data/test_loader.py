@@ -207,8 +207,8 @@ SMALL = {"inputs": 10, "targets": 4}
 def test_overlong_examples_are_truncated_and_counted(config: Callable[..., DataConfig]) -> None:
     batches = PackedBatches(config(feature_lengths=SMALL, epochs=1, batch_rows=1))
     over = [[(i > 10, t > 4) for i, t in lengths] for lengths in TASKS.values()]
-    assert [task.overlong_inputs for task in batches.report.tasks] == [sum(i for i, _ in task) for task in over]
-    assert [task.overlong_targets for task in batches.report.tasks] == [sum(t for _, t in task) for task in over]
+    assert [task.overlong_sides[0] for task in batches.report.tasks] == [sum(i for i, _ in task) for task in over]
+    assert [task.overlong_sides[1] for task in batches.report.tasks] == [sum(t for _, t in task) for task in over]
     taken = list(batches)
     assert examples_of(taken) == EVERYTHING
     for batch in taken:
@@ -269,7 +269,7 @@ def test_padding_reported_is_padding_met(
     report = batches.report
     taken = list(batches)
     assert report.packing.rows == len(taken)
-    for side, padding in (("encoder", report.packing.encoder_padding), ("decoder", report.packing.decoder_padding)):
+    for side, padding in (("encoder", report.packing.padding[0]), ("decoder", report.packing.padding[1])):
         assert padding == pytest.approx(np.mean([batch[f"{side}_segment_ids"] == 0 for batch in taken]))
 
 

@@ -11,7 +11,6 @@ from flanjax.data.packing import (
     check_overlong,
     check_row_lengths,
     is_overlong,
-    pack_row,
     pack_rows,
     plan_window,
     truncate,
@@ -25,8 +24,8 @@ def example(inputs: list[int], targets: list[int]) -> Example:
 
 
 def test_the_worked_example() -> None:
-    row = pack_row([example([5, 6, 1], [8, 1]), example([7, 1], [9, 4, 1])], 6, 6)
-    assert {name: values.tolist() for name, values in row.items()} == {
+    row = pack_rows([[example([5, 6, 1], [8, 1]), example([7, 1], [9, 4, 1])]], (6, 6))
+    assert {name: values[0].tolist() for name, values in row.items()} == {
         "encoder_input_tokens": [5, 6, 1, 7, 1, 0],
         "encoder_segment_ids": [1, 1, 1, 2, 2, 0],
         "encoder_positions": [0, 1, 2, 0, 1, 0],
@@ -71,7 +70,7 @@ def test_rows_unpack_to_their_examples(batch: list[list[tuple[list[int], list[in
 
 def test_target_tokens_without_weight_are_read_and_not_learnt() -> None:
     weighted = Example(inputs=np.array([5, 1]), targets=np.array([8, 9, 1]), target_weights=np.array([1, 0, 1]))
-    row = pack_row([example([7, 1], [4, 1]), weighted], 6, 6)
+    row = {name: values[0] for name, values in pack_rows([[example([7, 1], [4, 1]), weighted]], (6, 6)).items()}
     assert row["decoder_target_tokens"].tolist() == [4, 1, 8, 9, 1, 0]
     assert row["decoder_input_tokens"].tolist() == [0, 4, 0, 8, 9, 0]
     assert row["decoder_loss_weights"].tolist() == [1, 1, 1, 0, 1, 0]

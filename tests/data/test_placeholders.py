@@ -95,7 +95,7 @@ def test_what_is_cut_is_the_text(config: Callable[..., DataConfig]) -> None:
     dropped = PackedBatches(config(**small, overlong="drop"), placeholders=EACH)
     assert [text for _, _, text in examples_of(dropped)] == [text for _, _, text in EXPECTED if len(text) <= 6]
     surveyed = dropped.report.tasks
-    assert sum(task.overlong_inputs for task in surveyed) == sum(len(text) > 6 for _, _, text in EXPECTED)
+    assert sum(task.overlong_sides[0] for task in surveyed) == sum(len(text) > 6 for _, _, text in EXPECTED)
     with pytest.raises(PackingError, match="a row has room for"):
         PackedBatches(config(**small, overlong="error"), placeholders=EACH)
 
