@@ -25,7 +25,7 @@ from flanjax.data.packing import Layout, RowLengths
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.provenance import Request, is_current
 from flanjax.data.report import overlong_line, survey
-from flanjax.data.vocabularies import MODEL_FILE, SentencePieces, Vocabulary, VocabularySource
+from flanjax.data.vocabularies import CHAT_TEMPLATE_FILE, MODEL_FILE, SentencePieces, Vocabulary, VocabularySource
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
@@ -75,6 +75,7 @@ class Run:
       tasks: task modules and their options.
       task_seed: of all that tasks draw; the order of rows has a seed of its own, so that runs that differ in it share a
         cache.
+      chat_template: makes the text of every example (`flanjax.data.chat_templates.find_template`); None for none.
       on_bad_row: what a malformed row of theirs does: "error", or "skip", which counts it.
       export_to: a Hugging Face folder written when the run is whole; None writes none.
     """
@@ -92,6 +93,7 @@ class Run:
     task_seed: int = 0
     on_bad_row: str = "error"
     vocabulary: VocabularySource
+    chat_template: str | None = None
     data: DataConfig
     loss: LossConfig
     optimizer: OptimizerConfig
@@ -378,7 +380,13 @@ def _check_methods(run: Run, notice: Callable[[str], None]) -> None:
 def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> None:
     """Has the mixtures written that are missing, damaged, or made from something else than the run asks for."""
     config = run.evaluation
-    request = Request(tasks=run.tasks, vocabulary=run.vocabulary, seed=run.task_seed, splits=("train", config.split))
+    request = Request(
+        tasks=run.tasks,
+        vocabulary=run.vocabulary,
+        seed=run.task_seed,
+        splits=("train", config.split),
+        chat_template=run.chat_template,
+    )
     needed = {run.data.mixture: ["train"]}
     for mixture in config.mixtures:
         needed.setdefault(mixture, []).append(config.split)
@@ -504,7 +512,11 @@ def _settings(
     settings["base"], settings["adapter"] = base, adapter
     vocabulary = batches.mixture.vocabulary
     settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
+    template = batches.mixture.chat_template
+    settings["chat_template"] = template and {"name": template.name, "identity": template.identity}
     # What decides nothing is left out, as a run from before there was a choice has none.
+    if template is None:
+        del settings["chat_template"]
     if run.data.examples_per_task is None:
         del settings["data"]["select"]
     if run.data.layout == "encoder_decoder":
@@ -543,6 +555,8 @@ def describe(prepared: Prepared, operative_config: str, parameters: str) -> None
     write_whole(folder / "config.gin", operative_config)
     write_whole(folder / "parameters.txt", parameters)
     prepared.vocabulary.save(folder / VOCABULARY)
+    if template := prepared.batches.mixture.chat_template:
+        write_whole(folder / VOCABULARY / CHAT_TEMPLATE_FILE, template.text)  # the tokenizer's own, from now on
     # Last: where it is, the others are.
     write_whole(folder / SETTINGS, prepared.settings.to_json(indent=1) + "\n")
 
