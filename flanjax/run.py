@@ -34,6 +34,7 @@ from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run
+from flanjax.interchange.stored import place
 from flanjax.interchange.t5x_files import open_checkpoint
 from flanjax.interchange.t5x_optimizer import resume_adafactor
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of
@@ -290,8 +291,8 @@ class _StartingPoint:
             self._check_shape(found)
             self._read = None  # they are on the devices from now on
         if self.adapter is not None:
-            return adapter_on(self.adapter, self.model, base)[1]
-        return begin(self.tuned, base, vocabulary.encode, seed)
+            return place(adapter_on(self.adapter, self.model, base)[1], shardings)
+        return place(begin(self.tuned, base, vocabulary.encode, seed), shardings)
 
     def base(self) -> str | None:
         """What the frozen parameters of a run that has some are known by; None where everything moves."""

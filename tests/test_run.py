@@ -320,7 +320,7 @@ def test_a_run_starts_from_a_t5x_checkpoint_whose_model_its_gin_file_knows(run: 
     ready, notices = prepared(run, init_from=str(folder), model=silu)
     assert ready.model == silu
     assert notices[0].startswith(f"INIT_FROM={folder}: step 9; its optimizer's state")
-    started = ready.initial_params(jax.tree.map(lambda _: None, params))
+    started = ready.initial_params(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert jax.tree.all(jax.tree.map(np.array_equal, started, params))
     assert prepared(run, init_from=str(folder), model=None)[0].model == dataclasses.replace(MODEL, dropout_rate=0.1)
     with pytest.raises(RunError, match=r"INIT_FROM=.* holds another model: mlp_dim is 32 there, 48 in the run"):
