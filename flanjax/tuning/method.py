@@ -111,7 +111,7 @@ class Method(abc.ABC):
 
         Arguments:
           model: with its methods.
-          params: the base's, and the method's own as they were drawn.
+          params: the base's, arrays or still in files, and the method's own as they were drawn.
           encode: of the run's vocabulary.
 
         Raises:

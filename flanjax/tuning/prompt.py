@@ -148,12 +148,13 @@ class PromptTuning(PromptMethod):
     def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The prompts as `init` says; those that sample do so by the seed of the run."""
         path = prompt_path(model)
-        table, drawn = params["token_embedder/embedding"], params[path]
+        drawn = params[path]
         if self.init == "random":
             return params
         if self.init == "file":
             each = self._read(drawn.shape[2])
             return {**params, path: np.broadcast_to(each, drawn.shape)}
+        table = jnp.asarray(params["token_embedder/embedding"])
         prompts = [self._tokens(np.asarray(one), encode, len(table)) for one in drawn]
         means = _means(table, [ids for prompt in prompts for ids in prompt]) * model.embedding_scale
         return {**params, path: means.reshape(drawn.shape)}
@@ -198,7 +199,7 @@ def _means(table: Float[Array, "vocab embed"], rows: list[list[int]]) -> Float[A
     ids = np.concatenate([np.asarray(row, np.int32) for row in rows])
     row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     shares = np.asarray([1 / len(row) for row in rows], np.float32)[row_of]
-    return jax.ops.segment_sum(jnp.asarray(table[ids]) * shares[:, None], row_of, num_segments=len(rows))
+    return jax.ops.segment_sum(table[ids] * shares[:, None], row_of, num_segments=len(rows))
 
 
 def prompt_path(model: ModelConfig) -> str:
