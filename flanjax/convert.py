@@ -1,6 +1,7 @@
 """Rewrites a model: `python -m flanjax.convert --input=DIR --output=DIR --format=hf`.
 
-The input is a Hugging Face T5 folder or a run directory; it passes through flanjax's own parameters. A Hugging Face
+The input is a Hugging Face folder of a T5 or a decoder, or a run directory, or another of the forms that
+`flanjax.interchange.any_model` opens; it passes through flanjax's own parameters. A Hugging Face
 folder comes out with the same tensors bit for bit, in one layout and with every flag that transformers 4 and 5 need;
 with `--adapter=DIR` a PEFT adapter is merged into it. A GGUF file of a decoder becomes a Hugging Face folder, with its
 tokenizer and chat template. With `--format=peft` published adapters of other formats become PEFT folders: T-Few's
@@ -28,7 +29,7 @@ def convert(
     """Writes the model in `input` to the new folder `output`.
 
     Arguments:
-      input: a Hugging Face T5 folder, whose tokenizer files, model card and dtypes are kept, or a run directory, of
+      input: a Hugging Face folder, whose tokenizer files, model card and dtypes are kept, or a run directory, of
         which the latest checkpoint is taken, or a GGUF file; for the format "peft" a file of T-Few (.pt) or a soft
         prompt (.npy).
       output: a new folder.
@@ -43,17 +44,14 @@ def convert(
         not new, or the disk is full.
     """
     from flanjax.export import export
+    from flanjax.interchange.any_model import HF_DECODER, HF_T5, RUN, format_of, write_hf_model
     from flanjax.interchange.folders import ModelFolderError, require_new
     from flanjax.interchange.gguf import convert_gguf
     from flanjax.interchange.gguf_file import is_gguf
-    from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
     from flanjax.interchange.peft import adapter_on, read_peft, write_folder
     from flanjax.interchange.peft_prompts import read_npy
-    from flanjax.interchange.runs import is_run
     from flanjax.interchange.tfew import convert_tfew
     from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
-    from flanjax.loading import require_model_folder
-    from flanjax.models.model import require_t5
     from flanjax.tuning.partition import logit_difference, merged
 
     if format not in FORMATS:
@@ -76,18 +74,17 @@ def convert(
             raise ModelFolderError(f"{source} is a GGUF file: convert it first, and give that folder as --input")
         convert_gguf(source, output, dtype=dtype)
         return None
-    require_model_folder(source)
-    if is_run(source):
+    found = format_of(source)
+    if found is RUN:
         if adapter is not None:
             raise ModelFolderError(f"{source} is a run: export it first, and give that folder as --input")
         export(source, output, dtype=dtype)
         return None
-    model, params = read_hf_t5(source)
+    model, params = found.read(source)
     told = None
     if adapter is not None:
         tuned = adapter_on(read_peft(adapter, model), model, params)
-        whole, params = merged(*tuned)
-        model = require_t5(whole, "python -m flanjax.convert")
+        model, params = merged(*tuned)
         told = f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}"
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
     bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
@@ -95,7 +92,8 @@ def convert(
     recipe = (
         None if adapter is None else {"Base model": source.absolute().name, "Adapter": Path(adapter).absolute().name}
     )
-    write_hf_t5(output, model, params, vocabulary, source=source, recipe=recipe, dtype=dtype)
+    origin = source if found in (HF_DECODER, HF_T5) else None
+    write_hf_model(output, model, params, vocabulary, source=origin, recipe=recipe, dtype=dtype)
     return told
 
 
@@ -103,12 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The door: flags in, one call; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flanjax.convert", description="Rewrites a model in a format.")
     parser.add_argument(
-        "--input", required=True, metavar="PATH", help="a Hugging Face T5 folder, a run, a .gguf, or a .pt or .npy"
+        "--input", required=True, metavar="PATH", help="a Hugging Face folder, a run, a .gguf, or a .pt or .npy"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--format", required=True, choices=FORMATS, help="hf: a Hugging Face T5 folder; peft: an adapter"
-    )
+    parser.add_argument("--format", required=True, choices=FORMATS, help="hf: a Hugging Face folder; peft: an adapter")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder, merged into the model of --input")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16; as in the input unless given")
     flags = parser.parse_args(argv)

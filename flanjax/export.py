@@ -29,12 +29,14 @@ class Exported:
       logit_difference: the largest between the run's model and the merged one; None where nothing was merged.
       quantized: the run's base is, and what was exported is not.
       tasks: those that have a folder of their own, an adapter, in the output.
+      hf_class: the class of transformers that opens it.
     """
 
     step: int
     logit_difference: float | None
     quantized: bool
     tasks: tuple[str, ...] = ()
+    hf_class: str = ""
 
 
 def export(
@@ -56,11 +58,11 @@ def export(
       FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged, no
         PEFT folder can express its methods, `output` is not new, or the disk is full.
     """
+    from flanjax.interchange.any_model import HF_DECODER, format_of, hf_class, write_hf_model
     from flanjax.interchange.folders import ModelFolderError, require_new
-    from flanjax.interchange.hf_t5 import write_hf_t5
     from flanjax.interchange.peft import base_name, write_peft
     from flanjax.interchange.runs import read_run
-    from flanjax.models.model import require_t5
+    from flanjax.models.decoder_config import DecoderConfig
     from flanjax.tuning.method import TuningError
     from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of, unquantized
 
@@ -96,15 +98,19 @@ def export(
     difference = None
     if added_paths(trained.model):
         difference = logit_difference((trained.model, trained.params), (model, params))
-    write_hf_t5(
+    # A decoder may be said in the words of several families: in those of the model that it was tuned from.
+    base = trained.settings["init_from"]
+    known = isinstance(model, DecoderConfig) and base is not None and Path(base).exists()
+    write_hf_model(
         output,
-        require_t5(model, "python -m flanjax.export"),
+        model,
         params,
         trained.vocabulary,
         recipe=trained.recipe,
-        dtype=dtype,
+        source=base if known and format_of(base) is HF_DECODER else None,
+        dtype=dtype or "float32",
     )
-    return Exported(trained.step, difference, quantized)
+    return Exported(trained.step, difference, quantized, hf_class=hf_class(model))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,7 +139,7 @@ def _export(flags: argparse.Namespace) -> int:
         print(f'  peft.PeftModel.from_pretrained(BASE, "{adapter}")')
         print(f'  flanjax.load(BASE, adapter="{adapter}")')
         return 0
-    print(f'  transformers.T5ForConditionalGeneration.from_pretrained("{flags.output}")')
+    print(f'  transformers.{done.hf_class}.from_pretrained("{flags.output}")')
     print(f'  flanjax.load("{flags.output}")')
     return 0
 

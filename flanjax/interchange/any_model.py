@@ -3,23 +3,27 @@
     config, params = read_model("runs/demo")            # whatever it is
     config = read_model_config("meta-llama/...")        # no tensor is read
     vocabulary = vocabulary_of("meta-llama/...")        # None: it brings none
+    write_hf_model("new folder", config, params, vocabulary)
 
 `FORMATS` has the forms there are, each with how it is told from the others; a new one is a line there.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flanjax.data.vocabularies import LLAMA_MODEL_FILE, MODEL_FILE, Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json
+from flanjax.interchange.gguf import read_gguf
+from flanjax.interchange.gguf_file import is_gguf
 from flanjax.interchange.hf_config import read_hf_config
-from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config
+from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config, write_hf_decoder
 from flanjax.interchange.hf_decoder_families import FAMILIES
-from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.llama2c import read_llama2c
 from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
+from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 from flanjax.tuning.partition import merged
@@ -86,8 +90,15 @@ LLAMA2C = Format(
     read=read_llama2c,
     vocabulary=lambda path: None,
 )
+GGUF = Format(
+    holds="a GGUF file",
+    is_at=is_gguf,
+    config=lambda path: read_gguf(path)[0],
+    read=read_gguf,
+    vocabulary=lambda path: None,  # python -m flanjax.convert writes it as files
+)
 # The first that fits is taken.
-FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C)
+FORMATS = (RUN, HF_DECODER, HF_T5, GGUF, LLAMA2C)
 
 
 def format_of(path: str | Path) -> Format:
@@ -131,3 +142,29 @@ def vocabulary_of(path: str | Path) -> Vocabulary | None:
       FlanjaxError: as `read_model`, or the vocabulary is damaged.
     """
     return format_of(path).vocabulary(Path(path))
+
+
+def hf_class(config: ModelConfig) -> str:
+    """The class of transformers that opens what `write_hf_model` writes."""
+    return "AutoModelForCausalLM" if isinstance(config, DecoderConfig) else "T5ForConditionalGeneration"
+
+
+def write_hf_model(
+    output: str | Path,
+    config: ModelConfig,
+    params: Params,
+    vocabulary: Vocabulary | None,
+    *,
+    recipe: Mapping[str, str] | None = None,
+    source: str | Path | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes a Hugging Face folder of either kind of model, as `write_hf_t5` or `write_hf_decoder`.
+
+    Raises:
+      ModelFolderError: as they do.
+    """
+    if isinstance(config, DecoderConfig):
+        write_hf_decoder(output, config, params, vocabulary, recipe=recipe, source=source, dtype=dtype)
+    else:
+        write_hf_t5(output, config, params, vocabulary, recipe=recipe, source=source, dtype=dtype)
