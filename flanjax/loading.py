@@ -158,9 +158,11 @@ def load(
     elif step is not None:
         raise LoadingError(f"{folder}: step={step} needs a run directory, and this is {found.holds}")
     else:
-        if folder.is_file():
-            raise LoadingError(f"{folder} is {found.holds}: rewrite it as a folder first, python -m flanjax.convert")
-        vocabulary = read_vocabulary(folder)  # first, for it is quick and most often what is missing
+        # First, for it is quick and most often what is missing.
+        own = found.vocabulary(folder)
+        if own is None and folder.is_file():
+            raise LoadingError(f"{folder} is {found.holds}, which has no vocabulary: give a folder with its tokenizer")
+        vocabulary = own or read_vocabulary(folder)  # which says what is missing
         config, params = found.read(folder)
     if vocabulary.size > config.vocab_size:
         raise LoadingError(f"{folder}: the vocabulary has {vocabulary.size} ids, the model only {config.vocab_size}")

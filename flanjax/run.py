@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import optax
 
+from flanjax.data.byte_vocabulary import Bytes
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.catalog import resolve_all
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
@@ -337,7 +338,7 @@ class _StartingPoint:
                 f"tasks' vocabulary {vocabulary.identity} ({vocabulary.size} ids) cannot be checked"
             )
             return
-        if isinstance(vocabulary, SentencePieces) and not isinstance(own, SentencePieces):
+        if isinstance(vocabulary, SentencePieces) and not isinstance(own, SentencePieces | Bytes):
             same, name = has_pieces_of(self._folder, vocabulary), f"that of its {TOKENIZER}"
             remedy = f" to the {MODEL_FILE} of the model it comes from"
         else:

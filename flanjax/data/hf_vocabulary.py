@@ -19,9 +19,8 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Tokenizer, processors
 
 from flanjax.data.sentencepiece_tokenizer import parse, to_tokenizer
-from flanjax.data.vocabularies import TOKENIZER_FILE, Vocabulary, VocabularyError
+from flanjax.data.vocabularies import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, VocabularyError
 
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _BESIDE = (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE)

@@ -2,6 +2,7 @@
 
     vocabulary = Vocabulary.from_file("spiece.model")       T5's SentencePiece, in this module
     vocabulary = Vocabulary.from_file("SmolLM2-135M")       a folder with tokenizer.json (`flanjax.data.hf_vocabulary`)
+    vocabulary = Vocabulary.from_file("bytes")              ByT5's UTF-8 bytes (`flanjax.data.byte_vocabulary`)
     vocabulary.as_inputs(vocabulary.encode("Hi"))           as a model of this vocabulary meets it, BOS or EOS included
 
 A SentencePiece vocabulary is a model file plus `extra_ids` sentinel pieces on top of it, numbered downwards as T5 and
@@ -30,7 +31,9 @@ from flanjax.files import write_whole
 MODEL_FILE = "spiece.model"
 TOKENIZER_FILE = "tokenizer.json"
 LLAMA_MODEL_FILE = "tokenizer.model"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 DESCRIPTION_FILE = "vocabulary.json"
+BYTES = "bytes"
 
 
 class VocabularyError(FlanjaxError):
@@ -42,7 +45,7 @@ class VocabularySource:
     """Where a vocabulary comes from: a file, or training on the mixture; with neither, the task's own is used.
 
     Args:
-        path: a file, or a folder of a Hugging Face model; see `Vocabulary.from_file`.
+        path: a file, a folder of a Hugging Face model, or "bytes"; see `Vocabulary.from_file`.
         train_size: train a SentencePiece model with this many pieces, the extra ids not counted.
         extra_ids: sentinel pieces added on top of a SentencePiece model.
 
@@ -105,16 +108,23 @@ class Vocabulary(abc.ABC):
         Args:
             path: a SentencePiece model with T5's special ids, a `tokenizer.json`, Llama's `tokenizer.model`, or a
                 folder with one of them; of a folder the first that it has of `spiece.model`, `tokenizer.json` and
-                `tokenizer.model`.
+                `tokenizer.model`. "bytes", or a folder or `tokenizer_config.json` of a ByT5, for UTF-8 bytes.
             extra_ids: sentinels on top of a SentencePiece model.
 
         Raises:
             VocabularyError: there is no such file, it cannot be read, or its special tokens are not told.
         """
+        from flanjax.data.byte_vocabulary import Bytes, is_byte_folder
+
         file = Path(path)
+        if str(path) == BYTES:
+            return Bytes()
         if file.is_dir():
-            there = [name for name in (MODEL_FILE, TOKENIZER_FILE, LLAMA_MODEL_FILE) if (file / name).is_file()]
-            file = file / (there[0] if there else MODEL_FILE)
+            names = (MODEL_FILE, TOKENIZER_FILE, LLAMA_MODEL_FILE)
+            there = [name for name in names if (file / name).is_file()]
+            file = file / next(iter(there), TOKENIZER_CONFIG_FILE if is_byte_folder(file) else MODEL_FILE)
+        if file.name == TOKENIZER_CONFIG_FILE:
+            return Bytes.read(file)
         if file.suffix == ".json" or file.name == LLAMA_MODEL_FILE:
             from flanjax.data.hf_vocabulary import HFVocabulary
 

@@ -12,17 +12,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flanjax.data.vocabularies import LLAMA_MODEL_FILE, MODEL_FILE, Vocabulary
+from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json
-from flanjax.interchange.gguf import read_gguf
+from flanjax.interchange.gguf import open_gguf, read_gguf
 from flanjax.interchange.gguf_file import is_gguf
+from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
 from flanjax.interchange.hf_config import read_hf_config
 from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config, write_hf_decoder
 from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.llama2c import read_llama2c
 from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
-from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
+from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
@@ -58,8 +59,7 @@ def _is_hf_decoder(folder: Path) -> bool:
 
 
 def _hf_vocabulary(folder: Path) -> Vocabulary | None:
-    has_one = any((folder / name).is_file() for name in (MODEL_FILE, TOKENIZER, LLAMA_MODEL_FILE))
-    return read_vocabulary(folder) if has_one else None
+    return read_vocabulary(folder) if has_vocabulary(folder) else None
 
 
 RUN = Format(
@@ -77,7 +77,7 @@ HF_DECODER = Format(
     vocabulary=_hf_vocabulary,
 )
 HF_T5 = Format(
-    holds="a Hugging Face folder of a T5 (config.json, model.safetensors, spiece.model)",
+    holds="a Hugging Face folder of a T5, mT5 or UMT5 (config.json, model.safetensors, spiece.model)",
     is_at=lambda folder: (folder / CONFIG).is_file(),  # whatever else it is, its reader says
     config=lambda folder: read_hf_config(folder).model,
     read=read_hf_t5,
@@ -91,14 +91,14 @@ LLAMA2C = Format(
     vocabulary=lambda path: None,
 )
 GGUF = Format(
-    holds="a GGUF file",
+    holds="a .gguf file of a decoder",
     is_at=is_gguf,
-    config=lambda path: read_gguf(path)[0],
+    config=lambda path: open_gguf(path).config,
     read=read_gguf,
-    vocabulary=lambda path: None,  # python -m flanjax.convert writes it as files
+    vocabulary=gguf_vocabulary,
 )
 # The first that fits is taken.
-FORMATS = (RUN, HF_DECODER, HF_T5, GGUF, LLAMA2C)
+FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF)
 
 
 def format_of(path: str | Path) -> Format:

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, processors
 from tokenizers.models import Unigram
 
+from flanjax.data.byte_vocabulary import is_byte_folder
 from flanjax.data.hf_vocabulary import CHAT_TEMPLATE_FILE
 from flanjax.data.sentencepiece_tokenizer import parse, set_spaces
 from flanjax.data.vocabularies import LLAMA_MODEL_FILE, MODEL_FILE, SentencePieces, Vocabulary
@@ -24,6 +25,13 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 _FILES = (MODEL_FILE, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json", CHAT_TEMPLATE_FILE)
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a Hugging Face folder has a tokenizer that `read_vocabulary` reads."""
+    return any((folder / name).is_file() for name in (MODEL_FILE, TOKENIZER, LLAMA_MODEL_FILE)) or is_byte_folder(
+        folder
+    )
+
+
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a Hugging Face folder.
 
@@ -32,7 +40,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
       VocabularyError: a file is damaged.
     """
     if not (folder / MODEL_FILE).is_file():
-        if any((folder / name).is_file() for name in (TOKENIZER, LLAMA_MODEL_FILE)):
+        if has_vocabulary(folder):
             return Vocabulary.from_file(folder)
         raise ModelFolderError(
             f"{folder}: no {MODEL_FILE}, {TOKENIZER} or {LLAMA_MODEL_FILE}, so text cannot be turned into tokens; copy "
@@ -78,7 +86,7 @@ def write_tokenizer(
 
     `chat_template` is the text of the one that the model was trained with; None leaves what the files have.
     """
-    if source is not None and (source / TOKENIZER).is_file():
+    if source is not None and ((source / TOKENIZER).is_file() or is_byte_folder(source)):
         for name in _FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
