@@ -19,10 +19,15 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Tokenizer, processors
 
 from flanjax.data.sentencepiece_tokenizer import parse, to_tokenizer
-from flanjax.data.vocabularies import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, VocabularyError
+from flanjax.data.vocabularies import (
+    CHAT_TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Vocabulary,
+    VocabularyError,
+)
 
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _BESIDE = (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE)
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # What a tokenizer.json that comes alone may call the end of a sequence, the first that it has.

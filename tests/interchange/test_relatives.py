@@ -18,6 +18,7 @@ from flanjax.generation.greedy import greedy
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_config import hf_config, read_hf_config
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, abstract_params, build, init_params
 
@@ -125,7 +126,7 @@ def test_logits_agree_with_transformers(saved: Callable[[str], Path], variant: s
             decoder_input_ids=torch.tensor(batch["decoder_input_tokens"], dtype=torch.long),
         ).logits.numpy()
     assert np.abs(expected).max() > 0.5
-    np.testing.assert_allclose(logits(config, Compute(), params, batch), expected, atol=1e-4)
+    np.testing.assert_allclose(logits(config, Compute(), in_memory(params), batch), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["umt5", "ul2", "byt5"])
@@ -136,7 +137,7 @@ def test_greedy_answers_are_those_of_transformers(saved: Callable[[str], Path], 
     config, params = read_hf_t5(folder)
     rng = np.random.default_rng(1)
     rows = [[*rng.integers(3, config.vocab_size, length).tolist(), 1] for length in (3, 17, 40)]
-    ours = greedy(config, Compute(), params, rows, 12)
+    ours = greedy(config, Compute(), in_memory(params), rows, 12)
     model = loaded(folder)
     for row, answer in zip(rows, ours, strict=True):
         theirs = model.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False)[0, 1:].tolist()
@@ -163,7 +164,7 @@ def test_import_then_export_keeps_every_bit_and_every_key(
 def test_each_layer_of_a_umt5_has_its_own_table(saved: Callable[[str], Path]) -> None:
     folder = saved("umt5")
     stored = load_file(folder / "model.safetensors")
-    params = read_hf_t5(folder)[1]
+    params = in_memory(read_hf_t5(folder)[1])
     for stack, count in (("encoder", 3), ("decoder", 2)):
         tables = params[stack]["layers"]["relpos_bias"]["rel_embedding"]
         assert tables.shape == (count, 3, 32)

@@ -8,6 +8,7 @@ import pytest
 from flanjax.interchange.gguf import read_gguf
 from flanjax.interchange.gguf_file import read_gguf_file
 from flanjax.interchange.hf_decoder import read_hf_decoder
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute
 from flanjax.models.decoder import build
 
@@ -71,7 +72,7 @@ def test_it_answers_as_transformers_does(smollm2, tokenizer):
         return model.logits(model.decode(tokens, jnp.ones_like(tokens)))
 
     config, params = read_hf_decoder(smollm2)
-    ours = np.asarray(logits(params, tokens))[0]
+    ours = np.asarray(logits(in_memory(params), tokens))[0]
     # Each token of the answer is the most likely one: greedy decoding says it word for word.
     assert ours[len(asked) - 1 : -1].argmax(axis=-1).tolist() == answered
     # Logits reach 38, and transformers' own are up to 1.1e-4 from those that it computes in float64.
