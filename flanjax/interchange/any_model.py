@@ -23,7 +23,6 @@ from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.llama2c import read_llama2c
 from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
-from flanjax.interchange.stored import in_memory
 from flanjax.interchange.t5x import read_t5x
 from flanjax.interchange.t5x_files import address_of, is_t5x, open_checkpoint
 from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary
@@ -59,11 +58,6 @@ class Format:
 def _read_run(folder: Path) -> tuple[ModelConfig, Params]:
     trained = read_run(folder, quantized=False)
     return merged(trained.model, trained.params)
-
-
-def _read_t5x(path: Path) -> tuple[ModelConfig, Params]:
-    config, params = read_t5x(path)
-    return config, in_memory(params)
 
 
 def _is_hf_decoder(folder: Path) -> bool:
@@ -106,7 +100,7 @@ T5X = Format(
     holds="a T5X checkpoint (a folder checkpoint_<step> with a file checkpoint), or the address of one",
     is_at=is_t5x,
     config=lambda path: read_t5x(path)[0],
-    read=_read_t5x,
+    read=read_t5x,
     vocabulary=lambda path: None,
     unsaid=("mlp_activations", "relpos_max_distance", "layer_norm_epsilon"),
     left_out=lambda path: open_checkpoint(path).left_out,
