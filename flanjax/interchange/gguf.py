@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 
 from flanjax.interchange.folders import ModelFolderError, new_folder, require_new, write_json
 from flanjax.interchange.gguf_file import GgufFile, GgufTensor, read_gguf_file
-from flanjax.interchange.gguf_tokenizer import special_ids, write_gguf_tokenizer
+from flanjax.interchange.gguf_tokenizer import special_ids, tokenizer_files
 from flanjax.interchange.hf_decoder import CONFIG, Place, hf_places, parse_config
 from flanjax.interchange.hf_decoder_families import Family
 from flanjax.interchange.hf_decoder_keys import Keys
@@ -100,7 +100,7 @@ def convert_gguf(path: str | Path, output: str | Path, *, dtype: str | None = No
       dtype: of all tensors; by default each keeps its own, and quantised ones become float32.
 
     Raises:
-      ModelFolderError: as `open_gguf` and `write_gguf_tokenizer`; `output` is not new; an unknown dtype.
+      ModelFolderError: as `open_gguf` and `tokenizer_files`; `output` is not new; an unknown dtype.
     """
     if dtype not in (None, *FLOATS):
         raise ModelFolderError(f"dtype is {dtype!r}: choose one of {', '.join(FLOATS)}")
@@ -112,14 +112,15 @@ def convert_gguf(path: str | Path, output: str | Path, *, dtype: str | None = No
         return NewTensor(stored.shape, written, lambda: cast(name, np.asarray(stored), written))
 
     tensors = {name: tensor(name, stored) for name, stored in decoder.tensors.items()}
-    ids = special_ids(decoder.file)
+    ids, tokenizer = special_ids(decoder.file), tokenizer_files(decoder.file)
     with new_folder(Path(output)) as folder:
         main = dtype or str(decoder.file.tensors[_EMBEDDING].dtype)
         architectures = [decoder.family.architecture]
         said = {**decoder.hf_config, **ids, "architectures": architectures, "torch_dtype": main}
         write_json(folder / CONFIG, said)
         write_json(folder / "generation_config.json", ids)
-        write_gguf_tokenizer(folder, decoder.file)
+        for name, content in tokenizer.items():
+            (folder / name).write_bytes(content)
         write_tensors(folder, tensors)
 
 
@@ -132,7 +133,7 @@ def open_gguf(path: str | Path) -> GgufDecoder:
     """
     file = read_gguf_file(path)
     architecture = file.metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise ModelFolderError(
             f"{file.path}: general.architecture is {architecture!r}: read are {', '.join(_ARCHITECTURES)}; for another "
             "decoder take its Hugging Face folder"
@@ -167,7 +168,10 @@ def _as_hugging_face(tensor: GgufTensor, place: Place, config: DecoderConfig, ar
 def _hf_config(file: GgufFile, architecture: str) -> dict[str, Any]:
     """The content of `config.json` that says what the metadata say."""
     prefix = f"{architecture}."
-    keys = Keys(file.path, {key: value for key, value in file.metadata.items() if key.startswith(prefix)})
+    said = {key: value for key, value in file.metadata.items() if key.startswith(prefix)}
+    keys = Keys(
+        file.path, {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in said.items()}
+    )
 
     def whole(key: str, default: int | None = None) -> int:
         return keys.whole(prefix + key, default)
@@ -179,6 +183,8 @@ def _hf_config(file: GgufFile, architecture: str) -> dict[str, Any]:
         raise ModelFolderError(f"{file.path}: there is no tensor {_EMBEDDING}: this is no whole model")
     vocab_size = file.tensors[_EMBEDDING].shape[0]
     only("vocab_size", vocab_size, f"{_EMBEDDING} has as many rows")
+    if whole("block_count") > len(file.tensors):
+        raise keys.error(f"{prefix}block_count", f"the file has {len(file.tensors)} tensors")
     embed, heads = whole("embedding_length"), whole("attention.head_count")
     head_dim = whole("attention.key_length", embed // heads)
     only("attention.value_length", head_dim, "values are as wide as keys")
@@ -260,11 +266,12 @@ def _llama3_scaling(file: GgufFile, head_dim: int, theta: float) -> dict[str, An
     divisors = np.asarray(file.tensors[_ROTARY])
     factor = float(divisors.max())
     said: dict[str, Any] = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    scaled = Rotary(theta=theta)
-    if factor >= 1:
+    fits = divisors.shape == (head_dim // 2,) and factor >= 1 and theta > 1
+    if fits:
         scaled = Rotary(theta=theta, scaling="llama3", original_max_positions=_LLAMA3_LENGTH, **said)
-    expected = rotary_frequencies(Rotary(theta=theta), head_dim) / rotary_frequencies(scaled, head_dim)
-    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
+        expected = rotary_frequencies(Rotary(theta=theta), head_dim) / rotary_frequencies(scaled, head_dim)
+        fits = np.allclose(divisors, expected, rtol=1e-4)
+    if not fits:
         raise ModelFolderError(
             f"{file.path}: {_ROTARY} is not the scaling of Llama 3.1 with the factor {factor:g}: take the model's "
             "Hugging Face folder, whose config.json says what it is"

@@ -33,6 +33,7 @@ _SCALARS = {
     **{_BOOL: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"},
 }
 _MAX_AXES = 4
+_PART_BYTES = 2**22
 # The fewest bytes that a key with its value, a tensor's description or a text can take.
 _LEAST_KEY, _LEAST_TENSOR, _LEAST_STRING = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8, 8
 
@@ -66,16 +67,21 @@ class GgufTensor:
         return math.prod(self.shape) // self.type.size * self.type.block.itemsize
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        size, length = self.type.size, self.shape[-1]
-        start, stop, step = index[-1].indices(length)
+        size = self.type.size
+        start, stop, step = index[-1].indices(self.shape[-1])
         first, last = start // size, -(-stop // size)
-        lying = (*self.shape[:-1], length // size)
+        lying = (*self.shape[:-1], self.shape[-1] // size)
         try:
             stored = np.memmap(self.path, self.type.block, "r", self.start, lying)
         except (OSError, ValueError) as error:
             raise ModelFolderError(f"{self.path}: {self.name} can no longer be read: {error}") from error
-        numbers = self.type.numbers(np.asarray(stored)[(*index[:-1], slice(first, last))])
-        rows = numbers.reshape(*numbers.shape[:-2], numbers.shape[-2] * size)
+        blocks = np.asarray(stored)[(*index[:-1], slice(first, last))]
+        numbers = np.empty((*blocks.shape, size), self.dtype)
+        # In parts, for dequantising takes several arrays of the size of its result.
+        parts = 1 + numbers.nbytes // _PART_BYTES
+        for into, part in zip(np.array_split(numbers, parts), np.array_split(blocks, parts), strict=True):
+            into[...] = self.type.numbers(part)
+        rows = numbers.reshape(*blocks.shape[:-1], blocks.shape[-1] * size)
         return rows[..., start - first * size : stop - first * size : step]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

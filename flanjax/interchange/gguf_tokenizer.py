@@ -1,6 +1,7 @@
 """The tokenizer in a GGUF file's metadata as the `tokenizer.json` and `tokenizer_config.json` of a Hugging Face folder.
 
-    write_gguf_tokenizer(folder, read_gguf_file("SmolLM2-135M-Instruct.Q4_1.gguf"))
+    vocabulary = gguf_vocabulary("SmolLM2-135M-Instruct.Q4_1.gguf")
+    files = tokenizer_files(read_gguf_file("SmolLM2-135M-Instruct.Q4_1.gguf"))
 
 `tokenizer.ggml.model` is `gpt2`, byte-level BPE with its merges and, in `tokenizer.ggml.pre`, the name of the rule that
 cuts text into words first; or `llama`, SentencePiece's BPE, which has scores and no merges: two pieces merge where
@@ -17,9 +18,10 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
+from flanjax.data.hf_vocabulary import HFVocabulary
 from flanjax.data.sentencepiece_tokenizer import to_tokenizer
-from flanjax.interchange.folders import ModelFolderError, write_json
-from flanjax.interchange.gguf_file import GgufFile
+from flanjax.interchange.folders import ModelFolderError, json_text
+from flanjax.interchange.gguf_file import GgufFile, read_gguf_file
 from flanjax.interchange.tokenizer import SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG
 
 _PREFIX = "tokenizer.ggml."
@@ -73,16 +75,24 @@ _RULES: Mapping[str, _Rule] = {
 }
 
 
-def write_gguf_tokenizer(folder: Path, file: GgufFile) -> None:
-    """Writes the tokenizer's files into `folder`.
+def gguf_vocabulary(path: str | Path) -> HFVocabulary:
+    """The vocabulary in a file, with its chat template.
+
+    Raises:
+      ModelFolderError: as `read_gguf_file` and `build_gguf_tokenizer`.
+    """
+    path = Path(path)
+    return HFVocabulary(tokenizer_files(read_gguf_file(path)), path=path)
+
+
+def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
+    """The tokenizer's files of a Hugging Face folder, by name.
 
     Raises:
       ModelFolderError: as `build_gguf_tokenizer`.
     """
     metadata = _Metadata(file)
-    build_gguf_tokenizer(file).save(str(folder / TOKENIZER))
     names = metadata.special()
-    write_json(folder / SPECIAL_TOKENS, names)
     config = {
         **names,
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -97,7 +107,12 @@ def write_gguf_tokenizer(folder: Path, file: GgufFile) -> None:
     }
     if template := metadata.text("tokenizer.chat_template", ""):
         config["chat_template"] = template
-    write_json(folder / TOKENIZER_CONFIG, config)
+    contents = {
+        TOKENIZER: build_gguf_tokenizer(file).to_str(pretty=True),
+        TOKENIZER_CONFIG: json_text(config),
+        SPECIAL_TOKENS: json_text(names),
+    }
+    return {name: content.encode() for name, content in contents.items()}
 
 
 def special_ids(file: GgufFile) -> dict[str, int | list[int]]:

@@ -39,7 +39,7 @@ class TensorType:
 
 def _plain(name: str, stored: str | type) -> TensorType:
     dtype = np.dtype(stored)
-    return TensorType(name, dtype, 1, dtype, lambda blocks: np.array(blocks)[..., None])
+    return TensorType(name, dtype, 1, dtype, lambda blocks: blocks[..., None])
 
 
 def _quantised(name: str, fields: list[tuple], numbers: Callable[[np.ndarray], np.ndarray]) -> TensorType:

@@ -7,11 +7,16 @@ import re
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from flanjax import convert
+from flanjax.errors import FlanjaxError
+from flanjax.interchange.any_model import read_model, read_model_config, vocabulary_of
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.gguf import convert_gguf, open_gguf, read_gguf
+from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
 from flanjax.interchange.hf_decoder import read_hf_decoder
 
 SIZES = {
@@ -218,6 +223,14 @@ def test_leaves_are_read_where_they_are_indexed(made, monkeypatch):
     np.testing.assert_array_equal(part, np.asarray(query)[1:2, 32:64, 0:16])
 
 
+def test_it_is_one_of_the_models_that_there_are(made, tmp_path):
+    folder, path = made("qwen2")
+    convert_gguf(path, tmp_path / "out")
+    assert read_model_config(path) == read_model_config(folder)
+    jax.tree.map(np.testing.assert_array_equal, read_model(path)[1], read_model(folder)[1])
+    assert vocabulary_of(path).identity == vocabulary_of(tmp_path / "out").identity
+
+
 def test_the_door_converts_it(made, tmp_path, capsys):
     _, path = made("llama", "Q8_0")
     assert convert.main([f"--input={path}", f"--output={tmp_path / 'out'}", "--format=hf"]) == 0
@@ -244,6 +257,8 @@ REFUSED = [
     ({"change": {"llama.rope.scaling.type": "longrope"}}, "'longrope': supported are none, linear, yarn"),
     ({"change": {"llama.vocab_size": 63}}, "llama.vocab_size is 63: only 64 is supported .token_embd.weight has"),
     ({"change": {"llama.attention.head_count_kv": 3}}, "num_kv_heads is 3"),
+    ({"change": {"llama.block_count": 4_000_000_000}}, "llama.block_count is 4000000000: the file has 21 tensors"),
+    ({"change": {"llama.vocab_size": [64, 64]}}, r"llama.vocab_size is \[64, 64\]: only 64 is supported"),
     ({"drop": ["llama.block_count"]}, "llama.block_count is missing"),
     ({"drop": ["token_embd.weight"]}, "no tensor token_embd.weight"),
     (
@@ -263,6 +278,35 @@ def test_what_would_change_the_function_is_named(made, tmp_path, wrong, message)
     with pytest.raises(ModelFolderError):
         convert_gguf(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory, write_gguf):
+    path = tmp_path_factory.mktemp("whole") / "model.gguf"
+    tensors = tensors_of("llama3")
+    write_gguf(path, "llama", {**TOKENIZER, **metadata_of("llama3")}, tensors, "Q4_0")
+    return path.read_bytes(), min(stored.start for stored in open_gguf(path).file.tensors.values())
+
+
+@given(data=st.data())
+@settings(max_examples=150)
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+def test_damaged_files_are_read_or_refused(whole_file, tmp_path_factory, data):
+    content, header = whole_file
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(24, header - 8))
+        size = data.draw(st.sampled_from((1, 4, 8)))
+        damaged[place : place + size] = data.draw(st.binary(min_size=size, max_size=size))
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    path.write_bytes(damaged)
+    try:
+        decoder, vocabulary = open_gguf(path), gguf_vocabulary(path)
+    except FlanjaxError as error:
+        message = str(error)
+    else:
+        message = f"{path} {decoder.config} {vocabulary.size}"
+    assert str(path) in message
 
 
 def test_another_architecture_is_named(tmp_path, write_gguf):

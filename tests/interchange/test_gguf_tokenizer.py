@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.gguf_file import read_gguf_file
-from flanjax.interchange.gguf_tokenizer import build_gguf_tokenizer, special_ids, write_gguf_tokenizer
+from flanjax.interchange.gguf_tokenizer import build_gguf_tokenizer, gguf_vocabulary, special_ids, tokenizer_files
 
 TEXTS = [
     "The quick brown fox doesn't jump over 12,345 lazy dogs; they'll say: WHY? ¿Por qué? 为什么 ??",
@@ -134,7 +135,8 @@ def test_transformers_opens_it_with_template_and_special_tokens(tmp_path, write_
 
     file = read_gguf_file(write_gguf(tmp_path / "a.gguf", "llama", byte_level_metadata(byte_level, "smollm")))
     (tmp_path / "out").mkdir()
-    write_gguf_tokenizer(tmp_path / "out", file)
+    for name, content in tokenizer_files(file).items():
+        (tmp_path / "out" / name).write_bytes(content)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|start|>", "<|end|>", "<|end|>")
     chat = [{"role": "user", "content": "Count 12."}]
@@ -143,6 +145,17 @@ def test_transformers_opens_it_with_template_and_special_tokens(tmp_path, write_
     assert tokenizer(text)["input_ids"] == build_gguf_tokenizer(file).encode(text).ids
     first, *_, last = tokenizer(text)["input_ids"]
     assert {"bos_token_id": first, "eos_token_id": last, "pad_token_id": last} == special_ids(file)
+
+
+def test_the_vocabulary_of_the_file_is_that_of_the_folder(tmp_path, write_gguf, byte_level):
+    path = write_gguf(tmp_path / "a.gguf", "llama", byte_level_metadata(byte_level, "smollm"))
+    for name, content in tokenizer_files(read_gguf_file(path)).items():
+        (tmp_path / name).write_bytes(content)
+    ours, folder = gguf_vocabulary(path), Vocabulary.from_file(tmp_path)
+    assert ours.identity == folder.identity
+    assert ours.own_templates == folder.own_templates
+    assert ours.encode("Count <|end|> 12.") == folder.encode("Count <|end|> 12.")
+    assert [id_ for id_, *_ in ours.encode_rendered("<|start|><|end|>")] == [ours.bos_id, ours.eos_id]
 
 
 def test_the_end_of_a_turn_ends_generation_too(tmp_path, write_gguf, byte_level):
