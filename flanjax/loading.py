@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
@@ -19,6 +19,7 @@ from flanjax.generation import greedy
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.peft import adapter_on, read_peft
 from flanjax.interchange.runs import is_run, read_run
+from flanjax.interchange.stored import place
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.model import require_t5
@@ -163,7 +164,7 @@ def load(
         config = require_t5(adapted, "flanjax.load")
     return Model(
         config=config,
-        params=jax.tree.map(jnp.asarray, params),
+        params=place(params, SingleDeviceSharding(jax.devices()[0])),
         vocabulary=vocabulary,
         compute=compute or Compute(),
     )

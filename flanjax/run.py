@@ -19,13 +19,14 @@ import optax
 from flanjax.data.byte_vocabulary import Bytes
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.catalog import resolve_all
+from flanjax.data.chat import Chat
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
 from flanjax.data.packing import Layout, RowLengths
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.provenance import Request, is_current
 from flanjax.data.report import overlong_line, survey
-from flanjax.data.vocabularies import MODEL_FILE, SentencePieces, Vocabulary, VocabularySource
+from flanjax.data.vocabularies import CHAT_TEMPLATE_FILE, MODEL_FILE, SentencePieces, Vocabulary, VocabularySource
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
@@ -34,6 +35,7 @@ from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run
+from flanjax.interchange.stored import place
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.decoder_config import DecoderConfig, Rotary
@@ -71,6 +73,7 @@ class Run:
       tasks: task modules and their options.
       task_seed: of all that tasks draw; the order of rows has a seed of its own, so that runs that differ in it share a
         cache.
+      chat_template: makes the text of every example (`flanjax.data.chat_templates.find_template`); None for none.
       on_bad_row: what a malformed row of theirs does: "error", or "skip", which counts it.
       export_to: a Hugging Face folder written when the run is whole; None writes none.
     """
@@ -87,6 +90,7 @@ class Run:
     task_seed: int = 0
     on_bad_row: str = "error"
     vocabulary: VocabularySource
+    chat_template: str | None = None
     data: DataConfig
     loss: LossConfig
     optimizer: OptimizerConfig
@@ -281,8 +285,8 @@ class _StartingPoint:
             self._check_shape(found)
             self._read = None  # they are on the devices from now on
         if self.adapter is not None:
-            return adapter_on(self.adapter, self.model, base)[1]
-        return begin(self.tuned, base, vocabulary.encode, seed)
+            return place(adapter_on(self.adapter, self.model, base)[1], shardings)
+        return place(begin(self.tuned, base, vocabulary.encode, seed), shardings)
 
     def base(self) -> str | None:
         """What the frozen parameters of a run that has some are known by; None where everything moves."""
@@ -370,7 +374,13 @@ def _check_methods(run: Run, notice: Callable[[str], None]) -> None:
 def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> None:
     """Has the mixtures written that are missing, damaged, or made from something else than the run asks for."""
     config = run.evaluation
-    request = Request(tasks=run.tasks, vocabulary=run.vocabulary, seed=run.task_seed, splits=("train", config.split))
+    request = Request(
+        tasks=run.tasks,
+        vocabulary=run.vocabulary,
+        seed=run.task_seed,
+        splits=("train", config.split),
+        chat_template=run.chat_template,
+    )
     needed = {run.data.mixture: ["train"]}
     for mixture in config.mixtures:
         needed.setdefault(mixture, []).append(config.split)
@@ -446,6 +456,7 @@ def _evaluators(
             ),
             prefix_lm=prefix_lm,
             vocabulary=vocabulary,
+            end_ids=None if opened.chat_template is None else Chat(opened.chat_template, vocabulary).end_ids,
             max_new_tokens=config.max_new_tokens,
             metrics=config.metrics,
         )
@@ -496,7 +507,11 @@ def _settings(
     settings["base"], settings["adapter"] = base, adapter
     vocabulary = batches.mixture.vocabulary
     settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
+    template = batches.mixture.chat_template
+    settings["chat_template"] = template and {"name": template.name, "identity": template.identity}
     # What decides nothing is left out, as a run from before there was a choice has none.
+    if template is None:
+        del settings["chat_template"]
     if run.data.examples_per_task is None:
         del settings["data"]["select"]
     if run.data.layout == "encoder_decoder":
@@ -535,6 +550,8 @@ def describe(prepared: Prepared, operative_config: str, parameters: str) -> None
     write_whole(folder / "config.gin", operative_config)
     write_whole(folder / "parameters.txt", parameters)
     prepared.vocabulary.save(folder / VOCABULARY)
+    if template := prepared.batches.mixture.chat_template:
+        write_whole(folder / VOCABULARY / CHAT_TEMPLATE_FILE, template.text)  # the tokenizer's own, from now on
     # Last: where it is, the others are.
     write_whole(folder / SETTINGS, prepared.settings.to_json(indent=1) + "\n")
 

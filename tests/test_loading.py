@@ -18,6 +18,7 @@ from flanjax.data.vocabularies import train_vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.interchange.hf_t5 import write_hf_t5
 from flanjax.models.config import Compute, T5Config
+from flanjax.models.model import model_settings
 from flanjax.models.t5 import init_params
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.step import TrainState
@@ -52,7 +53,7 @@ def run(tmp_path_factory, vocabulary, params):
     """A run directory with checkpoints of steps 10 and 20; those of step 10 are zeros."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     vocabulary.save(folder / "vocabulary")
-    settings = {"model": dataclasses.asdict(CONFIG), "data": {"mixture": "demo"}, "init_from": None}
+    settings = {"model": model_settings(CONFIG), "data": {"mixture": "demo"}, "init_from": None}
     (folder / "config.json").write_text(json.dumps(settings))
     checkpoints = Checkpoints(folder / "checkpoints")
     counts = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_a_row")}

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer, processors
 
 from flanjax.data.sentencepiece_tokenizer import parse, to_tokenizer
 from flanjax.data.vocabularies import (
+    CHAT_TEMPLATE_FILE,
     LLAMA_MODEL_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
@@ -28,7 +29,6 @@ from flanjax.data.vocabularies import (
 )
 
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _BESIDE = (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE)
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # Tokenizers around a SentencePiece model that put something else in front than Llama's.

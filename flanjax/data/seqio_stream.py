@@ -17,10 +17,13 @@ import seqio
 import tensorflow as tf
 
 from flanjax.data.cache import FEATURES, Example
+from flanjax.data.chat import Chat
 from flanjax.data.fingerprints import file_identity, fingerprint
+from flanjax.data.rendering import chat_example
 from flanjax.data.seqio_vocabularies import SeqioVocabulary
 from flanjax.data.source_files import SourceFiles
-from flanjax.data.sources import BadRows
+from flanjax.data.sources import BadRow, BadRows, report_bad_row
+from flanjax.data.tasks import Text
 from flanjax.data.vocabularies import ByteTokens, Vocabulary
 from flanjax.errors import FlanjaxError
 
@@ -57,7 +60,7 @@ def own_vocabulary(tasks: tuple[seqio.Task, ...]) -> Vocabulary:
 
 
 def task_fingerprint(
-    task: seqio.Task, split: str, *, seed: int, vocabulary_id: str, version: int, files: SourceFiles
+    task: seqio.Task, split: str, *, seed: int, vocabulary_id: str, version: int, files: SourceFiles, chat: str = ""
 ) -> str:
     """A digest of everything that decides what this split holds: code, data files, features, vocabulary and seed.
 
@@ -74,7 +77,8 @@ def task_fingerprint(
         shards = [file_identity(file) if _is_local(file) else file for file in task.source.list_shards(split)]
         source = [shards, task.source._reader]
     code = [type(task.source), source, task.preprocessors]
-    return fingerprint([version, task.name, split, seed, vocabulary_id, features, code], files)
+    made_of: list[Any] = [version, task.name, split, seed, vocabulary_id, features, code]
+    return fingerprint([*made_of, chat] if chat else made_of, files)
 
 
 def open_dataset(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary, *, seed: int) -> tf.data.Dataset:
@@ -117,8 +121,11 @@ def examples(
     split: str,
     counters: MutableMapping[str, int],
     bad_rows: BadRows,
+    chat: Chat | None = None,
 ) -> Iterator[Example]:
-    """The examples to write; empty targets are left out and counted, and skipped rows are counted at the end.
+    """The examples to write, under a chat template where there is one.
+
+    Empty targets are left out and counted, and skipped rows are counted at the end.
 
     BOS and EOS are around both as the vocabulary has them, whether or not the task put EOS there. Splits other than
     "train" carry their text.
@@ -133,7 +140,19 @@ def examples(
                 counters["dropped_empty_targets"] += 1
                 continue
             tokens = {"inputs": inputs, "targets": targets}
-            text = None if split == "train" else _text(row, tokens, vocabulary, f"{task}-{split}-{number}")
+            name = f"{task}-{split}-{number}"
+            text = _text(row, tokens, vocabulary, name) if chat is not None or split != "train" else None
+            if chat is not None:
+                assert text is not None
+                said = Text(inputs=text["inputs"], targets=text["targets"])
+                try:
+                    made = chat.examples(said.conversation, name)
+                except BadRow as error:
+                    report_bad_row(error)
+                    continue
+                for one in made:
+                    yield chat_example(one, None if split == "train" else {**text, "inputs": one.prompt})
+                continue
             yield Example(
                 inputs=np.array(vocabulary.as_inputs(inputs), dtype=np.int32),
                 targets=np.array(vocabulary.as_targets(targets), dtype=np.int32),

@@ -33,6 +33,7 @@ TOKENIZER_FILE = "tokenizer.json"
 LLAMA_MODEL_FILE = "tokenizer.model"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 DESCRIPTION_FILE = "vocabulary.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 BYTES = "bytes"
 
 
@@ -236,11 +237,16 @@ class SentencePieces(Vocabulary):
                 f"no vocabulary at {file} ({error.strerror}): give a SentencePiece model file, a {TOKENIZER_FILE}, or "
                 f"a folder that holds {MODEL_FILE} or {TOKENIZER_FILE}"
             ) from error
-        return cls(model, extra_ids=extra_ids, path=file)
+        vocabulary = cls(model, extra_ids=extra_ids, path=file)
+        beside = file.parent / CHAT_TEMPLATE_FILE
+        if beside.is_file():
+            vocabulary.own_templates = {"default": beside.read_text(encoding="utf-8")}
+        return vocabulary
 
     def files(self) -> Mapping[str, bytes]:
-        """`spiece.model`."""
-        return {MODEL_FILE: self.model}
+        """`spiece.model`, and the chat template where there is one."""
+        template = self.own_templates.get("default")
+        return {MODEL_FILE: self.model} | ({} if template is None else {CHAT_TEMPLATE_FILE: template.encode()})
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without an end-of-sequence id; `</s>` in it is text."""

@@ -27,12 +27,12 @@ from flanjax.interchange.safetensors_files import (
     SHARD_BYTES,
     NewTensor,
     StoredTensor,
-    cast,
     disagreements,
-    read_tensors,
+    in_dtype,
     stored_tensors,
     write_tensors,
 )
+from flanjax.interchange.stored import StoredArray, equal, gather, layer_of, taken, transposed
 from flanjax.models.config import ModelConfigError
 from flanjax.models.decoder import abstract_params
 from flanjax.models.decoder_config import DecoderConfig
@@ -78,26 +78,28 @@ class Place:
         joined = (*self.shapes[0][:-1], sum(shape[-1] for shape in self.shapes))
         return joined[::-1] if self.transposed else joined
 
-    def split(self, array: np.ndarray) -> list[np.ndarray]:
-        """The leaves' parts of the file's array."""
-        array = array.T if self.transposed else array
-        if len(self.paths) == 1:
-            return [array]
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """Which entries of the joined last axis belong to each leaf, in its order."""
+        widths = [shape[-1] for shape in self.shapes]
+        entries = np.arange(sum(widths))
         if not self.heads:
-            return np.split(array, np.cumsum([shape[-1] for shape in self.shapes])[:-1], axis=-1)
-        by_head = array.reshape(*array.shape[:-1], self.heads, -1, self.head_dim)
-        parts = np.split(by_head, [by_head.shape[-2] - 2, by_head.shape[-2] - 1], axis=-2)
-        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+            return np.split(entries, np.cumsum(widths)[:-1])
+        by_head = entries.reshape(self.heads, -1, self.head_dim)
+        return [part.reshape(-1) for part in np.split(by_head, [by_head.shape[1] - 2, by_head.shape[1] - 1], axis=1)]
 
-    def join(self, parts: list[np.ndarray]) -> np.ndarray:
+    def split(self, array: StoredArray) -> list[StoredArray]:
+        """The leaves' parts of the file's array."""
+        array = transposed(array) if self.transposed else array
+        return [array] if len(self.paths) == 1 else [taken(array, -1, part) for part in self.parts]
+
+    def join(self, leaves: list[StoredArray]) -> StoredArray:
         """The file's array of the leaves' parts."""
-        if len(parts) > 1 and self.heads:
-            by_head = [part.reshape(*part.shape[:-1], self.heads, -1, self.head_dim) for part in parts]
-            joined = np.concatenate(by_head, axis=-2)
-            array = joined.reshape(*joined.shape[:-3], -1)
+        if len(leaves) == 1:
+            (array,) = leaves
         else:
-            array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        return array.T if self.transposed else array
+            array = np.concatenate(leaves, axis=-1)[..., np.argsort(np.concatenate(self.parts))]
+        return transposed(array) if self.transposed else array
 
 
 def hf_places(family: Family, config: DecoderConfig) -> dict[str, Place]:
@@ -176,8 +178,8 @@ def parse_config(path: Path, raw: Mapping[str, Any]) -> tuple[Family, DecoderCon
 def read_hf_decoder(folder: str | Path) -> tuple[DecoderConfig, Params]:
     """Reads a decoder's folder of safetensors, sharded or not.
 
-    Returns the configuration and the parameters as float32 numpy arrays (bfloat16 and float16 are widened exactly).
-    Beyond the parameters themselves at most one tensor is in memory.
+    Returns the configuration and the parameters as they lie in the files: float32 arrays (bfloat16 and float16 are
+    widened exactly) of which `flanjax.interchange.stored` reads what is asked for.
 
     Raises:
       ModelFolderError: the folder, its `config.json` or its tensors are missing, damaged or of a model that is not
@@ -189,14 +191,13 @@ def read_hf_decoder(folder: str | Path) -> tuple[DecoderConfig, Params]:
     places = hf_places(hf.family, hf.model)
     head = _copy_of_the_head(hf, stored)
     _check(hf, places, stored)
-    leaves = {path: np.empty(leaf.shape, np.float32) for path, leaf in _flat(abstract_params(hf.model)).items()}
-    for name, array in read_tensors({name: stored[name] for name in places}):
-        place = places[name]
-        for path, part in zip(place.paths, place.split(array), strict=True):
-            leaf = leaves[path] if place.layer is None else leaves[path][place.layer]
-            leaf[...] = part
-    for name, array in read_tensors(head):
-        if not np.array_equal(array.astype(np.float32), leaves[_EMBEDDING]):
+    leaves = gather(
+        (path, place.layer, part)
+        for name, place in places.items()
+        for path, part in zip(place.paths, place.split(stored[name].float32()), strict=True)
+    )
+    for name, tensor in head.items():
+        if not equal(tensor.float32(), leaves[_EMBEDDING]):
             raise ModelFolderError(
                 f"{hf.path}: tie_word_embeddings is true, but {name} differs from the embedding; set it to false if "
                 "the head is the model's own, or remove that tensor"
@@ -296,7 +297,7 @@ def write_hf_decoder(
     Args:
       output: a new folder; it appears whole or not at all.
       config: the model.
-      params: its parameters, numpy or jax arrays.
+      params: its parameters: numpy or jax arrays, or in files, of which one tensor at a time is read.
       source: the Hugging Face folder that this model was read from. Its family, its configuration keys, its tokenizer,
         generation config and model card, and each tensor's dtype are taken over.
       model_type: the family; by default that of `source`, or the first that has such a model.
@@ -346,9 +347,8 @@ def _new_tensors(
 
     def tensor(name: str, place: Place) -> NewTensor:
         def array() -> np.ndarray:
-            whole = [np.asarray(leaves[path]) for path in place.paths]
-            parts = whole if place.layer is None else [leaf[place.layer] for leaf in whole]
-            return cast(name, place.join(parts), dtype_of(name))
+            parts = [layer_of(leaves[path], place.layer) for path in place.paths]
+            return in_dtype(name, np.asarray(place.join(parts)), dtype_of(name))
 
         return NewTensor(place.hf_shape, dtype_of(name), array)
 

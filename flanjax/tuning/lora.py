@@ -142,10 +142,10 @@ class LoRA(Method):
         for projection in adapters:
             kernel, adapter = params[f"{projection}/kernel"], f"{projection}/{self.name}"
             if self.dora:
-                begun[f"{adapter}/magnitude"] = jax.jit(_column_norms)(kernel)
+                begun[f"{adapter}/magnitude"] = jax.jit(_column_norms)(jnp.asarray(kernel))
             if self.init == "pissa":
                 begun[f"{adapter}/a"], begun[f"{adapter}/b"], begun[f"{projection}/kernel"] = _principal(
-                    kernel, self.rank_of(projection), self.scale_of(projection), self.dtype
+                    jnp.asarray(kernel), self.rank_of(projection), self.scale_of(projection), self.dtype
                 )
         return begun
 
@@ -153,7 +153,8 @@ class LoRA(Method):
         """W + s A B, with the columns' norms where they are learnt, in float32."""
         adapters, merged = split_adapter(params, self.name)
         for projection, parts in adapters.items():
-            kernel = merged[f"{projection}/kernel"] + self.scale_of(projection) * _product(parts["a"], parts["b"])
+            kernel = jnp.asarray(merged[f"{projection}/kernel"])
+            kernel = kernel + self.scale_of(projection) * _product(parts["a"], parts["b"])
             if "magnitude" in parts:
                 kernel = kernel * _over(parts["magnitude"], _column_norms(kernel))[..., None, :]
             merged[f"{projection}/kernel"] = kernel

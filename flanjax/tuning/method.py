@@ -105,7 +105,7 @@ class Method(abc.ABC):
         A pure function: a checkpoint has only what moves, and the rest is made again.
 
         Arguments:
-          params: the base's, and the method's own as they were drawn.
+          params: the base's, arrays or still in files, and the method's own as they were drawn.
           encode: of the run's vocabulary.
 
         Raises:

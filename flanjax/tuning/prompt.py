@@ -144,12 +144,13 @@ class PromptTuning(PromptMethod):
 
     def begin(self, params: Flat, encode: Encode) -> Flat:
         """The prompts as `init` says; those that sample do so by the seed of the run."""
-        table, drawn = params["token_embedder/embedding"], params[EMBEDDING]
+        drawn = params[EMBEDDING]
         if self.init == "random":
             return params
         if self.init == "file":
             each = self._read(drawn.shape[2])
             return {**params, EMBEDDING: np.broadcast_to(each, drawn.shape)}
+        table = jnp.asarray(params["token_embedder/embedding"])
         prompts = [self._tokens(np.asarray(one), encode, len(table)) for one in drawn]
         return {**params, EMBEDDING: _means(table, [ids for prompt in prompts for ids in prompt]).reshape(drawn.shape)}
 
@@ -193,7 +194,7 @@ def _means(table: Float[Array, "vocab embed"], rows: list[list[int]]) -> Float[A
     ids = np.concatenate([np.asarray(row, np.int32) for row in rows])
     row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     shares = np.asarray([1 / len(row) for row in rows], np.float32)[row_of]
-    return jax.ops.segment_sum(jnp.asarray(table[ids]) * shares[:, None], row_of, num_segments=len(rows))
+    return jax.ops.segment_sum(table[ids] * shares[:, None], row_of, num_segments=len(rows))
 
 
 class PromptEmbedding(Prompt):

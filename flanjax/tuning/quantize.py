@@ -127,7 +127,7 @@ class NF4(Method):
         begun = dict(params)
         for projection in projections(params):
             if re.fullmatch(self.targets, projection):
-                kernel = begun.pop(f"{projection}/kernel")
+                kernel = jnp.asarray(begun.pop(f"{projection}/kernel"))
                 parts = _quantize_layers(kernel, self.block, self.double_block if self.double else None)
                 begun |= {f"{projection}/kernel/{part}": value for part, value in parts.items()}
         return begun

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from flanjax.data.vocabularies import VocabularyError
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_decoder import read_hf_decoder, write_hf_decoder
+from flanjax.interchange.stored import in_memory
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute
 from flanjax.models.decoder import abstract_params, build
@@ -121,7 +122,7 @@ def test_logits_are_those_of_glm_under_other_names(folder: Path, glm: Any) -> No
     with torch.no_grad():
         expected = glm(input_ids=torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
     assert np.abs(expected).max() > 0.5
-    np.testing.assert_allclose(logits(params, TOKENS), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(in_memory(params), TOKENS), expected, atol=1e-4, rtol=0)
 
 
 def test_import_then_export_keeps_every_bit_and_no_code(folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_config import hf_config, read_hf_config
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.peft import write_peft
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, abstract_params, build, init_params
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
@@ -134,7 +135,7 @@ def test_logits_agree_with_transformers(saved: Callable[[str], Path], variant: s
     batch = padded_rows(config.vocab_size)
     expected = torch_logits(loaded(folder), batch)
     assert np.abs(expected).max() > 0.5
-    np.testing.assert_allclose(logits(config, Compute(), params, batch), expected, atol=1e-4)
+    np.testing.assert_allclose(logits(config, Compute(), in_memory(params), batch), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["umt5", "ul2", "byt5"])
@@ -145,7 +146,7 @@ def test_greedy_answers_are_those_of_transformers(saved: Callable[[str], Path], 
     config, params = read_hf_t5(folder)
     rng = np.random.default_rng(1)
     rows = [[*rng.integers(3, config.vocab_size, length).tolist(), 1] for length in (3, 17, 40)]
-    ours = greedy(config, Compute(), params, rows, 12)
+    ours = greedy(config, Compute(), in_memory(params), rows, 12)
     model = loaded(folder)
     for row, answer in zip(rows, ours, strict=True):
         theirs = model.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False)[0, 1:].tolist()
@@ -172,7 +173,7 @@ def test_import_then_export_keeps_every_bit_and_every_key(
 def test_each_layer_of_a_umt5_has_its_own_table(saved: Callable[[str], Path]) -> None:
     folder = saved("umt5")
     stored = load_file(folder / "model.safetensors")
-    params = read_hf_t5(folder)[1]
+    params = in_memory(read_hf_t5(folder)[1])
     for stack, count in (("encoder", 3), ("decoder", 2)):
         tables = params[stack]["layers"]["relpos_bias"]["rel_embedding"]
         assert tables.shape == (count, 3, 32)
@@ -208,7 +209,8 @@ def test_an_adapter_of_a_umt5_is_opened_by_peft(saved: Callable[[str], Path], tm
     from peft import PeftModel
 
     folder = saved("umt5")
-    config, base = read_hf_t5(folder)
+    config, stored = read_hf_t5(folder)
+    base = in_memory(stored)
     model = dataclasses.replace(config, added=(LoRA(rank=2, targets=ALL_LINEAR),))
     rng = np.random.default_rng(0)
     params = flatten(jax.device_get(begin(model, base, lambda text: [], 0)))
