@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from flanjax.doors import GinSources, configure
 from flanjax.generation.greedy import greedy
+from flanjax.interchange.any_model import hf_class
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_config import hf_config, read_hf_config
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
@@ -201,6 +202,8 @@ def test_an_mt5_whose_head_is_tied_is_refused_until_it_says_which_function_it_is
 
 def test_a_table_in_every_layer_is_no_t5() -> None:
     assert hf_config(PER_LAYER, dtype="float32")["architectures"] == ["UMT5ForConditionalGeneration"]
+    assert hf_class(PER_LAYER) == "UMT5ForConditionalGeneration"
+    assert hf_class(dataclasses.replace(PER_LAYER, relpos_per_layer=False)) == "T5ForConditionalGeneration"
     with pytest.raises(ModelFolderError, match="relpos_per_layer is True, which model_type 't5' is not"):
         hf_config(PER_LAYER, dtype="float32", model_type="t5")
 
