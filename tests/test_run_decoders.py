@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 
 import flanjax
+from flanjax import doors
 from flanjax.data.cache import CachedMixture, Example
 from flanjax.data.cache_writer import write_mixture, write_split
 from flanjax.data.loader import DataConfig
 from flanjax.data.vocabularies import Vocabulary, VocabularySource, train_vocabulary
 from flanjax.evaluation.evaluators import EvaluationConfig
+from flanjax.export import PREFIX_LM, export
 from flanjax.generation.greedy import score
 from flanjax.interchange.hf_decoder import write_hf_decoder
 from flanjax.loading import Model
 from flanjax.models.config import Compute, ModelConfigError, T5Config
 from flanjax.models.decoder import init_params
 from flanjax.models.decoder_config import DecoderConfig
-from flanjax.run import Prepared, Run, RunError, compile_run, describe, layout_of, prepare, train_run
+from flanjax.run import CONFIGURABLES, Prepared, Run, RunError, compile_run, describe, layout_of, prepare, train_run
 from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import Silence, TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
@@ -128,6 +130,8 @@ def test_what_was_measured_while_it_trained_is_what_is_read_back(run: Run, layou
         total -= weighted_score(model, example.inputs, example.targets, weights)
         count += int(weights.sum())
     assert measured["loss"] == pytest.approx(total / count, rel=1e-4)
+    told = export(run.model_dir, Path(run.model_dir).parent / "hf").notices
+    assert told == ((PREFIX_LM,) if model.prefix_lm else ())
     report = found.evaluators["mix"].report
     assert report is not None
     assert len(report.answers) == 4
@@ -174,6 +178,20 @@ def test_positions_that_were_not_learned_are_never_asked_for(run: Run) -> None:
         prepared(with_data(run, feature_lengths={"tokens": 25}), model=LEARNED)
     with pytest.raises(RunError, match="max_new_tokens is 23, and the model has 24 positions"):
         prepared(run, model=LEARNED, evaluation=EvaluationConfig(max_new_tokens=23))
+
+
+def test_a_decoder_of_random_parameters_from_gin_files(tmp_path: Path) -> None:
+    (tmp_path / "own.gin").write_text(
+        'include "models/smollm2_135m.gin"\ninclude "common.gin"\nRun.model = @DecoderConfig()\n'
+    )
+    given = {"MODEL_DIR": "'x'", "MIXTURE": "'x'", "TRAIN_STEPS": "1", "LEARNING_RATE": "0.1"}
+    given |= {"FEATURE_LENGTHS": "{'tokens': 512}", "DataConfig.layout": "'prefix_lm'"}
+    doors.configure(doors.GinSources(files=(str(tmp_path / "own.gin"),), overrides=tuple(given.items())), CONFIGURABLES)
+    built = doors.build(Run)
+    assert isinstance(built, Run)
+    assert isinstance(built.model, DecoderConfig)
+    assert (built.model.num_layers, built.model.rotary.theta) == (30, 100_000.0)
+    assert built.data.layout == "prefix_lm"
 
 
 def test_a_model_of_the_other_kind_is_refused(run: Run, tmp_path: Path) -> None:
