@@ -1,9 +1,10 @@
 """Rewrites a model: `python -m flanjax.convert --input=DIR --output=DIR --format=hf`.
 
-The input is a Hugging Face T5 folder or a run directory; it passes through flanjax's own parameters. A Hugging Face
-folder comes out with the same tensors bit for bit, in one layout and with every flag that transformers 4 and 5 need;
-with `--adapter=DIR` a PEFT adapter is merged into it. With `--format=peft` published adapters of other formats become
-PEFT folders: T-Few's (IA)3 (.pt) and soft prompts (.npy).
+The input is a Hugging Face T5 folder, a T5X checkpoint or a run directory; it passes through flanjax's own parameters.
+A Hugging Face folder comes out with the same tensors bit for bit, in one layout and with every flag that transformers 4
+and 5 need; with `--adapter=DIR` a PEFT adapter is merged into it. With `--format=t5x` a T5X checkpoint is written. A
+GGUF file of a decoder becomes a Hugging Face folder, with its tokenizer and chat template. With `--format=peft`
+published adapters of other formats become PEFT folders: T-Few's (IA)3 (.pt) and soft prompts (.npy).
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from flanjax import doors
 
-FORMATS = ("hf", "peft")
+FORMATS = ("hf", "peft", "t5x", "t5x_scanned")
 
 
 def convert(
@@ -27,12 +28,13 @@ def convert(
     """Writes the model in `input` to the new folder `output`.
 
     Arguments:
-      input: a Hugging Face T5 folder, whose tokenizer files, model card and dtypes are kept, or a run directory, of
-        which the latest checkpoint is taken; for the format "peft" a file of T-Few (.pt) or a soft prompt (.npy).
+      input: a Hugging Face T5 folder, whose tokenizer files, model card and dtypes are kept, a T5X checkpoint or its
+        address, or a run directory, of which the latest checkpoint is taken, or a GGUF file; for the format "peft" a
+        file of T-Few (.pt) or a soft prompt (.npy).
       output: a new folder.
       format: of `output`, one of `FORMATS`.
       adapter: a PEFT folder for the model in `input`, to be merged into it.
-      dtype: of the tensors; by default as in `input` (float32 for a run).
+      dtype: of the tensors; by default as in `input` (float32 for a run, and from or to T5X).
 
     Returns what there is to tell about the conversion.
 
@@ -42,10 +44,15 @@ def convert(
     """
     from flanjax.export import export
     from flanjax.interchange.folders import ModelFolderError, require_new
+    from flanjax.interchange.gguf import convert_gguf
+    from flanjax.interchange.gguf_file import is_gguf
     from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
     from flanjax.interchange.peft import adapter_on, read_peft, write_folder
     from flanjax.interchange.peft_prompts import read_npy
     from flanjax.interchange.runs import is_run
+    from flanjax.interchange.stored import in_memory
+    from flanjax.interchange.t5x import read_t5x, write_t5x
+    from flanjax.interchange.t5x_files import is_t5x, open_checkpoint
     from flanjax.interchange.tfew import convert_tfew
     from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
     from flanjax.loading import require_model_folder
@@ -67,38 +74,64 @@ def convert(
             write_folder(output, fitting, {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
             return f"a prompt for a T5 of width {fitting.embed_dim}"
         return f"factors for {convert_tfew(source, output, dtype=dtype)}"
-    require_model_folder(source)
-    if is_run(source):
+    if is_gguf(source):
         if adapter is not None:
-            raise ModelFolderError(f"{source} is a run: export it first, and give that folder as --input")
-        export(source, output, dtype=dtype)
+            raise ModelFolderError(f"{source} is a GGUF file: convert it first, and give that folder as --input")
+        if format != "hf":
+            raise ModelFolderError(f"{source} is a decoder, and a T5X checkpoint holds a T5: give --format=hf")
+        convert_gguf(source, output, dtype=dtype)
         return None
-    model, params = read_hf_t5(source)
-    told = None
+    told: list[str] = []
+    step, from_t5x = 0, is_t5x(input)
+    if from_t5x:
+        checkpoint = open_checkpoint(input)
+        told.append(checkpoint.left_out)
+        if format == "hf":
+            told.append(f"{output} has no vocabulary, as T5X keeps none beside a model: put its spiece.model there")
+        step = checkpoint.step
+        model, params = read_t5x(input)
+    else:
+        require_model_folder(source)
+        if is_run(source):
+            if adapter is not None:
+                raise ModelFolderError(f"{source} is a run: export it first, and give that folder as --input")
+            export(source, output, dtype=dtype, format=format)
+            return None
+        model, params = read_hf_t5(source)
     if adapter is not None:
-        tuned = adapter_on(read_peft(adapter, model), model, params)
+        tuned = adapter_on(read_peft(adapter, model), model, in_memory(params))
         whole, params = merged(*tuned)
         model = require_t5(whole, "python -m flanjax.convert")
-        told = f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}"
+        told.append(f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}")
+    if format != "hf":
+        write_t5x(output, model, params, step=step, scanned=format == "t5x_scanned", dtype=dtype or "float32")
+        return "\n".join(told)
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
     bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
     vocabulary = read_vocabulary(source) if bare else None
     recipe = (
         None if adapter is None else {"Base model": source.absolute().name, "Adapter": Path(adapter).absolute().name}
     )
-    write_hf_t5(output, model, params, vocabulary, source=source, recipe=recipe, dtype=dtype)
-    return told
+    kept = None if from_t5x else source
+    write_hf_t5(output, model, params, vocabulary, source=kept, recipe=recipe, dtype=dtype)
+    return "\n".join(told)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door: flags in, one call; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flanjax.convert", description="Rewrites a model in a format.")
     parser.add_argument(
-        "--input", required=True, metavar="PATH", help="a Hugging Face T5 folder, a run, or a .pt or .npy"
+        "--input",
+        required=True,
+        metavar="PATH",
+        help="a Hugging Face T5 folder, a T5X checkpoint, a run, a .gguf, or a .pt or .npy",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
-        "--format", required=True, choices=FORMATS, help="hf: a Hugging Face T5 folder; peft: an adapter"
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="hf: a Hugging Face T5 folder; peft: an adapter; t5x: a T5X checkpoint, t5x_scanned: for scalable_t5",
     )
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder, merged into the model of --input")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16; as in the input unless given")
@@ -108,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(flags: argparse.Namespace) -> int:
     told = convert(flags.input, flags.output, format=flags.format, adapter=flags.adapter, dtype=flags.dtype)
-    if told is not None:
+    if told:
         print(told)
     print(f"wrote {flags.output}")
     return 0

@@ -2,6 +2,7 @@
 
 A model that transformers opens: configuration, safetensors, tokenizer files, and a model card with the run's recipe.
 Or, as `peft`, an adapter alone, which peft opens on the base model; of prompts of several tasks, a folder for each.
+Or, as `t5x`, a checkpoint that T5X restores; `t5x_scanned` is for its scalable_t5.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from flanjax import doors
 
-FORMATS = ("hf", "peft")
+FORMATS = ("hf", "peft", "t5x", "t5x_scanned")
 # A notice on `Exported.quantized`.
 QUANTIZED = (
     "the run's base is quantized, and what was exported goes with the full-precision original: "
@@ -60,6 +61,7 @@ def export(
     from flanjax.interchange.hf_t5 import write_hf_t5
     from flanjax.interchange.peft import base_name, write_peft
     from flanjax.interchange.runs import read_run
+    from flanjax.interchange.t5x import write_t5x
     from flanjax.models.model import require_t5
     from flanjax.tuning.method import TuningError
     from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of, unquantized
@@ -88,7 +90,7 @@ def export(
     if added_paths(trained.model) and not merge:
         raise TuningError(
             f"{run} was tuned by methods that add parameters ({', '.join(m.name for m in methods_of(trained.model))}), "
-            "and a plain Hugging Face model has no place for them: give --merge to put them into its own, or "
+            "and a plain model has no place for them: give --merge to put them into its own, or "
             "--format=peft for an adapter folder"
         )
     whole = read_run(run, step=trained.step, quantized=False) if quantized else trained
@@ -96,14 +98,12 @@ def export(
     difference = None
     if added_paths(trained.model):
         difference = logit_difference((trained.model, trained.params), (model, params))
-    write_hf_t5(
-        output,
-        require_t5(model, "python -m flanjax.export"),
-        params,
-        trained.vocabulary,
-        recipe=trained.recipe,
-        dtype=dtype,
-    )
+    t5 = require_t5(model, "python -m flanjax.export")
+    if format == "hf":
+        write_hf_t5(output, t5, params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
+    else:
+        scanned = format == "t5x_scanned"
+        write_t5x(output, t5, params, step=trained.step, scanned=scanned, dtype=dtype or "float32")
     return Exported(trained.step, difference, quantized)
 
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--step", type=int, metavar="N", help="a checkpoint's step; the latest unless given")
     parser.add_argument("--dtype", metavar="NAME", help="of the tensors: float32 (default), bfloat16 or float16")
-    parser.add_argument("--format", choices=FORMATS, default="hf", help="hf: a whole model; peft: an adapter alone")
+    parser.add_argument("--format", choices=FORMATS, default="hf", help="hf or t5x: a whole model; peft: an adapter")
     parser.add_argument("--merge", action="store_true", help="put what tuning methods added into the model's own")
     flags = parser.parse_args(argv)
     return doors.run_door(lambda: _export(flags))
@@ -132,6 +132,9 @@ def _export(flags: argparse.Namespace) -> int:
         adapter = Path(flags.output, *done.tasks[:1])
         print(f'  peft.PeftModel.from_pretrained(BASE, "{adapter}")')
         print(f'  flanjax.load(BASE, adapter="{adapter}")')
+        return 0
+    if flags.format != "hf":
+        print(f'  --gin.INITIAL_CHECKPOINT_PATH=\\"{Path(flags.output, f"checkpoint_{done.step}")}\\"  # T5X')
         return 0
     print(f'  transformers.T5ForConditionalGeneration.from_pretrained("{flags.output}")')
     print(f'  flanjax.load("{flags.output}")')

@@ -112,7 +112,7 @@ class Model:
         return [Placeholders(self.config.prompt_length, tasks).number(prompt or "")] * count
 
     def _tokens(self, inputs: Sequence[str]) -> list[list[int]]:
-        return [[*self.vocabulary.encode(text), self.vocabulary.eos_id] for text in inputs]
+        return [self.vocabulary.as_inputs(self.vocabulary.encode(text)) for text in inputs]
 
 
 def _require_texts(texts: Sequence[str]) -> None:

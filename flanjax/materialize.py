@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         "--mixture", help="mixtures, tasks or paths of your own data, separated by commas (default: the gin file's)"
     )
     parser.add_argument("--cache_dir", help="where the tokens go (default: the gin file's)")
-    parser.add_argument("--vocabulary", help="a SentencePiece model or a folder with spiece.model")
+    parser.add_argument("--vocabulary", help="a SentencePiece model, a tokenizer.json, or a folder with one")
+    parser.add_argument("--chat_template", help="a name, a Jinja file or `tokenizer` (default: the gin file's)")
     parser.add_argument("--tasks", action="append", default=[], metavar="MODULE", help="a task module of your own")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="for each --tasks module, or the mixture's"
@@ -68,7 +69,7 @@ def _materialize(argv: Sequence[str]) -> int:
     request = _from_gin(sources) if sources.files else {"tasks": {}, "vocabulary": None}
     if flags.splits:
         request["splits"] = tuple(flags.splits.split(","))
-    for name in ("cache_dir", "seed", "on_bad_row", "workers"):
+    for name in ("cache_dir", "seed", "on_bad_row", "chat_template", "workers"):
         if getattr(flags, name) is not None:
             request[name] = getattr(flags, name)
     if flags.beam is not None:
@@ -152,6 +153,7 @@ def _from_gin(sources: doors.GinSources) -> dict[str, Any]:
         "seed": run.task_seed,
         "splits": tuple(dict.fromkeys(("train", run.evaluation.split))),
         "on_bad_row": run.on_bad_row,
+        "chat_template": run.chat_template,
     }
 
 

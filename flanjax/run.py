@@ -16,23 +16,25 @@ import jax
 import ml_collections
 import optax
 
+from flanjax.data.byte_vocabulary import Bytes
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.catalog import resolve_all
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
+from flanjax.data.packing import Layout, RowLengths
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.provenance import Request, is_current
 from flanjax.data.report import overlong_line, survey
-from flanjax.data.vocabularies import MODEL_FILE, Vocabulary, VocabularySource
+from flanjax.data.vocabularies import CHAT_TEMPLATE_FILE, MODEL_FILE, SentencePieces, Vocabulary, VocabularySource
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
 from flanjax.files import write_whole
+from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.folders import ModelFolderError
-from flanjax.interchange.hf_model import read_hf_model, read_hf_model_config
 from flanjax.interchange.peft import Adapter, adapter_on, read_peft
-from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run, read_run, read_settings
-from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of, read_vocabulary
+from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run
+from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.decoder_config import DecoderConfig, Rotary
 from flanjax.models.model import ModelConfig, abstract_params, build, init_params, model_settings
@@ -47,7 +49,7 @@ from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_
 from flanjax.training.trainer import train
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import METHODS, to_settings
-from flanjax.tuning.partition import begin, digest, flatten, merged, methods_of, trainable_axes, unflatten
+from flanjax.tuning.partition import begin, digest, flatten, methods_of, trainable_axes, unflatten
 
 
 class RunError(FlanjaxError):
@@ -63,11 +65,13 @@ class Run:
       model: the model; None takes it from `init_from`.
       tuning: methods that say which parameters move, and add some; none trains all of the model's own.
       dropout_rate: replaces the model's own; None leaves it.
-      init_from: a Hugging Face T5 folder or a run directory; None starts from random parameters.
+      init_from: a model as `flanjax.interchange.any_model` opens it, such as a Hugging Face folder or a run
+        directory; None starts from random parameters.
       adapter_from: a PEFT folder for that model, which training goes on with; its methods are the run's.
       tasks: task modules and their options.
       task_seed: of all that tasks draw; the order of rows has a seed of its own, so that runs that differ in it share a
         cache.
+      chat_template: makes the text of every example (`flanjax.data.chat_templates.find_template`); None for none.
       on_bad_row: what a malformed row of theirs does: "error", or "skip", which counts it.
       export_to: a Hugging Face folder written when the run is whole; None writes none.
     """
@@ -84,6 +88,7 @@ class Run:
     task_seed: int = 0
     on_bad_row: str = "error"
     vocabulary: VocabularySource
+    chat_template: str | None = None
     data: DataConfig
     loss: LossConfig
     optimizer: OptimizerConfig
@@ -152,6 +157,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
       FlanjaxError: a part is missing or does not fit the others; the message says which and what to do.
     """
     start = _StartingPoint(run)
+    run = _with_layout(run, decoder=start.is_decoder)
     start.check_model()
     _check_methods(run, notice)
     mesh = make_mesh(run.mesh)
@@ -159,14 +165,16 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     if is_first():
         _ensure_cache(run, materialize, notice)
     wait_for_all("cache")
-    batches = PackedBatches(run.data, rows=rows, placeholders=_placeholders(start.methods))
-    vocabulary = batches.mixture.vocabulary
     model = start.model
+    longest = model.max_positions if isinstance(model, DecoderConfig) else None
+    batches = PackedBatches(run.data, rows=rows, placeholders=_placeholders(start.methods), longest=longest)
+    _check_positions(model, batches.row_lengths)
+    vocabulary = batches.mixture.vocabulary
     start.check_vocabulary(vocabulary, notice)
     if vocabulary.size > model.vocab_size:
         raise RunError(
             f"the vocabulary of {run.data.mixture!r} has {vocabulary.size} ids, the model only {model.vocab_size}: "
-            "set T5Config.vocab_size to at least that, or VOCABULARY to the model's own"
+            f"set {type(model).__name__}.vocab_size to at least that, or VOCABULARY to the model's own"
         )
     model = start.tuned
     build(model, run.compute, abstract_params(model))  # refuses what cannot be computed in this way
@@ -187,6 +195,29 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     )
 
 
+def _with_layout(run: Run, *, decoder: bool) -> Run:
+    """The run with the layout of rows that its model has."""
+    of_model: tuple[Layout, ...] = ("causal", "prefix_lm") if decoder else ("encoder_decoder",)
+    layout = run.data.layout or of_model[0]
+    if layout not in of_model:
+        raise RunError(
+            f"DataConfig.layout is {layout!r}, and the model is {'a decoder' if decoder else 'a T5'}: leave it out, or "
+            f"give {' or '.join(map(repr, of_model))}"
+        )
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, layout=layout))
+
+
+def _check_positions(model: ModelConfig, row_lengths: RowLengths) -> None:
+    """Refuses rows in which an example could stand beyond a learnt table of positions."""
+    if not isinstance(model, DecoderConfig) or model.positions != "learned":
+        return
+    if row_lengths[0] > model.max_positions:
+        raise RunError(
+            f"rows of {row_lengths[0]} tokens: the model has learned {model.max_positions} positions "
+            f"(max_positions). Set FEATURE_LENGTHS to {{'tokens': {model.max_positions}}} at most"
+        )
+
+
 class _StartingPoint:
     """The model that a run starts from: read once, and only as much of it as is asked for."""
 
@@ -194,16 +225,24 @@ class _StartingPoint:
         self._run = run
         self._read: tuple[ModelConfig, Params] | None = None
         self._folder = None if run.init_from is None else Path(run.init_from)
-        if self._folder is not None and not (self._folder / "config.json").is_file():
-            raise RunError(
-                f"INIT_FROM={run.init_from}: there is no such model: give a Hugging Face T5 folder or a run directory "
-                "(both have a config.json), or None for random parameters"
-            )
+        if self._folder is not None:
+            try:
+                self._format = format_of(self._folder)
+            except ModelFolderError as error:
+                raise RunError(f"there is no such model: INIT_FROM={error}. Give None for random parameters") from error
         if run.adapter_from is not None and (run.tuning or self._folder is None):
             raise RunError(
                 f"ADAPTER_FROM={run.adapter_from} says itself which parameters move, and on which model they were "
                 "learnt: leave TUNING empty, without a file of gin_configs/tuning/, and set INIT_FROM to that model"
             )
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether the model is a decoder, by its configuration alone."""
+        model = self._run.model
+        if model is None and self._folder is not None:
+            model = self._format.config(self._folder)
+        return isinstance(model, DecoderConfig)
 
     @property
     def model(self) -> ModelConfig:
@@ -258,25 +297,23 @@ class _StartingPoint:
     def _source(self) -> tuple[ModelConfig, Params]:
         if self._read is None:
             assert self._folder is not None
-            if is_run(self._folder):
-                trained = read_run(self._folder, quantized=False)
-                self._read = merged(trained.model, trained.params)
-            else:
-                self._read = read_hf_model(self._folder)
+            self._read = self._format.read(self._folder)
         return self._read
 
     def check_model(self) -> None:
         """Refuses a model that is not INIT_FROM's, by its config.json alone; `params` looks at the tensors too."""
         if self._folder is None or self._run.model is None:
             return
-        if is_run(self._folder):
-            found = dataclasses.replace(read_settings(self._folder)[0], added=())  # merged when it is read
-        else:
-            # Whether the head is tied the tensors alone say.
-            found = dataclasses.replace(read_hf_model_config(self._folder), tied_head=self._run.model.tied_head)
+        found = self._format.config(self._folder)
+        if self._format is not RUN:
+            # Whether the head is tied a T5's tensors alone say, and a folder of others says nothing of training.
+            found = dataclasses.replace(found, tied_head=self._run.model.tied_head)
         self._check_shape(found)
 
     def _check_shape(self, found: ModelConfig) -> None:
+        if type(found) is not type(self.model):
+            kinds = ["a decoder" if isinstance(model, DecoderConfig) else "a T5" for model in (found, self.model)]
+            raise RunError(f"INIT_FROM={self._folder} holds {kinds[0]}, and the model of the run is {kinds[1]}")
         wanted = dataclasses.asdict(dataclasses.replace(self.model, dropout_rate=found.dropout_rate))
         differing = [
             f"{name} is {value!r} there, {wanted[name]!r} in the run"
@@ -296,22 +333,18 @@ class _StartingPoint:
         """
         if self._folder is None:
             return
-        own = None
-        if is_run(self._folder):
-            own = Vocabulary.load(self._folder / VOCABULARY)
-        elif (self._folder / MODEL_FILE).is_file():
-            own = read_vocabulary(self._folder)
-        if own is not None:
-            same, name, remedy = own.sha256 == vocabulary.sha256, f"{own.identity} ({own.size} ids)", f"={own.path}"
-        elif (self._folder / TOKENIZER).is_file():
-            same, name = has_pieces_of(self._folder, vocabulary), f"that of its {TOKENIZER}"
-            remedy = f" to the {MODEL_FILE} of the model it comes from"
-        else:
+        own = self._format.vocabulary(self._folder)
+        if own is None:
             notice(
                 f"INIT_FROM={self._folder} has neither {MODEL_FILE} nor {TOKENIZER}: whether it was trained with the "
                 f"tasks' vocabulary {vocabulary.identity} ({vocabulary.size} ids) cannot be checked"
             )
             return
+        if isinstance(vocabulary, SentencePieces) and not isinstance(own, SentencePieces | Bytes):
+            same, name = has_pieces_of(self._folder, vocabulary), f"that of its {TOKENIZER}"
+            remedy = f" to the {MODEL_FILE} of the model it comes from"
+        else:
+            same, name, remedy = own.sha256 == vocabulary.sha256, f"{own.identity} ({own.size} ids)", f"={own.path}"
         if not same:
             raise RunError(
                 f"the tasks were tokenised with vocabulary {vocabulary.identity} ({vocabulary.size} ids), "
@@ -336,7 +369,13 @@ def _check_methods(run: Run, notice: Callable[[str], None]) -> None:
 def _ensure_cache(run: Run, materialize: Callable[[Sequence[str]], None], notice: Callable[[str], None]) -> None:
     """Has the mixtures written that are missing, damaged, or made from something else than the run asks for."""
     config = run.evaluation
-    request = Request(tasks=run.tasks, vocabulary=run.vocabulary, seed=run.task_seed, splits=("train", config.split))
+    request = Request(
+        tasks=run.tasks,
+        vocabulary=run.vocabulary,
+        seed=run.task_seed,
+        splits=("train", config.split),
+        chat_template=run.chat_template,
+    )
     needed = {run.data.mixture: ["train"]}
     for mixture in config.mixtures:
         needed.setdefault(mixture, []).append(config.split)
@@ -356,14 +395,14 @@ def _evaluators(
     run: Run,
     model: ModelConfig,
     vocabulary: Vocabulary,
-    row_lengths: tuple[int, int],
+    row_lengths: RowLengths,
     mesh: jax.sharding.Mesh,
     notice: Callable[[str], None],
 ) -> dict[str, MixtureEvaluator]:
     """One evaluator for the run's own mixture, where it has held-out examples, and one for each other mixture."""
     config, found = run.evaluation, {}
     placeholders = _placeholders(methods_of(model))
-    text_room = placeholders.text_room(row_lengths)
+    text_room, prefix_lm = placeholders.text_room(row_lengths), run.data.layout == "prefix_lm"
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):
         try:
@@ -393,6 +432,7 @@ def _evaluators(
                 window=run.data.window,
                 overlong=run.data.overlong,
                 pack=run.data.pack,
+                prefix_lm=prefix_lm,
                 max_examples_per_task=_share(config.loss_examples, tasks),
                 placeholders=placeholders,
             )
@@ -403,12 +443,35 @@ def _evaluators(
             loss=run.loss,
             mesh=mesh,
             batches=batches,
-            questions=questions(tasks, _share(config.questions, tasks) or 0, text_room, run.data.overlong),
+            questions=questions(
+                tasks,
+                _share(config.questions, tasks) or 0,
+                _question_room(model, text_room, config.max_new_tokens),
+                run.data.overlong,
+            ),
+            prefix_lm=prefix_lm,
             vocabulary=vocabulary,
             max_new_tokens=config.max_new_tokens,
             metrics=config.metrics,
         )
     return found
+
+
+def _question_room(model: ModelConfig, text_room: RowLengths, max_new_tokens: int) -> RowLengths:
+    """Room for a question whose answer still stands in positions that the model has.
+
+    Raises:
+      RunError: there is none.
+    """
+    if not isinstance(model, DecoderConfig):
+        return text_room
+    left = model.max_positions - model.prompt_length - max_new_tokens
+    if left < 2:
+        raise RunError(
+            f"EvaluationConfig.max_new_tokens is {max_new_tokens}, and the model has {model.max_positions} positions: "
+            "no question has room before such an answer"
+        )
+    return (min(text_room[0], left - 1),)
 
 
 def _check_best(config: TrainConfig, evaluators: Mapping[str, MixtureEvaluator]) -> None:
@@ -438,8 +501,15 @@ def _settings(
     settings["base"], settings["adapter"] = base, adapter
     vocabulary = batches.mixture.vocabulary
     settings["vocabulary"] = {"identity": vocabulary.identity, "size": vocabulary.size}
+    template = batches.mixture.chat_template
+    settings["chat_template"] = template and {"name": template.name, "identity": template.identity}
+    # What decides nothing is left out, as a run from before there was a choice has none.
+    if template is None:
+        del settings["chat_template"]
     if run.data.examples_per_task is None:
-        del settings["data"]["select"]  # it decides nothing, and a run from before there was a choice has none
+        del settings["data"]["select"]
+    if run.data.layout == "encoder_decoder":
+        del settings["data"]["layout"]
     # Of the tokens themselves: a run goes on when the same ones were written again for a reason of no account.
     digests = [shard.sha256 for task in batches.mixture.tasks for shard in task.manifest.shards]
     settings["data"] |= {
@@ -474,6 +544,8 @@ def describe(prepared: Prepared, operative_config: str, parameters: str) -> None
     write_whole(folder / "config.gin", operative_config)
     write_whole(folder / "parameters.txt", parameters)
     prepared.vocabulary.save(folder / VOCABULARY)
+    if template := prepared.batches.mixture.chat_template:
+        write_whole(folder / VOCABULARY / CHAT_TEMPLATE_FILE, template.text)  # the tokenizer's own, from now on
     # Last: where it is, the others are.
     write_whole(folder / SETTINGS, prepared.settings.to_json(indent=1) + "\n")
 
@@ -496,7 +568,11 @@ def compile_run(prepared: Prepared, layout: StateLayout) -> MemoryUse | None:
         seed=run.train.seed,
         microbatches=run.train.microbatches,
     )
-    shapes = batch_shapes(run.data.batch_rows, *prepared.batches.row_lengths, prepared.mesh)
+    *encoder, length = prepared.batches.row_lengths
+    prefix_lm = run.data.layout == "prefix_lm"
+    shapes = batch_shapes(
+        run.data.batch_rows, encoder[0] if encoder else None, length, prepared.mesh, prefix_lm=prefix_lm
+    )
     return compile_step(step, layout, shapes).memory
 
 

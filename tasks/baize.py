@@ -11,10 +11,10 @@ import functools
 import re
 from collections.abc import Iterator
 
-from flanjax.data.conversations import ReplyText, Turn, Unrolled, reply_rows
+from flanjax.data.conversations import ReplyText, Unrolled, reply_rows
 from flanjax.data.records import read_records
 from flanjax.data.sources import BadRow, excerpt, text_field
-from flanjax.data.tasks import Dataset, Download, Family, Row, TextTask, dataset_folder, with_validation
+from flanjax.data.tasks import Dataset, Download, Family, Row, TextTask, Turn, dataset_folder, with_validation
 
 FILES = {
     "quora": "quora_chat_data.json",

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 
 from flanjax.tasks.own import OwnText, instruction_rows
 
-from flanjax.data.conversations import ReplyText, Turn, history_text
+from flanjax.data.conversations import ReplyText, history_text
 from flanjax.data.instructions import VALIDATION_EVERY, Instruct, only, published
 from flanjax.data.schemas import Schema
 from flanjax.data.sources import BadRow, excerpt, report_bad_row
-from flanjax.data.tasks import Dataset, Download, Family, Row, Rows, TextTask, dataset_folder, with_validation
+from flanjax.data.tasks import Dataset, Download, Family, Row, Rows, TextTask, Turn, dataset_folder, with_validation
 
 _FILES = "https://huggingface.co/datasets/GAIR/lima/resolve/main"
 _FORM = Schema(name="LIMA", prompt="conversations")

@@ -11,10 +11,10 @@ Mixture: `sharegpt`. Each reply is an example; each hundredth conversation is va
 import functools
 from collections.abc import Iterator, Sequence
 
-from flanjax.data.conversations import ReplyText, Turn, Unrolled, alternating, reply_rows, turns_of
+from flanjax.data.conversations import ReplyText, Unrolled, alternating, reply_rows, turns_of
 from flanjax.data.records import read_records
 from flanjax.data.sources import text_field
-from flanjax.data.tasks import Dataset, Family, Row, TextTask, dataset_folder, with_validation
+from flanjax.data.tasks import Dataset, Family, Row, TextTask, Turn, dataset_folder, with_validation
 
 DATASETS = (
     Dataset(
@@ -50,7 +50,7 @@ def family(
     read = functools.partial(cleaned_replies, languages=languages)
     source = {split: Unrolled(rows=rows, read=read) for split, rows in with_validation(records).items()}
     render = ReplyText(max_source=max_source, max_conversation=max_conversation)
-    task = TextTask(name="sharegpt", source=source, render=render)
+    task = TextTask(name="sharegpt", source=source, render=render, whole=max_conversation is None)
     return Family(tasks=[task], mixtures={"sharegpt": {"sharegpt": None}}, datasets=DATASETS)
 
 

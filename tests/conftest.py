@@ -103,9 +103,90 @@ def flan_t5_small(test_data: pathlib.Path, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> pathlib.Path:
+    """The real SmolLM2-135M-Instruct in 4 bits, downloaded once into a cache outside the repository."""
+    tool = ROOT / "tools" / "fetch_smollm2.py"
+    fetched = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=False)
+    if fetched.returncode == 3 and not os.environ.get("CI"):
+        pytest.skip(f"SmolLM2 cannot be downloaded: {fetched.stderr.strip()}")
+    assert fetched.returncode == 0, fetched.stderr
+    return pathlib.Path(fetched.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The same as a Hugging Face folder with float32 weights, made once for all workers of a session."""
+    from flanjax.interchange.folders import ModelFolderError
+    from flanjax.interchange.gguf import convert_gguf
+
+    temporary = tmp_path_factory.getbasetemp()
+    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "smollm2"
+    if not folder.exists():
+        try:
+            convert_gguf(smollm2_gguf, folder)
+        except ModelFolderError:  # the folder appears whole: another worker may have been first
+            if not folder.exists():
+                raise
+    return folder
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """In CI a test that is skipped although the real data is there counts as a failure of the session."""
     skipped = terminalreporter.stats.get("skipped", [])
     if os.environ.get("CI") and TEST_DATA.is_dir() and skipped:
         terminalreporter.write_line(f"{len(skipped)} skipped although {TEST_DATA} is there", red=True)
         terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
+
+
+@pytest.fixture(scope="session")
+def bpe_folder(test_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A tokenizer of GPT-2's kind with ChatML's tokens, trained on real conversations, in a Hugging Face folder."""
+    import json
+
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+    from tokenizers.models import BPE
+
+    records = json.loads((test_data / "fastchat" / "dummy_conversation.json").read_text())
+    lines = [turn["value"] for record in records for turn in record["conversations"]]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=list(CONTROL_TOKENS), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(lines, trainer)
+    folder = tmp_path_factory.mktemp("bpe")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_folder(test_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with a SentencePiece model of Llama 2's kind alone: BPE, bytes for unknown characters, BOS 1, EOS 2."""
+    import json
+
+    import sentencepiece
+
+    records = json.loads((test_data / "fastchat" / "dummy_conversation.json").read_text())
+    folder = tmp_path_factory.mktemp("llama")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([turn["value"] for record in records for turn in record["conversations"]]),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=600,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=0.999,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.vocab").unlink()
+    return folder

@@ -11,9 +11,20 @@ from flanjax.data.sources import BadRows
 from flanjax.data.tasks import TextTask
 
 
-def split_fingerprint(task: AnyTask, split: str, *, seed: int, vocabulary_id: str, files: SourceFiles) -> str:
-    """A digest of everything that decides what the cache holds of a split; the files it is made from go to `files`."""
-    how: dict[str, Any] = {"seed": seed, "vocabulary_id": vocabulary_id, "version": FORMAT, "files": files}
+def split_fingerprint(
+    task: AnyTask, split: str, *, seed: int, vocabulary_id: str, files: SourceFiles, chat: str = ""
+) -> str:
+    """A digest of everything that decides what the cache holds of a split; the files it is made from go to `files`.
+
+    `chat` is the identity of the chat template; empty where there is none.
+    """
+    how: dict[str, Any] = {
+        "seed": seed,
+        "vocabulary_id": vocabulary_id,
+        "version": FORMAT,
+        "files": files,
+        "chat": chat,
+    }
     if isinstance(task, TextTask):
         return text_fingerprint(task, split, **how)
     from flanjax.data.seqio_stream import task_fingerprint

@@ -71,8 +71,9 @@ class _Read(beam.DoFn):
     def process(self, element: Key) -> Iterator[tuple[Key, Chunk]]:
         """The chunks of a split, in order, and then its end."""
         task, split = element
+        tokenizing, setting = self._tokenizing, self._setting
         chunks = read_chunks(
-            self._tokenizing.task(task), split, seed=self._setting.seed, on_bad_row=self._setting.on_bad_row
+            tokenizing.task(task), split, seed=setting.seed, on_bad_row=setting.on_bad_row, chat=tokenizing.chat
         )
         for number, chunk in enumerate(chunks):
             yield element, (number, chunk)

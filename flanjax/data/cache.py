@@ -29,6 +29,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from flanjax.data.chat_templates import ChatTemplate
 from flanjax.data.vocabularies import Vocabulary, VocabularyError
 from flanjax.errors import FlanjaxError, nearest
 
@@ -410,6 +411,7 @@ class CachedMixture:
         tasks: the opened tasks, in the mixture's order.
         rates: the rate seqio gives each of them, or None where it has none.
         vocabulary: the one all of them were tokenised with.
+        chat_template: the one that their text was made with; None where it was made without.
         made_from: what was asked for and read (`flanjax.data.provenance`); empty where it was not kept.
     """
 
@@ -421,6 +423,7 @@ class CachedMixture:
         rates: list[float | None],
         vocabulary: Vocabulary,
         made_from: Mapping[str, Any],
+        chat_template: ChatTemplate | None = None,
     ):
         self.name = name
         self.split = split
@@ -428,6 +431,7 @@ class CachedMixture:
         self.rates = rates
         self.vocabulary = vocabulary
         self.made_from = made_from
+        self.chat_template = chat_template
 
     @classmethod
     def open(cls, cache_dir: str | Path, mixture: str, split: str) -> "CachedMixture":
@@ -447,6 +451,8 @@ class CachedMixture:
             prints = [entry["splits"][split] for entry in entries]
             rates = [entry["rate"] for entry in entries]
             identity, made_from = content["vocabulary"], content["made_from"]
+            given = content.get("chat_template")
+            template = None if given is None else ChatTemplate(**given)
         except FileNotFoundError as error:
             known = [path.stem for path in file.parent.glob("*.json")]
             raise NotCachedError(
@@ -475,4 +481,4 @@ class CachedMixture:
                     "its end, or for another mixture that has this task with other options or another seed (give that "
                     f"one a cache of its own); {remedy}"
                 )
-        return cls(mixture, split, tasks, rates, vocabulary, made_from)
+        return cls(mixture, split, tasks, rates, vocabulary, made_from, template)

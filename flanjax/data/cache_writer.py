@@ -37,6 +37,7 @@ from flanjax.data.cache import (
     task_folder,
     vocabulary_folder,
 )
+from flanjax.data.chat_templates import ChatTemplate
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.files import FileError, write_whole
 
@@ -106,6 +107,7 @@ def write_mixture(
     seed: int,
     tasks: Iterable[Mapping[str, Any]],
     made_from: Mapping[str, Any] | None = None,
+    chat_template: ChatTemplate | None = None,
 ) -> None:
     """Writes a mixture's file; the splits it names must have been written before.
 
@@ -116,6 +118,7 @@ def write_mixture(
         seed: the seed of the run.
         tasks: {"task": name, "rate": float or None, "splits": {split: its fingerprint}} each.
         made_from: what was asked for and read, for `flanjax.data.provenance` to compare.
+        chat_template: what the text of all tasks was made with.
 
     Raises:
         CacheError: the disk is full or refuses.
@@ -128,6 +131,7 @@ def write_mixture(
         "seed": seed,
         "tasks": list(tasks),
         "made_from": dict(made_from or {}),
+        "chat_template": chat_template and chat_template.to_json(),
     }
     with _disk_errors(file):
         vocabulary.save(vocabulary_folder(cache_dir, vocabulary.identity))

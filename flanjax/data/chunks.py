@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from flanjax.data.cache import EncodedExample
+from flanjax.data.chat import Chat
 from flanjax.data.rendering import CHUNK_ROWS, NumberedRow, Tokenized, rows_of
 from flanjax.data.sources import BadRow, BadRows, bad_row_policy
 from flanjax.data.tasks import TextTask
@@ -37,11 +38,13 @@ class End:
     error: FlanjaxError | None
 
 
-def read_chunks(task: TextTask, split: str, *, seed: int, on_bad_row: str) -> Iterator[list[NumberedRow] | End]:
+def read_chunks(
+    task: TextTask, split: str, *, seed: int, on_bad_row: str, chat: Chat | None = None
+) -> Iterator[list[NumberedRow] | End]:
     """The rows of a split by the chunk, and then its end; an error of its reader is in that."""
     bad_rows, error = BadRows(policy=on_bad_row), None
     try:
-        rows = rows_of(task, split, seed=seed)
+        rows = rows_of(task, split, seed=seed, chat=chat)
         while True:
             with bad_row_policy(bad_rows):
                 chunk = list(itertools.islice(rows, CHUNK_ROWS))
@@ -63,8 +66,8 @@ class Chunks:
     """
 
     def __init__(self, splits: Sequence[tuple[TextTask, str]], workers: Workers, *, seed: int, on_bad_row: str) -> None:
-        self._jobs = self._read(splits, seed, on_bad_row)
         self._workers = workers
+        self._jobs = self._read(splits, seed, on_bad_row)
         self._ahead = 4 * workers.count if workers.count > 1 else 1
         self._waiting: deque[tuple[Key, Future[Tokenized] | End]] = deque()
         self._failed: set[Key] = set()
@@ -103,7 +106,7 @@ class Chunks:
     ) -> "Iterator[tuple[Key, Future[Tokenized] | End]]":
         for task, split in splits:
             key = (task.name, split)
-            for chunk in read_chunks(task, split, seed=seed, on_bad_row=on_bad_row):
+            for chunk in read_chunks(task, split, seed=seed, on_bad_row=on_bad_row, chat=self._workers.chat):
                 if key in self._failed:
                     break
                 yield key, chunk if isinstance(chunk, End) else self._workers.submit(task.name, split, chunk)

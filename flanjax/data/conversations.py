@@ -5,39 +5,29 @@ r"""Conversations: turns in, one training row for each reply of the assistant ou
     ReplyText(max_source=512)(row, context)      inputs "User: Hi\nAssistant:", targets "Hello!"
 
 A record with several replies is unrolled by its source, so that each reply is an example of its own and is seen once.
+A chat template takes the conversation as a whole (`whole_conversations`): the same replies are learnt, each once.
 """
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flanjax.data.sources import BadRow, excerpt, report_bad_row, text_field
-from flanjax.data.tasks import Context, Row, Rows, Text, Tokenizer
+from flanjax.data.tasks import Context, Row, Rows, Text, Tokenizer, Turn
 
-LABELS = {"user": "User: ", "assistant": "Assistant: "}
+LABELS = {"user": "User: ", "assistant": "Assistant: ", "tool": "User: "}
 CUE = "Assistant:"
 
 # Who speaks, by the names that published conversations have for it.
 SPEAKERS = {
     "system": "system",
+    "tool": "tool",
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard"), "assistant"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """What one side says.
-
-    Attributes:
-        role: "system", "user" or "assistant".
-        text: what is said.
-    """
-
-    role: str
-    text: str
 
 
 def turns_of(messages: Any, place: str, *, role: str = "role", text: str = "content") -> list[Turn]:
@@ -83,6 +73,32 @@ def reply_rows(turns: Sequence[Turn], *, id: Any = None, **metadata: Any) -> Ite
     for number, (history, reply) in enumerate(replies(turns), 1):
         name = f"{id}-{number}" if id is not None else ""
         yield {"id": name, "turns": [[turn.role, turn.text] for turn in (*history, reply)], **metadata}
+
+
+def whole_conversations(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """Rows of replies put together again, the last of each thread having what was learnt in those before it.
+
+    A row whose turns begin with those of the row before it, at the same place, takes that one's part: its "learnt" has
+    the numbers of the turns that are replies of such rows. What two threads of a tree share is learnt in the first.
+    """
+    held: tuple[str, Row] | None = None
+    for place, row in rows:
+        turns, learnt = row.get("turns"), []
+        if not isinstance(turns, list):
+            if held is not None:
+                yield held
+            held = None
+            yield place, row
+            continue
+        if held is not None:
+            before = held[1]["turns"]
+            if held[0] == place and turns[: len(before)] == before:
+                learnt = held[1]["learnt"]
+            else:
+                yield held
+        held = (place, {**row, "learnt": [*learnt, len(turns) - 1]})
+    if held is not None:
+        yield held
 
 
 def alternating(turns: Sequence[Turn]) -> bool:
@@ -152,7 +168,7 @@ class ReplyText:
     """A render function for the rows of `reply_rows`: the last turn is the target, those before it the input.
 
     Attributes:
-        max_source: tokens of an input, its end-of-sequence id included.
+        max_source: tokens of an input, its end-of-sequence id included; a chat template's history is not cut.
         max_conversation: a conversation is first cut into pieces of so many tokens, and a reply sees its own piece only
             (the `split_long_conversation` of Vicuna); None for one piece.
     """
@@ -165,10 +181,18 @@ class ReplyText:
         turns = row_turns(row, context.place)
         if not turns or turns[-1].role != "assistant":
             raise BadRow(f"{context.place}: the last of the turns must be the assistant's: {excerpt(row)}")
+        learnt = row.get("learnt", [len(turns) - 1])
+        turns = [dataclasses.replace(turn, learnt=number in learnt) for number, turn in enumerate(turns)]
         if self.max_conversation is not None:
             turns = pieces(turns, context.tokenizer, self.max_conversation)[-1]
-        inputs = fitted_history(turns[:-1], context.tokenizer, self.max_source)
-        return Text(inputs=inputs, targets=turns[-1].text.strip(), id=str(row.get("id") or ""))
+        cut = (
+            history_text
+            if context.chat
+            else functools.partial(fitted_history, tokenizer=context.tokenizer, max_source=self.max_source)
+        )
+        return Text(
+            inputs=cut(turns[:-1]), targets=turns[-1].text.strip(), id=str(row.get("id") or ""), turns=tuple(turns)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ class PackedBatches(Iterator[Batch]):
         rows: the rows of a batch that this host makes, ascending; None for all.
         prefetch: batches made ahead; 0 makes them when asked.
         placeholders: positions in front of every example's inputs, for a learnt prompt.
-        longest: no longer decoder rows are chosen, for what a model has positions for.
+        longest: positions that a decoder has; no longer rows are chosen for it.
 
     Raises:
         FlanjaxError: the cache, the rates, the lengths or the hosts do not allow it, or a task has no prompt; each says
@@ -123,7 +123,7 @@ class PackedBatches(Iterator[Batch]):
         rows: Sequence[int] | None = None,
         prefetch: int = 2,
         placeholders: Placeholders = NO_PROMPT,
-        longest: int = MAX_POSITIONS,
+        longest: int | None = None,
     ):
         self.mixture = CachedMixture.open(config.cache_dir, config.mixture, split)
         tasks = [select(task, config.examples_per_task, config.select, seed=config.seed) for task in self.mixture.tasks]
@@ -246,14 +246,14 @@ def _prefetched(dataset: "_BatchDataset", batches: int) -> grain.DatasetIterator
 
 
 def _row_lengths(
-    config: DataConfig, store: ExampleStore, sizes: Sequence[int], rates: Sequence[float], longest: int
+    config: DataConfig, store: ExampleStore, sizes: Sequence[int], rates: Sequence[float], longest: int | None
 ) -> RowLengths:
     if config.feature_lengths != "auto":
         return config._given_lengths()
     # A fixed seed: another seed of the run must not compile other shapes.
     sample = MixtureOrder(sizes, rates, seed=0, epochs=config.epochs).addresses(0, _SAMPLE)
     two = config.layout in (None, "encoder_decoder")
-    limits = MAX_ROW_LENGTHS if two else (min(longest, MAX_POSITIONS),)
+    limits = MAX_ROW_LENGTHS if two else (min(longest or MAX_POSITIONS, MAX_POSITIONS),)
     return choose_feature_lengths(store.lengths(sample), limits=limits, window=config.window, pack=config.pack)
 
 

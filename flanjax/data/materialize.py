@@ -35,6 +35,8 @@ from flanjax.data.cache import (
     task_folder,
 )
 from flanjax.data.cache_writer import up_to_date, write_mixture, write_split
+from flanjax.data.chat import Chat
+from flanjax.data.chat_templates import ChatTemplate, find_template
 from flanjax.data.chunks import Chunks, Key, LeftOut
 from flanjax.data.mixture_vocabulary import resolve_vocabulary
 from flanjax.data.provenance import Request, code_identities, record
@@ -98,6 +100,7 @@ def materialize(
     seed: int = 0,
     splits: Sequence[str] = ("train", "validation"),
     on_bad_row: str = "error",
+    chat_template: str | None = None,
     workers: int | None = None,
     beam: Sequence[str] | None = None,
     progress: Progress | None = None,
@@ -113,6 +116,8 @@ def materialize(
         seed: of everything that tasks draw.
         splits: a task without one of them is left out there, with a note.
         on_bad_row: "error" stops the task at a malformed row, "skip" counts it.
+        chat_template: the text of every example is a chat's, made with this template: see
+            `flanjax.data.chat_templates.find_template`; None takes inputs and targets as they are.
         workers: processes that tokenise; None: as many as there are cores to use.
         beam: options of an Apache Beam pipeline that does it instead (`flanjax.data.beam`).
         progress: called with (task, split, examples done, examples in all if known).
@@ -125,7 +130,7 @@ def materialize(
     started = time.monotonic()
     check_policy(on_bad_row)
     # Stamped before anything is read: what changes meanwhile is noticed the next time.
-    request = Request(tasks=tasks, vocabulary=vocabulary, seed=seed, splits=splits)
+    request = Request(tasks=tasks, vocabulary=vocabulary, seed=seed, splits=splits, chat_template=chat_template)
     code, files = code_identities(tasks), SourceFiles(tasks, ignored=[cache_dir])
     if "seqio" in code:
         _load_tensorflow()
@@ -136,9 +141,17 @@ def materialize(
         raise MaterializeError(f"no task of {mixture!r} has a split {' or '.join(splits)}: {_splits_there(found)}")
     cache = Path(cache_dir)
     resolved = resolve_vocabulary(cache, found, vocabulary, seed=seed, on_bad_row=on_bad_row, files=files)
-    writer = _Writer(cache, resolved, seed=seed, on_bad_row=on_bad_row, files=files, progress=progress)
+    template = find_template(chat_template, resolved)
+    chat = None if template is None else Chat(template, resolved)
+    chat_notes = [] if chat is None else chat.check()
+    writer = _Writer(cache, resolved, chat, seed=seed, on_bad_row=on_bad_row, files=files, progress=progress)
     setting = Setting(
-        modules=tasks, vocabulary=str(resolved.path), extra_ids=resolved.extra_ids, seed=seed, on_bad_row=on_bad_row
+        modules=tasks,
+        vocabulary=str(resolved.path),
+        extra_ids=resolved.extra_ids,
+        seed=seed,
+        on_bad_row=on_bad_row,
+        chat_template=template,
     )
     # Tasks that were registered here without a module are known to no other process.
     count = (workers or available_cores()) if tasks else 1
@@ -151,7 +164,8 @@ def materialize(
             "the next call does only what is missing.\n" + "\n".join([*failures[:_SHOWN], *more])
         )
     made_from = record(request, code, files.roots())
-    notes = _write_mixture(cache, found, resolved, reports, seed=seed, made_from=made_from)
+    notes = _write_mixture(cache, found, resolved, reports, seed=seed, made_from=made_from, chat_template=template)
+    notes += chat_notes
     notes += _absent_splits(found, splits)
     seconds = time.monotonic() - started
     return MaterializeReport(
@@ -160,12 +174,13 @@ def materialize(
 
 
 class _Writer:
-    """Writes splits under one vocabulary, seed and policy; `files` learns what they are made from."""
+    """Writes splits under one vocabulary, template, seed and policy; `files` learns what they are made from."""
 
     def __init__(
         self,
         cache: Path,
         vocabulary: Vocabulary,
+        chat: Chat | None,
         *,
         seed: int,
         on_bad_row: str,
@@ -174,6 +189,7 @@ class _Writer:
     ) -> None:
         self.cache = cache
         self.vocabulary = vocabulary
+        self.chat = chat
         self.seed = seed
         self.on_bad_row = on_bad_row
         self.files = files
@@ -184,6 +200,7 @@ class _Writer:
     ) -> tuple[list[SplitReport], list[str]]:
         """Writes the splits that the cache does not have; returns a report of each, and what failed."""
         how: dict[str, Any] = {"seed": self.seed, "vocabulary_id": self.vocabulary.identity, "files": self.files}
+        how["chat"] = "" if self.chat is None else self.chat.template.identity
         prints = {(task.name, split): split_fingerprint(task, split, **how) for task, split in wanted}
         cached = {key: self._cached(*key, print_) for key, print_ in prints.items()}
         texts = [(task, split) for task, split in wanted if isinstance(task, TextTask) and not cached[task.name, split]]
@@ -268,12 +285,11 @@ class _Writer:
 
     def _write_seqio(self, task: "seqio.Task", split: str, fingerprint: str) -> tuple[Manifest, str | None]:
         """Runs a task written in seqio; see `_write_text`."""
-        import seqio
-
         from flanjax.data.seqio_stream import examples, open_dataset
+        from flanjax.data.seqio_vocabularies import seqio_vocabulary
 
         left_out = LeftOut()
-        vocabulary = seqio.SentencePieceVocabulary(str(self.vocabulary.path), self.vocabulary.extra_ids)
+        vocabulary = seqio_vocabulary(self.vocabulary)
         with bad_row_policy(self.on_bad_row) as bad_rows:
             try:
                 dataset = open_dataset(task, split, vocabulary, seed=self.seed)
@@ -282,7 +298,13 @@ class _Writer:
             except Exception as error:
                 raise MaterializeError(f"{type(error).__name__}: {error}") from error
             stream = examples(
-                dataset, self.vocabulary, task=task.name, split=split, counters=left_out.counters, bad_rows=bad_rows
+                dataset,
+                self.vocabulary,
+                task=task.name,
+                split=split,
+                counters=left_out.counters,
+                bad_rows=bad_rows,
+                chat=self.chat,
             )
             manifest = self._write_split(task, split, stream, fingerprint, left_out.counters)
             return manifest, next(iter(bad_rows.first), None)
@@ -353,6 +375,7 @@ def _write_mixture(
     *,
     seed: int,
     made_from: Mapping[str, Any],
+    chat_template: ChatTemplate | None,
 ) -> list[str]:
     """Writes the mixture's file; returns a note if seqio has no rate for some tasks."""
     rates = found.rates({(report.task, report.split): report.examples for report in reports})
@@ -364,7 +387,9 @@ def _write_mixture(
         for task, rate in zip(found.tasks, rates, strict=True)
         if prints[task.name]
     ]
-    write_mixture(cache, found.name, vocabulary, seed=seed, tasks=entries, made_from=made_from)
+    write_mixture(
+        cache, found.name, vocabulary, seed=seed, tasks=entries, made_from=made_from, chat_template=chat_template
+    )
     without = [task.name for task, rate in zip(found.tasks, rates, strict=True) if rate is None]
     return [f"seqio gives no rate for {', '.join(without)}: give rates for training"] if without else []
 

@@ -109,25 +109,30 @@ def preview(
     check_row_lengths(room)
     plan = sorted(plan_window(lengths, room, pack=pack))
     batch = pack_rows([[truncate(examples[index].example(), room) for index in row] for row in plan], room)
-    return [_row(batch, number, [examples[index] for index in row], room) for number, row in enumerate(plan)]
+    return [
+        _row(batch, number, [examples[index] for index in row], room, vocabulary) for number, row in enumerate(plan)
+    ]
 
 
 def _encoded(
     task: TextTask, split: str, rows: Sequence[NumberedRow], *, vocabulary: Vocabulary, seed: int
 ) -> Iterator[_Encoded]:
     places = {number: place for number, place, _ in rows}
-    end = (Vocabulary.eos_id, "")
+    before, after = ([(id_, "") for id_ in side] for side in (vocabulary.prefix, vocabulary.suffix))
     for number, text in texts_of(task, split, rows, seed=seed, tokenizer=vocabulary):
-        inputs, targets = ([*vocabulary.pieces(side), end] for side in (text.inputs, text.targets))
+        inputs = [*before, *vocabulary.pieces(text.inputs), *after]
+        targets = [*vocabulary.pieces(text.targets), (vocabulary.eos_id, "")]
         yield _Encoded(number=number, place=places[number], text=text, inputs=inputs, targets=targets)
 
 
-def _row(batch: Batch, number: int, examples: Sequence[_Encoded], room: RowLengths) -> PreviewedRow:
+def _row(
+    batch: Batch, number: int, examples: Sequence[_Encoded], room: RowLengths, vocabulary: Vocabulary
+) -> PreviewedRow:
     """A row read back from the arrays that a model gets."""
     encoder, decoder = batch["encoder_segment_ids"][number], batch["decoder_segment_ids"][number]
     weights = batch["decoder_loss_weights"][number]
-    inputs = _spans([_cut(one.inputs, room[0]) for one in examples], encoder, np.zeros_like(encoder))
-    targets = _spans([_cut(one.targets, room[1]) for one in examples], decoder, weights)
+    inputs = _spans([_cut(one.inputs, room[0]) for one in examples], encoder, np.zeros_like(encoder), vocabulary)
+    targets = _spans([_cut(one.targets, room[1]) for one in examples], decoder, weights, vocabulary)
     return PreviewedRow(
         examples=tuple(
             PreviewedExample(
@@ -150,19 +155,21 @@ def _cut(tokens: list[tuple[int, str]], limit: int) -> list[tuple[int, str]]:
     return tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]]
 
 
-def _spans(sides: Sequence[list[tuple[int, str]]], segments: np.ndarray, weights: np.ndarray) -> tuple[Span, ...]:
+def _spans(
+    sides: Sequence[list[tuple[int, str]]], segments: np.ndarray, weights: np.ndarray, vocabulary: Vocabulary
+) -> tuple[Span, ...]:
     tokens = [token for side in sides for token in side]
     used = segments > 0
     return tuple(
-        Span(text, _kind(token, text), int(segment), int(weight))
+        Span(text, _kind(token, text, vocabulary), int(segment), int(weight))
         for (token, text), segment, weight in zip(tokens, segments[used], weights[used], strict=True)
     )
 
 
-def _kind(token: int, text: str) -> Kind:
-    if token == Vocabulary.eos_id:
+def _kind(token: int, text: str, vocabulary: Vocabulary) -> Kind:
+    if token == vocabulary.eos_id:
         return "end"
-    if token == Vocabulary.unk_id:
+    if token == vocabulary.unk_id:
         return "unknown"
     white = text[: len(text) - len(text.lstrip())]
     return "space" if white not in ("", " ") else "piece"

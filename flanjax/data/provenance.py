@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flanjax.data.cache import CachedMixture, CacheError, NoSuchSplitError, NotCachedError
+from flanjax.data.chat_templates import find_template
 from flanjax.data.fingerprints import is_own_code
 from flanjax.data.source_files import Stamp, changes, existing_paths, stamp_of
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
@@ -36,6 +37,7 @@ class Request:
     vocabulary: VocabularySource
     seed: int
     splits: Sequence[str]
+    chat_template: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON gives it back."""
@@ -79,13 +81,19 @@ def differences(
 
     Raises:
         VocabularyError: the request's vocabulary file is not there.
+        ChatTemplateError: there is no such chat template.
     """
     changed: list[str] = []
     gone: list[str] = []
+    wanted = mixture.vocabulary
     if request.vocabulary.path is not None:
-        wanted = Vocabulary.from_file(request.vocabulary.path, request.vocabulary.extra_ids).identity
-        if wanted != mixture.vocabulary.identity:
-            changed.append(f"its vocabulary is {mixture.vocabulary.identity}, the run's is {wanted}")
+        wanted = Vocabulary.from_file(request.vocabulary.path, request.vocabulary.extra_ids)
+        if wanted.identity != mixture.vocabulary.identity:
+            changed.append(f"its vocabulary is {mixture.vocabulary.identity}, the run's is {wanted.identity}")
+    asked, had = find_template(request.chat_template, wanted), mixture.chat_template
+    if (asked and asked.identity) != (had and had.identity):
+        names = ["none" if one is None else f"{one.name!r} ({one.identity})" for one in (had, asked)]
+        changed.append(f"its chat template is {names[0]}, the run's is {names[1]}")
     if not request.tasks:
         return Differences(changed=tuple(changed))
     if not mixture.made_from:

@@ -23,8 +23,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flanjax.data.conversations import Turn
 from flanjax.data.sources import BadRow, excerpt, text_field
+from flanjax.data.tasks import Turn
 from flanjax.errors import FlanjaxError, nearest
 
 
@@ -59,7 +59,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bard", "bing", "model", "chatbot"), "assistant"),
     # A call of a tool is the model's to write, and what the tool says is given to it.
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
-    **dict.fromkeys(("observation", "function", "function_response", "tool", "tool_response"), "user"),
+    **dict.fromkeys(("observation", "function", "function_response", "tool", "tool_response"), "tool"),
 }
 
 _CONTEXT = ("input", "context")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,13 @@ import seqio
 import tensorflow as tf
 
 from flanjax.data.cache import FEATURES, Example
+from flanjax.data.chat import Chat
 from flanjax.data.fingerprints import file_identity, fingerprint
+from flanjax.data.rendering import chat_example
+from flanjax.data.seqio_vocabularies import SeqioVocabulary
 from flanjax.data.source_files import SourceFiles
-from flanjax.data.sources import BadRows
+from flanjax.data.sources import BadRow, BadRows, report_bad_row
+from flanjax.data.tasks import Text
 from flanjax.data.vocabularies import ByteTokens, Vocabulary
 from flanjax.errors import FlanjaxError
 
@@ -31,7 +35,7 @@ class StreamError(FlanjaxError):
 
 
 def own_vocabulary(tasks: tuple[seqio.Task, ...]) -> Vocabulary:
-    """The SentencePiece vocabulary that the tasks themselves were registered with.
+    """The vocabulary that the tasks themselves were registered with.
 
     Raises:
         StreamError: they have another kind of vocabulary, or not all of them the same.
@@ -40,6 +44,9 @@ def own_vocabulary(tasks: tuple[seqio.Task, ...]) -> Vocabulary:
     for task in tasks:
         for name, feature in task.output_features.items():
             vocabulary = feature.vocabulary
+            if isinstance(vocabulary, SeqioVocabulary):
+                found[str(vocabulary.vocabulary.path), 0] = f"{task.name}, {name}"
+                continue
             if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
                 raise StreamError(
                     f"task {task.name!r} brings no SentencePiece vocabulary for {name} "
@@ -53,7 +60,7 @@ def own_vocabulary(tasks: tuple[seqio.Task, ...]) -> Vocabulary:
 
 
 def task_fingerprint(
-    task: seqio.Task, split: str, *, seed: int, vocabulary_id: str, version: int, files: SourceFiles
+    task: seqio.Task, split: str, *, seed: int, vocabulary_id: str, version: int, files: SourceFiles, chat: str = ""
 ) -> str:
     """A digest of everything that decides what this split holds: code, data files, features, vocabulary and seed.
 
@@ -70,7 +77,8 @@ def task_fingerprint(
         shards = [file_identity(file) if _is_local(file) else file for file in task.source.list_shards(split)]
         source = [shards, task.source._reader]
     code = [type(task.source), source, task.preprocessors]
-    return fingerprint([version, task.name, split, seed, vocabulary_id, features, code], files)
+    made_of: list[Any] = [version, task.name, split, seed, vocabulary_id, features, code]
+    return fingerprint([*made_of, chat] if chat else made_of, files)
 
 
 def open_dataset(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary, *, seed: int) -> tf.data.Dataset:
@@ -113,22 +121,43 @@ def examples(
     split: str,
     counters: MutableMapping[str, int],
     bad_rows: BadRows,
+    chat: Chat | None = None,
 ) -> Iterator[Example]:
-    """The examples to write; empty targets are left out and counted, and skipped rows are counted at the end.
+    """The examples to write, under a chat template where there is one.
 
-    Both features end in EOS, also where a task leaves it out. Splits other than "train" carry their text.
+    Empty targets are left out and counted, and skipped rows are counted at the end.
+
+    BOS and EOS are around both as the vocabulary has them, whether or not the task put EOS there. Splits other than
+    "train" carry their text.
 
     Raises:
         FlanjaxError: the task's own code or data failed; the message has its reason.
     """
     try:
         for number, row in enumerate(_rows(dataset)):
-            tokens = {name: _ending_in_eos(row[name]) for name in FEATURES}
-            if len(tokens["targets"]) == 1:
+            inputs, targets = (_without_eos(row[name], vocabulary) for name in FEATURES)
+            if not targets:
                 counters["dropped_empty_targets"] += 1
                 continue
-            text = None if split == "train" else _text(row, tokens, vocabulary, f"{task}-{split}-{number}")
-            yield Example(inputs=tokens["inputs"], targets=tokens["targets"], text=text)
+            tokens = {"inputs": inputs, "targets": targets}
+            name = f"{task}-{split}-{number}"
+            text = _text(row, tokens, vocabulary, name) if chat is not None or split != "train" else None
+            if chat is not None:
+                assert text is not None
+                said = Text(inputs=text["inputs"], targets=text["targets"])
+                try:
+                    made = chat.examples(said.conversation, name)
+                except BadRow as error:
+                    report_bad_row(error)
+                    continue
+                for one in made:
+                    yield chat_example(one, None if split == "train" else {**text, "inputs": one.prompt})
+                continue
+            yield Example(
+                inputs=np.array(vocabulary.as_inputs(inputs), dtype=np.int32),
+                targets=np.array(vocabulary.as_targets(targets), dtype=np.int32),
+                text=text,
+            )
     except FlanjaxError:
         raise
     except Exception as error:
@@ -199,19 +228,18 @@ def _is_local(file: str) -> bool:
     return "://" not in file
 
 
-def _ending_in_eos(tokens: np.ndarray) -> np.ndarray:
-    if len(tokens) and tokens[-1] == Vocabulary.eos_id:
-        return tokens.astype(np.int32, copy=False)
-    return np.append(tokens, Vocabulary.eos_id).astype(np.int32)
+def _without_eos(tokens: np.ndarray, vocabulary: Vocabulary) -> list[int]:
+    ids = [int(token) for token in tokens]
+    return ids[:-1] if ids and ids[-1] == vocabulary.eos_id else ids
 
 
 def _text(
-    row: dict[str, np.ndarray], tokens: dict[str, np.ndarray], vocabulary: Vocabulary, default_id: str
+    row: dict[str, np.ndarray], tokens: Mapping[str, list[int]], vocabulary: Vocabulary, default_id: str
 ) -> dict[str, Any]:
     text: dict[str, Any] = {}
     for name in FEATURES:
         pretokenized = row.get(f"{name}_pretokenized")
-        text[name] = _string(pretokenized) if pretokenized is not None else vocabulary.decode(tokens[name].tolist())
+        text[name] = _string(pretokenized) if pretokenized is not None else vocabulary.decode(tokens[name])
     references = np.atleast_1d(row["references"]).tolist() if "references" in row else [text["targets"]]
     text["references"] = [_string(reference) for reference in references]
     text["id"] = _string(row.get("id", default_id))

@@ -51,16 +51,41 @@ class Context:
     tokenizer: Tokenizer
     seed: int
     place: str
+    chat: bool = False  # a chat template makes the text of conversations, and their history is not cut here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What one side of a conversation says.
+
+    Attributes:
+        role: "system", "user", "assistant" or "tool".
+        text: what is said.
+        learnt: of the assistant's: whether it is to be learnt, or was only there to be answered.
+    """
+
+    role: str
+    text: str
+    learnt: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """An input and its target; `references` are all accepted answers, where there are others than the target."""
+    """An input and its target; `references` are all accepted answers, where there are others than the target.
+
+    `turns` is the conversation that they are from. Where there is none, they are one: a question and its answer.
+    """
 
     inputs: str
     targets: str
     references: tuple[str, ...] = ()
     id: str = ""
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def conversation(self) -> tuple[Turn, ...]:
+        """The turns, for a chat template."""
+        return self.turns or (Turn(role="user", text=self.inputs), Turn(role="assistant", text=self.targets))
 
 
 Render = Callable[[Row, Context], Text | None]
@@ -75,6 +100,8 @@ class TextTask:
         source: split -> its rows. Nothing is read before they are asked for.
         render: the text of a row; None leaves the row out. It may raise BadRow, and may take any row that JSON can
             hold: what else it raises is reported as a bad row, with its place.
+        whole: whether rows that are replies of one conversation may become one example of a chat
+            (`flanjax.data.conversations.whole_conversations`).
         metric_fns: seqio metrics over (references, predictions), for a T5X evaluation.
         examples: split -> number of examples as published, where that is known before reading.
     """
@@ -82,6 +109,7 @@ class TextTask:
     name: str
     source: Mapping[str, Rows]
     render: Render
+    whole: bool = True
     metric_fns: tuple[Callable[..., Mapping[str, float]], ...] = ()
     examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -90,18 +118,21 @@ class TextTask:
         """The names of the splits."""
         return tuple(self.source)
 
-    def text(self, row: Row, number: int, place: str, *, split: str, seed: int, tokenizer: Tokenizer) -> Text | None:
+    def text(
+        self, row: Row, number: int, place: str, *, split: str, seed: int, tokenizer: Tokenizer, chat: bool = False
+    ) -> Text | None:
         """The text of row `number` of a split; None where the task leaves it out.
 
         Raises:
             BadRow: the row is not what the task expects; the message has its place.
         """
         draw = Draw(seed, self.name, split, number)
-        context = Context(draw=draw, split=split, tokenizer=tokenizer, seed=seed, place=place)
+        context = Context(draw=draw, split=split, tokenizer=tokenizer, seed=seed, place=place, chat=chat)
         try:
             text = self.render(row, context)
             if text is not None:
-                "\0".join((text.inputs, text.targets, *text.references)).encode()
+                said = (turn.text for turn in text.turns)
+                "\0".join((text.inputs, text.targets, *text.references, *said)).encode()
         except FlanjaxError:
             raise
         except UnicodeEncodeError as error:

@@ -1,19 +1,26 @@
-"""SentencePiece vocabularies, read and trained without TensorFlow.
+"""Vocabularies: text to token ids and back, read and trained without TensorFlow.
 
-A vocabulary is a SentencePiece model file plus `extra_ids` sentinel pieces on top of it, numbered downwards as T5 and
+    vocabulary = Vocabulary.from_file("spiece.model")       T5's SentencePiece, in this module
+    vocabulary = Vocabulary.from_file("SmolLM2-135M")       a folder with tokenizer.json (`flanjax.data.hf_vocabulary`)
+    vocabulary = Vocabulary.from_file("bytes")              ByT5's UTF-8 bytes (`flanjax.data.byte_vocabulary`)
+    vocabulary.as_inputs(vocabulary.encode("Hi"))           as a model of this vocabulary meets it, BOS or EOS included
+
+A SentencePiece vocabulary is a model file plus `extra_ids` sentinel pieces on top of it, numbered downwards as T5 and
 seqio do: with T5's 32,000 pieces and 100 extra ids, `<extra_id_0>` is 32099 and `<extra_id_99>` is 32000. Ids 0, 1 and
-2 are padding, end of sequence and unknown. The same model file and the same number of extra ids give the same
-`identity`, which is what a cache and a run remember of their vocabulary.
+2 are padding, end of sequence and unknown. Equal vocabularies have the same `identity`, which is what a cache and a run
+remember of theirs.
 """
 
+import abc
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
@@ -22,7 +29,12 @@ from flanjax.errors import FlanjaxError
 from flanjax.files import write_whole
 
 MODEL_FILE = "spiece.model"
+TOKENIZER_FILE = "tokenizer.json"
+LLAMA_MODEL_FILE = "tokenizer.model"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 DESCRIPTION_FILE = "vocabulary.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+BYTES = "bytes"
 
 
 class VocabularyError(FlanjaxError):
@@ -34,9 +46,9 @@ class VocabularySource:
     """Where a vocabulary comes from: a file, or training on the mixture; with neither, the task's own is used.
 
     Args:
-        path: a SentencePiece model file, or a folder (a Hugging Face T5 folder, say) holding `spiece.model`.
-        train_size: train a model with this many pieces, the extra ids not counted.
-        extra_ids: sentinel pieces added on top.
+        path: a file, a folder of a Hugging Face model, or "bytes"; see `Vocabulary.from_file`.
+        train_size: train a SentencePiece model with this many pieces, the extra ids not counted.
+        extra_ids: sentinel pieces added on top of a SentencePiece model.
 
     Raises:
         VocabularyError: both a path and a size are given, or a number makes no sense.
@@ -55,54 +67,74 @@ class VocabularySource:
             raise VocabularyError(f"VocabularySource.extra_ids={self.extra_ids} must not be negative")
 
 
-class Vocabulary:
-    """A SentencePiece model with T5's special ids and sentinels.
-
-    Encodes and decodes exactly as `seqio.SentencePieceVocabulary(path, extra_ids)` does.
+class Vocabulary(abc.ABC):
+    """Text to token ids and back; what is asked of it whichever library does it.
 
     Attributes:
-        model: bytes of the SentencePiece model, without the sentinels.
-        extra_ids: number of sentinels.
-        size: pieces and sentinels together.
-        identity: 16 hex digits, equal for equal `model` and `extra_ids`.
-        path: the file the model was read from.
+        size: number of ids.
+        identity: 16 hex digits, equal for vocabularies that give equal ids.
+        sha256: hex digest of the file that holds the pieces.
+        path: that file.
+        extra_ids: number of sentinels on top of a SentencePiece model.
+        pad_id: what rows are filled with.
+        eos_id: ends a target.
+        unk_id: stands for what has no piece; None where everything has one.
+        bos_id: begins a sequence; None where there is no such token.
+        prefix: what stands before inputs.
+        suffix: what stands after inputs.
+        special_tokens: the names of special tokens that a chat template may write: {"bos_token": "<s>", ...}.
+        control_tokens: id of each text that is read as one token of control where a template writes it.
+        own_templates: the chat templates that it brings, by name; the usual one is "default".
     """
 
-    pad_id = 0
-    eos_id = 1
-    unk_id = 2
+    size: int
+    identity: str
+    sha256: str
+    path: Path
+    extra_ids: int = 0
+    pad_id: int
+    eos_id: int
+    unk_id: int | None
+    bos_id: int | None = None
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    special_tokens: Mapping[str, str] = MappingProxyType({})
+    control_tokens: Mapping[str, int] = MappingProxyType({})
+    own_templates: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, model: bytes, *, extra_ids: int = 100, path: Path):
-        self.model = model
-        self.extra_ids = extra_ids
-        self.path = path
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        self.identity = hashlib.sha256(model + str(extra_ids).encode()).hexdigest()[:16]
-        self._processor = _load_processor(model, extra_ids, path)
-        self.size: int = self._processor.get_piece_size()
+    @staticmethod
+    def from_file(path: str | os.PathLike[str], extra_ids: int = 100) -> "Vocabulary":
+        """Reads a vocabulary.
 
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str], extra_ids: int = 100) -> "Vocabulary":
-        """Reads a SentencePiece model file, or the `spiece.model` of a folder.
+        Args:
+            path: a SentencePiece model with T5's special ids, a `tokenizer.json`, Llama's `tokenizer.model`, or a
+                folder with one of them; of a folder the first that it has of `spiece.model`, `tokenizer.json` and
+                `tokenizer.model`. "bytes", or a folder or `tokenizer_config.json` of a ByT5, for UTF-8 bytes.
+            extra_ids: sentinels on top of a SentencePiece model.
 
         Raises:
-            VocabularyError: there is no such file, it is no SentencePiece model, or its special ids are not T5's.
+            VocabularyError: there is no such file, it cannot be read, or its special tokens are not told.
         """
-        file = Path(path)
-        if file.is_dir():
-            file = file / MODEL_FILE
-        try:
-            model = file.read_bytes()
-        except OSError as error:
-            raise VocabularyError(
-                f"no vocabulary at {file} ({error.strerror}): give a SentencePiece model file, or a folder that "
-                f"holds {MODEL_FILE}"
-            ) from error
-        return cls(model, extra_ids=extra_ids, path=file)
+        from flanjax.data.byte_vocabulary import Bytes, is_byte_folder
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> "Vocabulary":
-        """Reads a folder written by `save` and checks that the model is the one that was saved.
+        file = Path(path)
+        if str(path) == BYTES:
+            return Bytes()
+        if file.is_dir():
+            names = (MODEL_FILE, TOKENIZER_FILE, LLAMA_MODEL_FILE)
+            there = [name for name in names if (file / name).is_file()]
+            file = file / next(iter(there), TOKENIZER_CONFIG_FILE if is_byte_folder(file) else MODEL_FILE)
+        if file.name == TOKENIZER_CONFIG_FILE:
+            return Bytes.read(file)
+        if file.suffix == ".json" or file.name == LLAMA_MODEL_FILE:
+            from flanjax.data.hf_vocabulary import HFVocabulary
+
+            return HFVocabulary.read(file)
+        return SentencePieces.read(file, extra_ids)
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str]) -> "Vocabulary":
+        """Reads a folder written by `save` and checks that the vocabulary is the one that was saved.
 
         Raises:
             VocabularyError: a file is missing, unreadable, or not the one described beside it.
@@ -113,26 +145,122 @@ class Vocabulary:
             sha256, extra_ids = description["sha256"], int(description["extra_ids"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise VocabularyError(f"{description_file} is missing or unreadable ({error!r})") from error
-        vocabulary = cls.from_file(folder, extra_ids)
-        if vocabulary.sha256 != sha256:
+        vocabulary = Vocabulary.from_file(folder, extra_ids)
+        if vocabulary.sha256 != sha256 or vocabulary.identity != description.get("identity", vocabulary.identity):
             raise VocabularyError(
                 f"{vocabulary.path} is not the model that {description_file} describes: sha256 differs"
             )
         return vocabulary
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `spiece.model` and `vocabulary.json` {"sha256", "extra_ids", "size"} into a folder."""
-        description = {"sha256": self.sha256, "extra_ids": self.extra_ids, "size": self.size}
-        write_whole(Path(folder) / MODEL_FILE, self.model)
-        write_whole(Path(folder) / DESCRIPTION_FILE, json.dumps(description) + "\n")
+        """Writes its files and `vocabulary.json` {"sha256", "extra_ids", "size", "identity"} into a folder."""
+        for name, content in self.files().items():
+            write_whole(Path(folder) / name, content)
+        described = {"sha256": self.sha256, "extra_ids": self.extra_ids, "size": self.size, "identity": self.identity}
+        write_whole(Path(folder) / DESCRIPTION_FILE, json.dumps(described) + "\n")
+
+    @abc.abstractmethod
+    def files(self) -> Mapping[str, bytes]:
+        """The files that it can be read from again, by name."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text as data: nothing is put around it, and no text in it becomes a token of control."""
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on one thread."""
+
+    @abc.abstractmethod
+    def encode_rendered(self, text: str) -> list[tuple[int, int, int]]:
+        """(id, start, end) of each token of a text that a template made, in characters; tokens of control are read."""
+
+    @abc.abstractmethod
+    def pieces(self, text: str) -> list[tuple[int, str]]:
+        """The ids of a text, each with the part of the text it stands for."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first end of sequence; padding and other tokens of control are left out."""
+
+    @property
+    def separate_inputs(self) -> bool:
+        """Whether inputs end as a sequence of their own, for an encoder; if not, targets go on where they stop."""
+        return bool(self.suffix)
+
+    def as_inputs(self, ids: Sequence[int]) -> list[int]:
+        """The ids of an example's inputs: BOS before them where the vocabulary has it so, EOS after T5's."""
+        return [*self.prefix, *ids, *self.suffix]
+
+    def as_targets(self, ids: Sequence[int]) -> list[int]:
+        """The ids of an example's targets, which end in EOS."""
+        return [*ids, self.eos_id]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, size={self.size}, identity={self.identity})"
+
+
+class SentencePieces(Vocabulary):
+    """A SentencePiece model with T5's special ids and sentinels.
+
+    Encodes and decodes exactly as `seqio.SentencePieceVocabulary(path, extra_ids)` does.
+
+    Attributes:
+        model: bytes of the SentencePiece model, without the sentinels.
+    """
+
+    pad_id = 0
+    eos_id = 1
+    unk_id = 2
+    suffix = (1,)
+
+    def __init__(self, model: bytes, *, extra_ids: int = 100, path: Path):
+        self.model = model
+        self.extra_ids = extra_ids
+        self.path = path
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.identity = hashlib.sha256(model + str(extra_ids).encode()).hexdigest()[:16]
+        self._processor = _load_processor(model, extra_ids, path)
+        self.size = self._processor.get_piece_size()
+
+    @classmethod
+    def read(cls, file: Path, extra_ids: int = 100) -> "SentencePieces":
+        """Reads a SentencePiece model file.
+
+        Raises:
+            VocabularyError: there is no such file, it is no SentencePiece model, or its special ids are not T5's.
+        """
+        try:
+            model = file.read_bytes()
+        except OSError as error:
+            raise VocabularyError(
+                f"no vocabulary at {file} ({error.strerror}): give a SentencePiece model file, a {TOKENIZER_FILE}, or "
+                f"a folder that holds {MODEL_FILE} or {TOKENIZER_FILE}"
+            ) from error
+        vocabulary = cls(model, extra_ids=extra_ids, path=file)
+        beside = file.parent / CHAT_TEMPLATE_FILE
+        if beside.is_file():
+            vocabulary.own_templates = {"default": beside.read_text(encoding="utf-8")}
+        return vocabulary
+
+    def files(self) -> Mapping[str, bytes]:
+        """`spiece.model`, and the chat template where there is one."""
+        template = self.own_templates.get("default")
+        return {MODEL_FILE: self.model} | ({} if template is None else {CHAT_TEMPLATE_FILE: template.encode()})
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without an end-of-sequence id."""
+        """The ids of a text, without an end-of-sequence id; `</s>` in it is text."""
         return self._processor.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on one thread."""
         return self._processor.encode(texts, num_threads=1) if texts else []
+
+    def encode_rendered(self, text: str) -> list[tuple[int, int, int]]:
+        """(id, start, end) of each token, in characters; `</s>` is text."""
+        characters = [number for number, character in enumerate(text) for _ in character.encode()] + [len(text)]
+        encoded = self._processor.encode(text, return_type="proto")
+        return [(piece.id, characters[piece.begin], characters[piece.end]) for piece in encoded.pieces]
 
     def pieces(self, text: str) -> list[tuple[int, str]]:
         """The ids of a text, each with the part of the text it stands for; white space at the ends belongs to none."""
@@ -150,7 +278,7 @@ class Vocabulary:
         return self._processor.decode(kept) if kept else ""
 
     def __repr__(self) -> str:
-        return f"Vocabulary({str(self.path)!r}, size={self.size}, extra_ids={self.extra_ids}, identity={self.identity})"
+        return f"{super().__repr__()[:-1]}, extra_ids={self.extra_ids})"
 
 
 class ByteTokens:
@@ -173,7 +301,7 @@ class ByteTokens:
 
 def train_vocabulary(
     texts: Iterable[str], size: int, output: str | os.PathLike[str], *, extra_ids: int = 100
-) -> Vocabulary:
+) -> SentencePieces:
     """Trains a unigram SentencePiece model with T5's special ids and writes it to a file.
 
     Every character of the texts becomes a piece. The same texts in the same order give the same bytes. All texts are
@@ -197,9 +325,9 @@ def train_vocabulary(
             model_type="unigram",
             character_coverage=1.0,
             max_sentence_length=1 << 16,
-            pad_id=Vocabulary.pad_id,
-            eos_id=Vocabulary.eos_id,
-            unk_id=Vocabulary.unk_id,
+            pad_id=SentencePieces.pad_id,
+            eos_id=SentencePieces.eos_id,
+            unk_id=SentencePieces.unk_id,
             bos_id=-1,
             byte_fallback=False,
             # More threads add up counts in whatever order they finish, and the bytes would change from run to run.
@@ -209,7 +337,7 @@ def train_vocabulary(
     except RuntimeError as error:
         raise VocabularyError(_training_failure(size, str(error))) from error
     write_whole(Path(output), model.getvalue())
-    return Vocabulary(model.getvalue(), extra_ids=extra_ids, path=Path(output))
+    return SentencePieces(model.getvalue(), extra_ids=extra_ids, path=Path(output))
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -241,7 +369,7 @@ def _load_processor(model: bytes, extra_ids: int, path: Path) -> sentencepiece.S
     except Exception as error:
         raise VocabularyError(f"{path} is not a SentencePiece model ({error})") from error
     special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
-    if special != (Vocabulary.pad_id, Vocabulary.eos_id, Vocabulary.unk_id):
+    if special != (SentencePieces.pad_id, SentencePieces.eos_id, SentencePieces.unk_id):
         raise VocabularyError(
             f"{path} has pad, eos, unk = {special}, T5 needs (0, 1, 2): train a vocabulary with flanjax, or take T5's"
         )

@@ -14,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+from flanjax.data.chat import Chat
+from flanjax.data.chat_templates import ChatTemplate
 from flanjax.data.registry import register_modules, text_tasks
 from flanjax.data.rendering import NumberedRow, Tokenized, tokenized
 from flanjax.data.tasks import TextTask
@@ -29,13 +31,14 @@ class WorkersError(FlanjaxError):
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a process needs to tokenise any chunk: task modules with options, the vocabulary, seed and policy."""
+    """What a process needs to tokenise any chunk: task modules with options, the vocabulary, seed, policy, template."""
 
     modules: Mapping[str, Mapping[str, Any]]
     vocabulary: str
     extra_ids: int
     seed: int
     on_bad_row: str
+    chat_template: ChatTemplate | None = None
 
 
 class Tokenizing:
@@ -44,6 +47,8 @@ class Tokenizing:
     def __init__(self, setting: Setting, vocabulary: Vocabulary | None = None) -> None:
         self._setting = setting
         self._vocabulary = vocabulary or Vocabulary.from_file(setting.vocabulary, setting.extra_ids)
+        template = setting.chat_template
+        self.chat = None if template is None else Chat(template, self._vocabulary)
 
     @classmethod
     def elsewhere(cls, setting: Setting) -> "Tokenizing":
@@ -64,6 +69,7 @@ class Tokenizing:
             seed=self._setting.seed,
             vocabulary=self._vocabulary,
             policy=self._setting.on_bad_row,
+            chat=self.chat,
         )
 
 
@@ -80,6 +86,7 @@ class Workers:
         self.count = count
         self.setting = setting
         self._here = Tokenizing(setting, vocabulary)
+        self.chat = self._here.chat
         self._submitted = 0
         self._pool: ProcessPoolExecutor | None = None
 

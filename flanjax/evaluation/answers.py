@@ -17,7 +17,7 @@ from flanjax.evaluation.metrics import Scores, score_by_task, score_each
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """One held-out example: token ids of its input (EOS included), its texts, and the answers that count as right."""
+    """One held-out example: token ids of its input, its texts, and the answers that count as right."""
 
     task: str
     inputs: tuple[int, ...]
@@ -46,7 +46,9 @@ class Report:
 def questions(
     tasks: Sequence[CachedTask], per_task: int, row_lengths: RowLengths, overlong: Overlong = "truncate"
 ) -> list[Question]:
-    """The first `per_task` examples of each task; those longer than a row are cut, keeping EOS, or left out by "drop".
+    """The first `per_task` examples of each task; those longer than a row are cut, or left out by "drop".
+
+    A decoder's question may fill its row, for its answer is not in it.
 
     Raises:
       FlanjaxError: a split without texts, such as "train".
@@ -61,11 +63,12 @@ def questions(
                 raise FlanjaxError(
                     f"{task.folder} keeps no texts, so answers cannot be scored against it: evaluate another split"
                 )
-            tokens = truncate(example, row_lengths).inputs.tolist()
             references = tuple(example.text.get("references") or [example.text["targets"]])
-            found.append(
-                Question(task=task.name, inputs=tuple(tokens), prompt=example.text["inputs"], references=references)
-            )
+            prompt = example.text["inputs"]
+            if len(row_lengths) == 1:
+                example = dataclasses.replace(example, targets=example.targets[:1], target_weights=None)
+            inputs = tuple(truncate(example, row_lengths).inputs.tolist())
+            found.append(Question(task=task.name, inputs=inputs, prompt=prompt, references=references))
     return found
 
 

@@ -90,6 +90,7 @@ class MixtureEvaluator:
       mesh: where the parameters lie.
       batches: gives the held-out batches of this host, anew at each call.
       questions: what is answered; may be empty.
+      prefix_lm: whether a decoder's inputs all see each other.
       vocabulary: turns answers into text.
       max_new_tokens: longest answer.
       metrics: names of `flanjax.evaluation.metrics.METRICS` to report.
@@ -104,6 +105,7 @@ class MixtureEvaluator:
         mesh: Mesh,
         batches: Callable[[], Iterable[Batch]],
         questions: Sequence[Question],
+        prefix_lm: bool = False,
         vocabulary: Vocabulary,
         max_new_tokens: int,
         metrics: Sequence[str],
@@ -116,6 +118,7 @@ class MixtureEvaluator:
         self._mesh = mesh
         self._batches = batches
         self._questions = questions
+        self._prefix_lm = prefix_lm
         self._vocabulary = vocabulary
         self._max_new_tokens = max_new_tokens
         self._metrics = metrics
@@ -155,6 +158,8 @@ class MixtureEvaluator:
             params,
             [question.inputs for question in asked],
             self._max_new_tokens,
+            eos_ids=(self._vocabulary.eos_id,),
+            prefix_lm=self._prefix_lm,
             prompts=self._placeholders.numbers([question.task for question in asked]),
             batch_rows=DECODE_ROWS,
         )

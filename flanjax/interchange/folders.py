@@ -35,9 +35,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_text(value: dict[str, Any]) -> str:
+    """`value` as Hugging Face files have it: two spaces, sorted keys, final newline."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes `value` as Hugging Face files do: two spaces, sorted keys, final newline."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes `json_text(value)`."""
+    path.write_text(json_text(value), encoding="utf-8")
 
 
 def require_new(output: Path) -> None:

@@ -1,7 +1,8 @@
-"""Hugging Face T5 `config.json` to `T5Config` and back.
+"""Hugging Face `config.json` of a T5, mT5 or UMT5 to `T5Config` and back.
 
-A key is either understood here, refused by name because it would change the function that the tensors compute, or
-harmless and carried along unchanged. Whether the head is tied is not read from here but from the tensors
+The three compute one function, except that every layer of a UMT5 has its own table of relative positions. A key is
+either understood here, refused by name because it would change the function that the tensors compute, or harmless and
+carried along unchanged. Whether the head is tied is not read from here but from the tensors
 (`flanjax.interchange.hf_t5`): transformers 4 and 5 write `tie_word_embeddings` with different meanings.
 """
 
@@ -14,6 +15,13 @@ from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.models.config import ModelConfigError, T5Config
 
 CONFIG = "config.json"
+UMT5 = "umt5"
+_ARCHITECTURES = {
+    "t5": "T5ForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
+    UMT5: "UMT5ForConditionalGeneration",
+}
+TIED_MT5 = "transformers 4 scales the decoder output of an mT5 whose head is tied, transformers 5 does not"
 # Hugging Face key, T5Config field, transformers' default (None: must be there).
 _NUMBERS: tuple[tuple[str, str, int | float | None], ...] = (
     ("vocab_size", "vocab_size", None),
@@ -58,6 +66,7 @@ class HfConfig:
 
     Attributes:
       path: the file.
+      model_type: `t5`, `mt5` or `umt5`.
       model: what it describes, with a tied head until the tensors say otherwise.
       scales_decoder_outputs: whether transformers multiplies the decoder output by `d_model**-0.5`, as v1.0 does.
       says_scaled: the same, where the file says so by its own key and not by default.
@@ -65,6 +74,7 @@ class HfConfig:
     """
 
     path: Path
+    model_type: str
     model: T5Config
     scales_decoder_outputs: bool
     says_scaled: bool | None
@@ -82,8 +92,11 @@ def read_hf_config(folder: Path) -> HfConfig:
         raise ModelFolderError(f"{folder}: there is no such folder")
     path = folder / CONFIG
     raw = read_json(path)
-    if raw.get("model_type") != "t5":
-        raise ModelFolderError(f"{path}: model_type is {raw.get('model_type')!r}; only 't5' is read")
+    model_type = raw.get("model_type")
+    if model_type not in _ARCHITECTURES:
+        raise ModelFolderError(
+            f"{path}: model_type is {model_type!r}; the encoder-decoders are {', '.join(_ARCHITECTURES)}"
+        )
     for key, reason in _REFUSED.items():
         if raw.get(key):
             raise ModelFolderError(f"{path}: {key} is set ({reason})")
@@ -93,12 +106,15 @@ def read_hf_config(folder: Path) -> HfConfig:
     fields = {field: _number(path, raw, key, default) for key, field, default in _NUMBERS}
     fields["num_decoder_layers"] = _number(path, raw, "num_decoder_layers", fields["num_encoder_layers"])
     try:
-        model = T5Config(mlp_activations=_activations(path, raw), tied_head=True, **fields)
+        model = T5Config(
+            mlp_activations=_activations(path, raw), tied_head=True, relpos_per_layer=model_type == UMT5, **fields
+        )
     except ModelConfigError as error:
         raise ModelFolderError(f"{path}: {error}") from error
     says_scaled = raw.get("scale_decoder_outputs")
     return HfConfig(
         path=path,
+        model_type=model_type,
         model=model,
         # transformers 4 has the first key alone, transformers 5 turns it into the second when it loads and saves.
         scales_decoder_outputs=raw.get("tie_word_embeddings") is not False if says_scaled is None else says_scaled,
@@ -137,12 +153,23 @@ def _activations(path: Path, raw: Mapping[str, Any]) -> tuple[str, ...]:
     return activations
 
 
-def hf_config(model: T5Config, *, dtype: str, extras: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def hf_config(
+    model: T5Config, *, dtype: str, model_type: str | None = None, extras: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The content of `config.json` for `model`, stored in `dtype`, which both transformers 4 and 5 read rightly.
 
     `tie_word_embeddings` is what transformers 4 goes by; `scale_decoder_outputs` keeps its meaning in transformers 5,
-    which always ties on load unless both tensors exist and differ.
+    which always ties on load unless both tensors exist and differ. `model_type` is `t5`, or `umt5` for a model with
+    a table in every layer, unless it is given.
+
+    Raises:
+      ModelFolderError: no `config.json`, or none of this type, says what the model is.
     """
+    model_type = model_type or (UMT5 if model.relpos_per_layer else "t5")
+    if model.relpos_per_layer != (model_type == UMT5):
+        raise ModelFolderError(f"relpos_per_layer is {model.relpos_per_layer}, which model_type {model_type!r} is not")
+    if model_type == "mt5" and model.tied_head:
+        raise ModelFolderError(f"tied_head is set and model_type 'mt5': {TIED_MT5}; write it as a 't5'")
     names = {activations: name for name, activations in reversed(_ACTIVATIONS.items())}
     if model.mlp_activations not in names:
         raise ModelFolderError(
@@ -152,8 +179,8 @@ def hf_config(model: T5Config, *, dtype: str, extras: Mapping[str, Any] | None =
         **(extras or {}),
         **{key: getattr(model, field) for key, field, _ in _NUMBERS},
         **_FIXED,
-        "model_type": "t5",
-        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": model_type,
+        "architectures": [_ARCHITECTURES[model_type]],
         "num_decoder_layers": model.num_decoder_layers,
         "feed_forward_proj": names[model.mlp_activations],
         "tie_word_embeddings": model.tied_head,

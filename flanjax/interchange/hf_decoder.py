@@ -4,9 +4,10 @@
     write_hf_decoder("new folder", config, params, source="meta-llama/...")
 
 The two differ in names, in orientation (torch keeps a linear layer's weight [out, in], flanjax its kernel [in, out]),
-in that flanjax stacks the layers on a leading axis, and in that some families keep queries, keys and values in one
-tensor. What each family calls its keys and tensors is in `flanjax.interchange.hf_decoder_families`. Import then export
-gives the same bits, and every missing, unknown or mis-shaped tensor is listed in one message.
+in that flanjax stacks the layers on a leading axis, and in that some families keep queries, keys and values, or both
+inputs of a gated block, in one tensor. What each family calls its keys and tensors is in
+`flanjax.interchange.hf_decoder_families`. Import then export gives the same bits, and every missing, unknown or
+mis-shaped tensor is listed in one message.
 """
 
 import dataclasses
@@ -46,7 +47,9 @@ COMPANIONS = (
 _EMBEDDING, _HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # Masks and tables that old files carry along although they follow from the configuration.
-_IGNORED = re.compile(r"\.(attn|attention|self_attn|self_attention)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
+_IGNORED = re.compile(
+    r"\.(attn|attention|self_attn|self_attention)\.(bias|masked_bias)$|\.rotary(_pos)?_emb\.inv_freq$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +57,11 @@ class Place:
     """Where one Hugging Face tensor lies in the parameters.
 
     Attributes:
-      paths: one path, or those of queries, keys and values that lie in one tensor.
+      paths: one path, or those of several that lie in one tensor.
       layer: of leaves that are stacked.
       shapes: of one layer of each leaf.
       transposed: whether torch keeps it the other way round.
-      heads: key heads where the three are interleaved by them; 0 where they follow each other.
+      heads: key heads where queries, keys and values are interleaved by them; 0 where they follow each other.
       head_dim: width of one head.
     """
 
@@ -162,7 +165,7 @@ def parse_config(path: Path, raw: Mapping[str, Any]) -> tuple[Family, DecoderCon
     family, keys = FAMILIES[model_type], Keys(path, raw)
     tied = keys.flag("tie_word_embeddings", family.tied)
     try:
-        fields = {"vocab_size": keys.whole("vocab_size"), **family.read(keys)}
+        fields = {"vocab_size": keys.whole(family.vocab_key), **family.read(keys)}
         model = DecoderConfig(**fields, tied_head=tied)
     except ModelConfigError as error:
         raise ModelFolderError(f"{path}: {error}") from error

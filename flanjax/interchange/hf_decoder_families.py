@@ -2,13 +2,14 @@
 
 A family says how its `config.json` is read and written, and what it calls its tensors; the function that they compute
 is `flanjax.models.decoder` for all. Llama 2 and 3 (SmolLM too), Mistral, Qwen 2, 2.5 and 3, Gemma 1 and 2, GPT-2,
-GPT-NeoX (Pythia), OPT, BLOOM, Falcon, GPT-BigCode and Phi are known. Meanings and defaults of the keys are those of the
-transformers library.
+GPT-NeoX (Pythia), OPT, BLOOM, Falcon, GPT-BigCode, Phi, GLM-4 and ChatGLM2 are known. Meanings and defaults of the keys
+are those of the transformers library, ChatGLM2's those of the code that it comes with.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from flanjax.interchange import hf_decoder_glm as glm
 from flanjax.interchange import hf_decoder_gpt as gpt
 from flanjax.interchange import hf_decoder_llama as llama
 from flanjax.interchange.hf_decoder_keys import Keys
@@ -26,10 +27,11 @@ class Family:
       read: `config.json` to fields of `DecoderConfig`.
       write: back again, the keys that `read` knows.
       modules: path in the parameters, without the leaf, to the module's name; `{}` is the layer. Where there is a
-        name for `query+key+value`, the three lie in one tensor.
-      interleaved: whether that tensor has the queries, key and value of each key head together, or all queries first.
+        name for `query+key+value`, or for `wi_0+wi_1`, they lie in one tensor.
+      interleaved: whether that of queries, keys and values has those of each key head together, or all queries first.
       conv1d: whether the layers' kernels lie [in, out], as here, and not as torch's linear layers have them.
       tied: transformers' default of `tie_word_embeddings`.
+      vocab_key: what `config.json` calls the number of rows of the embedding.
     """
 
     architecture: str
@@ -40,6 +42,7 @@ class Family:
     interleaved: bool = False
     conv1d: bool = False
     tied: bool = False
+    vocab_key: str = "vocab_size"
 
 
 def _llama_family(
@@ -116,5 +119,16 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "phi": Family(
         architecture="PhiForCausalLM", prefix="model.", read=gpt.read_phi, write=gpt.write_phi, modules=gpt.phi_modules
+    ),
+    "glm": Family(
+        architecture="GlmForCausalLM", prefix="model.", read=glm.read_glm, write=glm.write_glm, modules=glm.glm_modules
+    ),
+    "chatglm": Family(
+        architecture="ChatGLMModel",
+        prefix="transformer.",
+        read=glm.read_chatglm,
+        write=glm.write_chatglm,
+        modules=glm.chatglm_modules,
+        vocab_key="padded_vocab_size",
     ),
 }

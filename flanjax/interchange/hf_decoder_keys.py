@@ -40,7 +40,8 @@ HARMLESS = {
     *("scale_attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "skip_bias_add"),
     *("skip_bias_add_qkv", "offset_alibi", "inference_runner", "validate_runner_input", "pad_key_length"),
     *("pre_allocate_kv_cache", "max_sequence_length", "max_batch_size", "_attn_implementation_autoset"),
-    *("_flash_attn_2_enabled", "is_llama_config", "transformers.js_config"),
+    *("_flash_attn_2_enabled", "is_llama_config", "transformers.js_config", "apply_query_key_layer_scaling"),
+    *("fp32_residual_connection", "prefix_projection"),
 }
 # Where one of these is set, the tensors are of another function.
 _UNSUPPORTED = {

@@ -16,7 +16,7 @@ def _unless(value: Any, *, none: Any) -> Any:
     return None if value == none else value
 
 
-def read_llama_like(keys: Keys, *, head_dim_is_given: bool = False) -> Fields:
+def read_llama_like(keys: Keys, *, head_dim_is_given: bool = False, rotary_fraction: float = 1.0) -> Fields:
     """What all of them say alike."""
     embed, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
     positions = keys.whole("max_position_embeddings")
@@ -29,17 +29,23 @@ def read_llama_like(keys: Keys, *, head_dim_is_given: bool = False) -> Fields:
         "num_kv_heads": keys.whole("num_key_value_heads", heads),
         "mlp_dim": keys.whole("intermediate_size"),
         "max_positions": positions,
-        "rotary": read_rotary(keys, positions),
+        "rotary": read_rotary(keys, positions, rotary_fraction),
     }
 
 
-def _read_rms(keys: Keys, *, head_dim_is_given: bool = False) -> Fields:
-    fields = read_llama_like(keys, head_dim_is_given=head_dim_is_given)
+def _read_rms(keys: Keys, *, head_dim_is_given: bool = False, rotary_fraction: float = 1.0) -> Fields:
+    fields = read_llama_like(keys, head_dim_is_given=head_dim_is_given, rotary_fraction=rotary_fraction)
     return {**fields, "layer_norm_epsilon": keys.number("rms_norm_eps", 1e-6)}
 
 
 def _gated(keys: Keys) -> Fields:
     return {"mlp_activations": (keys.choice("hidden_act", ACTIVATIONS, "silu"), "linear")}
+
+
+def read_llama_gated(keys: Keys, *, rotary_fraction: float) -> Fields:
+    """RMS norms and a gated block, where the head's width and the number of key heads have no default to trust."""
+    _require_kv_heads(keys)
+    return {**_read_rms(keys, head_dim_is_given=True, rotary_fraction=rotary_fraction), **_gated(keys)}
 
 
 def write_llama_like(config: DecoderConfig) -> Fields:
@@ -55,7 +61,8 @@ def write_llama_like(config: DecoderConfig) -> Fields:
     }
 
 
-def _write_rms(config: DecoderConfig) -> Fields:
+def write_llama_rms(config: DecoderConfig) -> Fields:
+    """The keys of those that have RMS norms."""
     return {
         **write_llama_like(config),
         "head_dim": config.head_dim,
@@ -78,7 +85,7 @@ def read_llama(keys: Keys) -> Fields:
 
 def write_llama(config: DecoderConfig) -> Fields:
     """A Llama's keys of `config.json`."""
-    return {**_write_rms(config), "attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+    return {**write_llama_rms(config), "attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
 
 
 def _require_kv_heads(keys: Keys) -> None:
@@ -99,7 +106,7 @@ def read_mistral(keys: Keys) -> Fields:
 
 def write_mistral(config: DecoderConfig) -> Fields:
     """A Mistral's keys of `config.json`."""
-    return {**_write_rms(config), "sliding_window": _unless(config.window, none=0)}
+    return {**write_llama_rms(config), "sliding_window": _unless(config.window, none=0)}
 
 
 def _read_windows(keys: Keys, layers: int, default: list[bool]) -> tuple[bool, ...]:
@@ -127,7 +134,7 @@ def write_qwen(config: DecoderConfig) -> Fields:
     """A Qwen 2's keys of `config.json`."""
     used = any(config.window_of_layers)
     return {
-        **_write_rms(config),
+        **write_llama_rms(config),
         "use_sliding_window": used,
         "sliding_window": config.window if used else None,
         "max_window_layers": config.window_of_layers.index(True) if used else config.num_layers,
@@ -176,7 +183,7 @@ def read_gemma(keys: Keys) -> Fields:
 def write_gemma(config: DecoderConfig) -> Fields:
     """A Gemma's keys of `config.json`."""
     activation = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
-    return {**_write_rms(config), **activation, "attention_bias": config.qkv_bias}
+    return {**write_llama_rms(config), **activation, "attention_bias": config.qkv_bias}
 
 
 def read_gemma2(keys: Keys) -> Fields:
@@ -200,7 +207,7 @@ def read_gemma2(keys: Keys) -> Fields:
 
 def write_gemma2(config: DecoderConfig) -> Fields:
     """A Gemma 2's keys of `config.json`."""
-    fields = _write_rms(config)
+    fields = write_llama_rms(config)
     scalar = config.query_scale**-2
     return {
         **{key: value for key, value in fields.items() if key != "hidden_act"},

@@ -1,4 +1,4 @@
-"""Hugging Face T5 folders: read into flanjax's parameters and written from them, exactly.
+"""Hugging Face folders of T5, mT5 and UMT5: read into flanjax's parameters and written from them, exactly.
 
 The two differ in names, in orientation (torch keeps a linear layer's weight [out, in], flanjax its kernel [in, out])
 and in that flanjax stacks the layers of a stack on a leading axis. Import then export gives the same bits. The known
@@ -15,7 +15,7 @@ import numpy as np
 
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
-from flanjax.interchange.hf_config import CONFIG, HfConfig, hf_config, read_hf_config
+from flanjax.interchange.hf_config import CONFIG, TIED_MT5, HfConfig, hf_config, read_hf_config
 from flanjax.interchange.model_card import CARD, model_card
 from flanjax.interchange.safetensors_files import (
     FLOATS,
@@ -52,10 +52,12 @@ _WHOLE = {
 _LAYERED = {
     "encoder/layers/pre_attention_layer_norm": "encoder.block.{}.layer.0.layer_norm.weight",
     "encoder/layers/attention": "encoder.block.{}.layer.0.SelfAttention.{}.weight",
+    "encoder/layers/relpos_bias": "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight",
     "encoder/layers/pre_mlp_layer_norm": "encoder.block.{}.layer.1.layer_norm.weight",
     "encoder/layers/mlp": "encoder.block.{}.layer.1.DenseReluDense.{}.weight",
     "decoder/layers/pre_self_attention_layer_norm": "decoder.block.{}.layer.0.layer_norm.weight",
     "decoder/layers/self_attention": "decoder.block.{}.layer.0.SelfAttention.{}.weight",
+    "decoder/layers/relpos_bias": "decoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight",
     "decoder/layers/pre_cross_attention_layer_norm": "decoder.block.{}.layer.1.layer_norm.weight",
     "decoder/layers/encoder_decoder_attention": "decoder.block.{}.layer.1.EncDecAttention.{}.weight",
     "decoder/layers/pre_mlp_layer_norm": "decoder.block.{}.layer.2.layer_norm.weight",
@@ -94,7 +96,7 @@ def hf_places(config: T5Config) -> dict[str, Place]:
             places[_WHOLE[path]] = Place(path, None, leaf.shape)
             continue
         stack, *rest = path.rsplit("/", 2)
-        if rest[-1] == "scale":
+        if rest[-1] in ("scale", "rel_embedding"):
             stack, name = f"{stack}/{rest[0]}", None
         else:
             name = _ATTENTION.get(rest[0], rest[0])
@@ -123,7 +125,7 @@ def _unflatten(leaves: Mapping[str, Any]) -> Params:
 
 
 def read_hf_t5(folder: str | Path) -> tuple[T5Config, Params]:
-    """Reads a T5 folder (v1.0, v1.1, LM-adapted or Flan) of safetensors, sharded or not.
+    """Reads a folder of safetensors, sharded or not: a T5 (v1.0, v1.1, LM-adapted, Flan, T0, UL2, ByT5), mT5 or UMT5.
 
     Returns the configuration and the parameters as float32 numpy arrays (bfloat16 and float16 are widened exactly).
     Beyond the parameters themselves at most one tensor is in memory.
@@ -184,6 +186,11 @@ def _decide_head(hf: HfConfig, leaves: dict[str, np.ndarray]) -> T5Config:
             )
         return dataclasses.replace(hf.model, tied_head=False)
     if hf.scales_decoder_outputs:
+        if hf.model_type == "mt5":
+            raise ModelFolderError(
+                f"{hf.path}: {TIED_MT5}, and the head is tied here; set model_type to 't5' for the former function, "
+                "scale_decoder_outputs to false for the latter"
+            )
         leaves.pop(_HEAD, None)
         return hf.model
     leaves[_HEAD] = embedding.T.copy() if head is None else head
@@ -222,15 +229,18 @@ def write_hf_t5(
     if dtype not in (None, *FLOATS):
         raise ModelFolderError(f"dtype is {dtype!r}: choose one of {', '.join(FLOATS)}")
     extras: Mapping[str, Any] = {}
+    model_type: str | None = None
     dtypes: dict[str, str] = {}
     if source is not None:
         source = Path(source)
-        extras = read_hf_config(source).extras
+        hf = read_hf_config(source)
+        extras, model_type = hf.extras, hf.model_type
         dtypes = _stored_dtypes(source) if dtype is None else {}
     default = dtypes.get(_SHARED, dtype or "float32")
     tensors = _new_tensors(config, params, lambda name: dtypes.get(name, default))
+    keys = hf_config(config, dtype=tensors[_SHARED].dtype, model_type=model_type, extras=extras)
     with new_folder(output) as folder:
-        write_json(folder / CONFIG, hf_config(config, dtype=tensors[_SHARED].dtype, extras=extras))
+        write_json(folder / CONFIG, keys)
         _write_generation_config(folder, source)
         write_tensors(folder, tensors, shard_bytes)
         write_tokenizer(folder, vocabulary, source)

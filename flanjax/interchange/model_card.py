@@ -46,10 +46,10 @@ _LICENCE = (
 _LOADING = """## Loading
 
 ```python
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = T5ForConditionalGeneration.from_pretrained("FOLDER")
+model = AutoModelForSeq2SeqLM.from_pretrained("FOLDER")
 batch = tokenizer("Your instruction", return_tensors="pt")
 print(tokenizer.decode(model.generate(**batch, max_new_tokens=64)[0], skip_special_tokens=True))
 ```
@@ -81,9 +81,9 @@ _ADAPTER_LOADING = """## Loading
 
 ```python
 from peft import PeftModel
-from transformers import T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM
 
-model = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained("BASE"), "FOLDER")
+model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained("BASE"), "FOLDER")
 ```
 
 or, in JAX:

@@ -14,13 +14,12 @@ from typing import Any
 
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json
-from flanjax.interchange.hf_model import read_hf_model
 from flanjax.models.config import ModelConfigError
 from flanjax.models.model import ModelConfig, abstract_params, init_params, model_from_settings
 from flanjax.models.parameters import Params
 from flanjax.tuning.method import Flat, TuningError
 from flanjax.tuning.methods import from_settings
-from flanjax.tuning.partition import Partition, added_paths, begin, digest, flatten, merged, unflatten, unquantized
+from flanjax.tuning.partition import Partition, added_paths, begin, digest, flatten, unflatten, unquantized
 
 SETTINGS = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -130,16 +129,15 @@ def _base(folder: Path, model: ModelConfig, settings: Mapping[str, Any]) -> Para
     source = settings["init_from"]
     if source is None:
         return init_params(dataclasses.replace(model, added=()), settings["train"]["seed"])
-    if not (Path(source) / "config.json").is_file():
+    if not Path(source).exists():
         raise ModelFolderError(
             f"{folder} has only what was tuned of {source}, and that is not there: put it back, or correct init_from "
             f"in {folder / SETTINGS}"
         )
-    if is_run(Path(source)):
-        base = read_run(source, quantized=False)
-        _, params = merged(base.model, base.params)
-    else:
-        _, params = read_hf_model(Path(source))
+    # Here, for it reads runs with this module.
+    from flanjax.interchange.any_model import read_model
+
+    _, params = read_model(source)
     if digest(params) != settings["base"]:
         raise ModelFolderError(
             f"{folder} was tuned on a base model {settings['base']}, but {source} is {digest(params)}: "

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flanjax.interchange.folders import ModelFolderError, read_json, write_json
+from flanjax.interchange.stored import StoredArray
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -93,7 +94,9 @@ def _opened(path: Path) -> safe_open:
         raise ModelFolderError(f"{path}: {error.strerror or error}") from error
 
 
-def disagreements(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor]) -> list[str]:
+def disagreements(
+    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor] | Mapping[str, StoredArray]
+) -> list[str]:
     """What of the stored tensors is missing, unknown, or of another shape or type than expected, all of it by name."""
     wrong = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in stored]
     for name, tensor in stored.items():

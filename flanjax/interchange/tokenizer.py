@@ -1,37 +1,50 @@
-"""Tokenizer files of a Hugging Face T5 folder: built from a SentencePiece model, or copied where the source has them.
+"""Tokenizer files of a Hugging Face folder: those of the vocabulary, or copied where the source has them.
 
-`tokenizer.json` holds the same unigram pieces and scores, SentencePiece's own character map as normaliser, `▁` for
-spaces, `</s>` at the end, and the sentinels `<extra_id_*>` on top, so `AutoTokenizer` gives the ids of `Vocabulary`.
+Of a T5 vocabulary `tokenizer.json` is built: the same unigram pieces and scores, SentencePiece's own character map as
+normaliser, `▁` for spaces, `</s>` at the end, and the sentinels `<extra_id_*>` on top, so that `AutoTokenizer` gives
+the ids of the vocabulary. The chat template that a model was trained with goes into tokenizer_config.json, whatever the
+source had there: `apply_chat_template` then gives the text of training.
 """
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, processors
 from tokenizers.models import Unigram
 
-from flanjax.data.vocabularies import MODEL_FILE, Vocabulary
+from flanjax.data.byte_vocabulary import is_byte_folder
+from flanjax.data.hf_vocabulary import CHAT_TEMPLATE_FILE
+from flanjax.data.sentencepiece_tokenizer import parse, set_spaces
+from flanjax.data.vocabularies import LLAMA_MODEL_FILE, MODEL_FILE, SentencePieces, Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json, write_json
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-_FILES = (MODEL_FILE, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json", "chat_template.jinja")
-_SPACE = "▁"
+_FILES = (MODEL_FILE, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json", CHAT_TEMPLATE_FILE)
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a Hugging Face folder has a tokenizer that `read_vocabulary` reads."""
+    return any((folder / name).is_file() for name in (MODEL_FILE, TOKENIZER, LLAMA_MODEL_FILE)) or is_byte_folder(
+        folder
+    )
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of a Hugging Face T5 folder.
+    """The vocabulary of a Hugging Face folder.
 
     Raises:
-      ModelFolderError: no `spiece.model`, or tokens added that SentencePiece does not know.
+      ModelFolderError: no tokenizer file, or tokens added that SentencePiece does not know.
+      VocabularyError: a file is damaged.
     """
     if not (folder / MODEL_FILE).is_file():
+        if has_vocabulary(folder):
+            return Vocabulary.from_file(folder)
         raise ModelFolderError(
-            f"{folder}: no {MODEL_FILE}, so text cannot be turned into tokens; copy it from the model this one was "
-            "trained from (recent transformers saves tokenizer.json alone)"
+            f"{folder}: no {MODEL_FILE}, {TOKENIZER} or {LLAMA_MODEL_FILE}, so text cannot be turned into tokens; copy "
+            "it from the model this one was trained from"
         )
     extra_ids, special = 100, {"<pad>", "</s>", "<unk>"}
     if (folder / TOKENIZER_CONFIG).is_file():
@@ -51,7 +64,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 def has_pieces_of(folder: Path, vocabulary: Vocabulary) -> bool:
     """Whether each id of the folder's `tokenizer.json` is the piece that it is of `vocabulary`.
 
-    Sentinels and other tokens on top of the pieces are not looked at.
+    Sentinels and other tokens on top of the pieces of a SentencePiece model are not looked at.
 
     Raises:
       ModelFolderError: there is no such file, or it is no tokenizer.
@@ -60,33 +73,55 @@ def has_pieces_of(folder: Path, vocabulary: Vocabulary) -> bool:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except Exception as error:  # the library raises no class of its own
         raise ModelFolderError(f"{folder / TOKENIZER}: not a tokenizer that can be read: {error}") from error
-    return all(tokenizer.id_to_token(id_) == piece.piece for id_, piece in enumerate(_parse(vocabulary).pieces))
+    if isinstance(vocabulary, SentencePieces):
+        pieces = enumerate(parse(vocabulary.model).pieces)
+        return all(tokenizer.id_to_token(id_) == piece.piece for id_, piece in pieces)
+    return Vocabulary.from_file(folder / TOKENIZER).identity == vocabulary.identity
 
 
-def write_tokenizer(folder: Path, vocabulary: Vocabulary | None, source: Path | None = None) -> None:
-    """Puts tokenizer files into `folder`: those of `source` byte for byte, else built from `vocabulary`, else none."""
-    if source is not None and (source / TOKENIZER).is_file():
+def write_tokenizer(
+    folder: Path, vocabulary: Vocabulary | None, source: Path | None = None, *, chat_template: str | None = None
+) -> None:
+    """Puts tokenizer files into `folder`: those of `source` byte for byte, else the vocabulary's own, else none.
+
+    `chat_template` is the text of the one that the model was trained with; None leaves what the files have.
+    """
+    if source is not None and ((source / TOKENIZER).is_file() or is_byte_folder(source)):
         for name in _FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
+    elif isinstance(vocabulary, SentencePieces):
+        (folder / MODEL_FILE).write_bytes(vocabulary.model)
+        build_tokenizer(vocabulary).save(str(folder / TOKENIZER))
+        names = _special_tokens(vocabulary)
+        write_json(folder / SPECIAL_TOKENS, names)
+        write_json(
+            folder / TOKENIZER_CONFIG, {**names, "tokenizer_class": "T5Tokenizer", "extra_ids": vocabulary.extra_ids}
+        )
+    elif vocabulary is not None:
+        files = vocabulary.files()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        if SPECIAL_TOKENS not in files:
+            write_json(folder / SPECIAL_TOKENS, dict(vocabulary.special_tokens))
+        if TOKENIZER_CONFIG not in files:
+            write_json(
+                folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.special_tokens}
+            )
+    else:
         return
-    if vocabulary is None:
-        return
-    (folder / MODEL_FILE).write_bytes(vocabulary.model)
-    build_tokenizer(vocabulary).save(str(folder / TOKENIZER))
-    names = _special_tokens(vocabulary)
-    write_json(folder / SPECIAL_TOKENS, names)
-    write_json(
-        folder / TOKENIZER_CONFIG, {**names, "tokenizer_class": "T5Tokenizer", "extra_ids": vocabulary.extra_ids}
-    )
+    if chat_template is not None:
+        path = folder / TOKENIZER_CONFIG
+        write_json(path, {**(read_json(path) if path.is_file() else {}), "chat_template": chat_template})
+        (folder / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)  # it would be taken first
 
 
-def _sentinels(vocabulary: Vocabulary) -> list[str]:
+def _sentinels(vocabulary: SentencePieces) -> list[str]:
     return [f"<extra_id_{number}>" for number in range(vocabulary.extra_ids)]
 
 
-def _special_tokens(vocabulary: Vocabulary) -> dict[str, Any]:
-    pieces = _parse(vocabulary).pieces
+def _special_tokens(vocabulary: SentencePieces) -> dict[str, Any]:
+    pieces = parse(vocabulary.model).pieces
     names: dict[str, Any] = {
         "pad_token": pieces[vocabulary.pad_id].piece,
         "eos_token": pieces[vocabulary.eos_id].piece,
@@ -95,31 +130,19 @@ def _special_tokens(vocabulary: Vocabulary) -> dict[str, Any]:
     return {**names, "additional_special_tokens": _sentinels(vocabulary)}
 
 
-def _parse(vocabulary: Vocabulary) -> Any:
-    proto = ModelProto()
-    proto.ParseFromString(vocabulary.model)
-    return proto
-
-
-def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    """The same tokenization for the `tokenizers` library; it appends the end of sequence, `Vocabulary` does not.
+def build_tokenizer(vocabulary: SentencePieces) -> Tokenizer:
+    """The same tokenization for the `tokenizers` library; it appends the end of sequence, the vocabulary does not.
 
     Raises:
       ModelFolderError: the SentencePiece model is not a unigram model.
     """
-    proto = _parse(vocabulary)
+    proto = parse(vocabulary.model)
     if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
         raise ModelFolderError(f"{vocabulary.path}: not a unigram SentencePiece model, which T5's tokenizer needs")
     sentinels = _sentinels(vocabulary)
     pieces = [(piece.piece, piece.score) for piece in proto.pieces] + [(name, 0.0) for name in reversed(sentinels)]
     tokenizer = Tokenizer(Unigram(pieces, unk_id=vocabulary.unk_id, byte_fallback=False))
-    charsmap = proto.normalizer_spec.precompiled_charsmap
-    # SentencePiece drops spaces at both ends and squeezes runs, after its character map has made tabs and newlines
-    # into spaces.
-    squeeze = [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Precompiled(charsmap), *squeeze] if charsmap else squeeze)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always", split=True)
-    tokenizer.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always", split=True)
+    set_spaces(tokenizer, proto)
     special = _special_tokens(vocabulary)
     eos = special["eos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -94,7 +94,7 @@ class T5Config(Extensible):
     """The shape and the function of a T5 (Raffel et al. 2020; v1.1: Shazeer 2020, "GLU variants").
 
     Attributes:
-      vocab_size: rows of the embedding, padding included (32,128 for every published T5).
+      vocab_size: rows of the embedding, padding included (32,128 for every published English T5).
       embed_dim: width of the residual stream (Hugging Face `d_model`).
       num_heads: attention heads; the inner width is `num_heads * head_dim`, which need not equal `embed_dim`.
       head_dim: width of one head (`d_kv`).
@@ -105,7 +105,8 @@ class T5Config(Extensible):
         multiplied (`("gelu", "linear")`, v1.1). `gelu` is the tanh approximation, as in T5X and `gelu_new`.
       tied_head: logits from the embedding, with the decoder output scaled by `embed_dim**-0.5` (v1.0).
       dropout_rate: 0.1 is T5's fine-tuning value.
-      relpos_buckets: rows of each stack's relative-position table.
+      relpos_per_layer: a relative-position table in every layer (UMT5) and not one for all layers of a stack.
+      relpos_buckets: rows of each relative-position table.
       relpos_max_distance: from this distance on every position shares the last bucket.
       layer_norm_epsilon: added to the variance in every RMSNorm.
       added: what tuning methods add to the layers (`flanjax.tuning`); nothing in a model by itself.
@@ -124,6 +125,7 @@ class T5Config(Extensible):
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     tied_head: bool = False
     dropout_rate: float = 0.0
+    relpos_per_layer: bool = False
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6

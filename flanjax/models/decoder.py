@@ -89,6 +89,7 @@ class CausalAttention(Adaptable):
         inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.shape, self.axes = (embed, embed), ("embed", "embed")
         self.head_dim = config.head_dim
+        self.interleaved = config.rotary.interleaved
         self.scale, self.softcap = config.query_scale, config.attention_softcap
         self.implementation = implementation
         self.query = Linear(embed, inner, ("embed", "heads"), deviation, bias=config.qkv_bias)
@@ -102,7 +103,7 @@ class CausalAttention(Adaptable):
         """Projected `x`, a head apart, normalised and rotated where the model does."""
         x = x.reshape(*x.shape[:-1], -1, self.head_dim)
         x = x if norm is None else norm(x)
-        return x if angles is None else rotate(x, angles)
+        return x if angles is None else rotate(x, angles, interleaved=self.interleaved)
 
     def keys_and_values(
         self, x: Float[Array, "batch keys embed"], angles: Angles | None, dropout: Dropout = NO_DROPOUT
@@ -281,12 +282,12 @@ class DecoderStack(nnx.Module):
     ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
         """The decoder's output at one position, and the cache with that position's keys and values in it."""
         config = self.config
-        keys, here = jnp.arange(cache.keys.shape[2]), (position - cache.starts)[:, None]
-        mask = ((keys <= position) & (keys >= cache.starts[:, None]))[:, None, None]
+        columns, here = jnp.arange(cache.keys.shape[2]), (position - cache.starts)[:, None]
+        mask = ((columns <= position) & (columns >= cache.starts[:, None]))[:, None, None]
         context = Context(
             mask=mask,
-            windowed_mask=mask & (keys > position - config.window) if config.window else mask,
-            bias=alibi_bias(position[None], keys, config.num_heads) if config.positions == "alibi" else None,
+            windowed_mask=mask & (columns > position - config.window) if config.window else mask,
+            bias=alibi_bias(position[None], columns, config.num_heads) if config.positions == "alibi" else None,
             angles=rotary_angles(config, here, here + 1) if config.positions == "rotary" else None,
         )
 
@@ -298,7 +299,8 @@ class DecoderStack(nnx.Module):
         old = (cache.keys, cache.values)
         x, new = over_layers(body, self.enter(x, here), (self.layers, self._windowed(), *old), compute)
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
-        return self.decoder_norm(x), Cache(*(update(c, n) for c, n in zip(old, new, strict=True)), cache.starts)
+        keys, values = (update(c, n) for c, n in zip(old, new, strict=True))
+        return self.decoder_norm(x), Cache(keys, values, cache.starts)
 
 
 class Decoder(nnx.Module):

@@ -23,6 +23,7 @@ class Rotary:
     Attributes:
       theta: base of the wavelengths.
       fraction: of the head's width that is rotated, its first part; the rest stays as it is.
+      interleaved: whether pair i is numbers 2i and 2i + 1 (as the paper has it, and GLM), not i and i + pairs.
       scaling: `none`; `linear` divides every frequency by `factor`; `dynamic` (NTK) enlarges theta with the length of
         the text once it is beyond `original_max_positions`; `llama3` divides the low frequencies alone (Llama 3.1);
         `yarn` divides by a ramp over the frequencies and scales the result (Peng et al. 2023, arXiv 2309.00071).
@@ -41,6 +42,7 @@ class Rotary:
 
     theta: float = 10_000.0
     fraction: float = 1.0
+    interleaved: bool = False
     scaling: str = "none"
     factor: float = 1.0
     original_max_positions: int = 0

@@ -9,6 +9,7 @@ import abc
 import dataclasses
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Optional
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from flanjax.models.attention import PrefixKeys, attention
 from flanjax.models.config import T5Config
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.prompts import Prefix
+
+if TYPE_CHECKING:
+    from flanjax.models.positions import RelativePositionBias
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "exact_gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -310,7 +314,12 @@ class MultiHeadAttention(Adaptable):
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and feed-forward, each normalised before and added after."""
+    """Self-attention and feed-forward, each normalised before and added after.
+
+    `relpos_bias` is the layer's own table of relative positions, where it is not the stack's.
+    """
+
+    relpos_bias: Optional["RelativePositionBias"] = None
 
     def __init__(self, config: T5Config, implementation: str):
         self.pre_attention_layer_norm = RMSNorm(config)
@@ -333,7 +342,9 @@ class EncoderLayer(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Causal self-attention, attention over the encoder, feed-forward."""
+    """Causal self-attention, attention over the encoder, feed-forward; `relpos_bias` as in `EncoderLayer`."""
+
+    relpos_bias: Optional["RelativePositionBias"] = None
 
     def __init__(self, config: T5Config, implementation: str):
         self.pre_self_attention_layer_norm = RMSNorm(config)

@@ -130,7 +130,7 @@ def _yarn_ramp(rotary: Rotary, dim: int) -> np.ndarray:
     return np.clip((np.arange(dim // 2, dtype=np.float32) - low) / np.float32(width), 0, 1)
 
 
-def _frequencies(rotary: Rotary, dim: int) -> np.ndarray:
+def rotary_frequencies(rotary: Rotary, dim: int) -> np.ndarray:
     """Radians a position for each pair, without what depends on the length of the text."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     frequencies = (1 / np.float32(rotary.theta) ** exponents).astype(np.float32)
@@ -155,7 +155,7 @@ def rotary_angles(
     `text_lengths` is how long the text of each position is; only `dynamic` scaling depends on it.
     """
     rotary, dim = config.rotary, config.rotary_dim
-    frequencies = jnp.asarray(_frequencies(rotary, dim))
+    frequencies = jnp.asarray(rotary_frequencies(rotary, dim))
     if rotary.scaling == "dynamic":
         lengths = jnp.maximum(text_lengths, rotary.original_max_positions).astype(jnp.float32)
         growth = rotary.factor * lengths / rotary.original_max_positions - (rotary.factor - 1)
@@ -170,12 +170,15 @@ def rotary_angles(
 
 
 def rotate(
-    x: Float[Array, "batch length heads head_dim"], angles: Angles
+    x: Float[Array, "batch length heads head_dim"], angles: Angles, *, interleaved: bool = False
 ) -> Float[Array, "batch length heads head_dim"]:
-    """`x` with the first numbers of every head turned, in float32; pair i is number i and number i + pairs."""
+    """`x` with the first numbers of every head turned, in float32; `Rotary.interleaved` says which are a pair."""
     pairs = angles.cos.shape[-1]
     cos, sin = angles.cos[:, :, None], angles.sin[:, :, None]
-    first, second, rest = jnp.split(x, [pairs, 2 * pairs], axis=-1)
-    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate([*(half.astype(x.dtype) for half in turned), rest], axis=-1)
+    rotated, rest = jnp.split(x, [2 * pairs], axis=-1)
+    halves = (rotated[..., ::2], rotated[..., 1::2]) if interleaved else jnp.split(rotated, 2, axis=-1)
+    first, second = (half.astype(jnp.float32) for half in halves)
+    turned = [half.astype(x.dtype) for half in (first * cos - second * sin, second * cos + first * sin)]
+    if interleaved:
+        turned = [jnp.stack(turned, axis=-1).reshape(rotated.shape)]
+    return jnp.concatenate([*turned, rest], axis=-1)

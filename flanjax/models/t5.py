@@ -10,8 +10,8 @@ recomputing or not, float32 or bfloat16 (`Compute`): the parameters are the same
 """
 
 import functools
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -53,14 +53,42 @@ class Embedder(nnx.Module):
         self.embedding = parameter((config.vocab_size, config.embed_dim), ("vocab", "embed"), 1.0)
 
 
-class Encoder(nnx.Module):
+Bias = TypeVar("Bias")
+
+
+class Stack(nnx.Module):
+    """What encoder and decoder share: a table of relative positions for all layers, or one in each of them."""
+
+    relpos_bias: RelativePositionBias | None = None
+
+    def place_table(self, layer: EncoderLayer | DecoderLayer, config: T5Config, *, bidirectional: bool) -> None:
+        """Gives the table to the stack, or to the layer that is going to be stacked."""
+        owner = layer if config.relpos_per_layer else self
+        owner.relpos_bias = RelativePositionBias(config, bidirectional=bidirectional)
+
+    def bias_of_layers(
+        self, bias: Callable[[RelativePositionBias], Bias]
+    ) -> Callable[[EncoderLayer | DecoderLayer], Bias]:
+        """What gives a layer the bias that is made of its table; made once where all layers have the same table."""
+        if self.relpos_bias is not None:
+            shared = bias(self.relpos_bias)
+            return lambda layer: shared
+
+        def of_its_own(layer: EncoderLayer | DecoderLayer) -> Bias:
+            assert layer.relpos_bias is not None
+            return bias(layer.relpos_bias)
+
+        return of_its_own
+
+
+class Encoder(Stack):
     """The encoder's position table, stacked layers and final norm, and a prompt where a tuning method has one."""
 
     prompt: Prompt | None = None
 
     def __init__(self, config: T5Config, compute: Compute):
-        self.relpos_bias = RelativePositionBias(config, bidirectional=True)
         layer = EncoderLayer(config, compute.attention)
+        self.place_table(layer, config, bidirectional=True)
         self.prefix = prefixes_of(config.added, layer, config.num_encoder_layers, "encoder/layers")
         self.layers = stacked(layer, config.num_encoder_layers, config.added, "encoder/layers")
         self.encoder_norm = RMSNorm(config)
@@ -77,27 +105,27 @@ class Encoder(nnx.Module):
     ) -> Float[Array, "batch length embed"]:
         """Embedded tokens to encoder output."""
         positions = jnp.arange(x.shape[1])
-        bias = self.relpos_bias(positions, positions)
+        bias_of = self.bias_of_layers(lambda table: table(positions, positions))
         mask = segment_mask(segments, segments)
         layers = with_prefixes(self.layers, self.prefix)
 
         def body(x: Array, layer_and_index: tuple[EncoderLayer, Array]) -> tuple[Array, None]:
             layer, index = layer_and_index
-            return constrain(layer(x, drop.at(index), bias=bias, mask=mask), "batch", None, None), None
+            return constrain(layer(x, drop.at(index), bias=bias_of(layer), mask=mask), "batch", None, None), None
 
         x = constrain(drop.at("embedding")(x), "batch", None, None)
         x, _ = over_layers(body, x, (layers, layer_numbers(layers)), compute)
         return drop.at("output")(self.encoder_norm(x))
 
 
-class Decoder(nnx.Module):
+class Decoder(Stack):
     """The decoder's position table, stacked layers, final norm and, when untied, the head."""
 
     prompt: Prompt | None = None
 
     def __init__(self, config: T5Config, compute: Compute):
-        self.relpos_bias = RelativePositionBias(config, bidirectional=False)
         layer = DecoderLayer(config, compute.attention)
+        self.place_table(layer, config, bidirectional=False)
         self.prefix = prefixes_of(config.added, layer, config.num_decoder_layers, "decoder/layers")
         self.layers = stacked(layer, config.num_decoder_layers, config.added, "decoder/layers")
         self.decoder_norm = RMSNorm(config)
@@ -115,37 +143,45 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "batch length embed"]:
         """Embedded decoder inputs to decoder output, before the tied head's scale."""
         positions = jnp.arange(x.shape[1])
-        bias = self.relpos_bias(positions, positions)
+        bias_of = self.bias_of_layers(lambda table: table(positions, positions))
         mask = segment_mask(segments, segments, causal=True)
         cross_mask = segment_mask(segments, encoder_segments)
         layers = with_prefixes(self.layers, self.prefix)
-        prefix_bias = self._prefix_bias(layers, positions_in_segments(segments))
+        prefix_bias_of = self._prefix_bias_of(layers, positions_in_segments(segments))
 
         def body(x: Array, layer_and_index: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
             layer, index = layer_and_index
-            x = layer(x, encoded, drop.at(index), bias=bias, mask=mask, cross_mask=cross_mask, prefix_bias=prefix_bias)
+            x = layer(
+                x,
+                encoded,
+                drop.at(index),
+                bias=bias_of(layer),
+                mask=mask,
+                cross_mask=cross_mask,
+                prefix_bias=prefix_bias_of(layer),
+            )
             return constrain(x, "batch", None, None), None
 
         x = constrain(drop.at("embedding")(x), "batch", None, None)
         x, _ = over_layers(body, x, (layers, layer_numbers(layers)), compute)
         return drop.at("output")(self.decoder_norm(x))
 
-    def _prefix_bias(
+    def _prefix_bias_of(
         self, layers: DecoderLayer, positions: Int[Array, "batch length"]
-    ) -> Float[Array, "batch heads length prefix"] | None:
+    ) -> Callable[[EncoderLayer | DecoderLayer], Float[Array, "batch heads length prefix"] | None]:
         """Of the self-attention's prefix, which lies before every segment as earlier tokens would."""
         prefix = layers.self_attention.prefix
-        return None if prefix is None else self.relpos_bias.of_prefix(positions, prefix.length)
+        return self.bias_of_layers(lambda table: None if prefix is None else table.of_prefix(positions, prefix.length))
 
     def step(
         self, x: Float[Array, "batch 1 embed"], position: Int[Array, ""], cache: Cache, compute: Compute
     ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
         """The decoder's output at one position, and the cache with that position's keys and values in it."""
         key_positions = jnp.arange(cache.self_keys.shape[2])
-        bias = self.relpos_bias(position[None], key_positions)
+        bias_of = self.bias_of_layers(lambda table: table(position[None], key_positions))
         mask = (key_positions <= position)[None, None, None]
         layers = with_prefixes(self.layers, self.prefix)
-        prefix_bias = self._prefix_bias(layers, position[None, None])
+        prefix_bias_of = self._prefix_bias_of(layers, position[None, None])
 
         def body(x: Array, xs: tuple[DecoderLayer, Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             layer, own_keys, own_values, cross_keys, cross_values = xs
@@ -154,10 +190,10 @@ class Decoder(nnx.Module):
                 (own_keys, own_values),
                 (cross_keys, cross_values),
                 position,
-                bias=bias,
+                bias=bias_of(layer),
                 mask=mask,
                 cross_mask=cache.cross_mask,
-                prefix_bias=prefix_bias,
+                prefix_bias=prefix_bias_of(layer),
             )
 
         # The loop only reads the caches; one write afterwards stays in place, where returning them would copy all.

@@ -131,8 +131,8 @@ def test_who_takes_turns(conversation, expected):
         ([{"content": "Hi"}], r"chat.json:3: message 1: field 'role' is missing"),
         ([{"role": "user"}], r"chat.json:3: message 1: field 'content' is missing"),
         (
-            [{"role": "tool", "content": ""}],
-            r"chat.json:3: message 1: field 'role' is 'tool', which is none of system,",
+            [{"role": "narrator", "content": ""}],
+            r"chat.json:3: message 1: field 'role' is 'narrator', which is none of system,",
         ),
     ],
 )

@@ -105,6 +105,7 @@ def test_save_and_load(tmp_path: Path, tiny_vocabulary: Vocabulary) -> None:
         "sha256": hashlib.sha256(tiny_vocabulary.model).hexdigest(),
         "extra_ids": 100,
         "size": tiny_vocabulary.size,
+        "identity": tiny_vocabulary.identity,
     }
     (tmp_path / "vocabulary.json").write_text("{}")
     with pytest.raises(VocabularyError, match=r"vocabulary\.json"):

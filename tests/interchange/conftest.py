@@ -1,9 +1,10 @@
 """Tiny random Hugging Face T5 folders, made by transformers itself, and a small trained vocabulary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
@@ -53,3 +54,38 @@ def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
     texts = [f"the {a} fox of {b} sorts {i} words, counts {i * 7} dates and says yes or no: why?"
              for i in range(60) for a, b in (("quick", "March"), ("slow", "Mai"))]  # fmt: skip
     return train_vocabulary(texts, 80, tmp_path_factory.mktemp("vocabulary") / "spiece.model", extra_ids=10)
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[..., Path]:
+    """A function that writes a file with the gguf package: float32 arrays, each as the type that is named or as F32.
+
+    Texts, truth values, whole numbers (uint32), other numbers (float32) and lists are metadata.
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter, quantize
+
+    def write(
+        path: Path,
+        architecture: str,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, np.ndarray] = {},
+        types: Mapping[str, str] | str = "F32",
+    ) -> Path:
+        writer = GGUFWriter(path, architecture)
+        adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+        for key, value in metadata.items():
+            adders.get(type(value), writer.add_array)(key, value)
+        if "general.alignment" in metadata:
+            writer.data_alignment = metadata["general.alignment"]
+        for name, array in tensors.items():
+            kind = types if isinstance(types, str) else types.get(name, "F32")
+            # As llama.cpp does: norms and biases stay float32.
+            kind = GGMLQuantizationType[kind if array.ndim > 1 else "F32"]
+            writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write

@@ -166,6 +166,7 @@ configs = st.builds(
     mlp_activations=st.sampled_from([("relu",), ("gelu",), ("gelu", "linear"), ("silu", "linear")]),
     tied_head=st.booleans(),
     dropout_rate=st.sampled_from([0.0, 0.1]),
+    relpos_per_layer=st.booleans(),
     relpos_buckets=st.sampled_from([8, 32]),
 )
 
@@ -274,7 +275,7 @@ def test_num_decoder_layers_defaults_to_num_layers(hf_folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mt5"}, "model_type is 'mt5'"),
+        ({"model_type": "longt5"}, "model_type is 'longt5'"),
         ({"quantization_config": {"bits": 8}}, "quantization_config"),
         ({"tie_encoder_decoder": True}, "tie_encoder_decoder"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder is False"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanjax.data.vocabularies import Vocabulary
+from flanjax.data.vocabularies import SentencePieces, Vocabulary
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.tokenizer import build_tokenizer, has_pieces_of, read_vocabulary, write_tokenizer
 
@@ -78,7 +78,7 @@ def test_a_tokenizer_is_known_by_its_pieces(test_data, tmp_path, t5_vocabulary, 
     write_tokenizer(tmp_path, small_vocabulary)
     assert not has_pieces_of(tmp_path, t5_vocabulary)
     # Sentinels are no pieces.
-    assert has_pieces_of(tmp_path, Vocabulary(small_vocabulary.model, extra_ids=3, path=small_vocabulary.path))
+    assert has_pieces_of(tmp_path, SentencePieces(small_vocabulary.model, extra_ids=3, path=small_vocabulary.path))
 
 
 def test_a_damaged_tokenizer_is_named(tmp_path, small_vocabulary):
@@ -114,7 +114,7 @@ def test_written_folder_is_read_back_as_the_same_vocabulary(tmp_path, small_voca
 
 
 def test_a_folder_without_spiece_model_says_where_to_get_it(tmp_path):
-    with pytest.raises(ModelFolderError, match=r"no spiece\.model.*copy it from"):
+    with pytest.raises(ModelFolderError, match=r"no spiece\.model, .*copy it from"):
         read_vocabulary(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Tiny models of both generations, and a packed batch beside the same examples unpacked."""
+"""Tiny models of both generations and of UMT5, and a packed batch beside the same examples unpacked."""
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ SIZES = {
 GENERATIONS = {
     "v1.0": T5Config(**SIZES, mlp_activations=("relu",), tied_head=True),
     "v1.1": T5Config(**SIZES),
+    "umt5": T5Config(**{**SIZES, "num_decoder_layers": 3}, relpos_per_layer=True),
 }
 
 
@@ -31,6 +32,11 @@ def config(request) -> T5Config:
 @pytest.fixture
 def v1_1() -> T5Config:
     return GENERATIONS["v1.1"]
+
+
+@pytest.fixture(params=["v1.1", "umt5"])
+def untied(request) -> T5Config:
+    return GENERATIONS[request.param]
 
 
 def pack(rows, encoder_length, decoder_length):

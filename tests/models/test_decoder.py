@@ -44,6 +44,7 @@ CONFIGS = {
     "qwen3": dataclasses.replace(LLAMA, num_kv_heads=1, qk_norm=True, window=3, qkv_bias=True),
     "dynamic": dataclasses.replace(LLAMA, rotary=Rotary(scaling="dynamic", factor=2.0, original_max_positions=6)),
     "yarn": dataclasses.replace(LLAMA, rotary=Rotary(scaling="yarn", factor=4.0, original_max_positions=16)),
+    "glm": dataclasses.replace(LLAMA, qkv_bias=True, rotary=Rotary(fraction=0.5, interleaved=True)),
     "none": dataclasses.replace(LLAMA, positions="none"),
 }
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -283,6 +284,16 @@ def test_rotated_products_depend_on_the_distance_alone(scaling):
 
     np.testing.assert_allclose(product(50, 47), product(7, 4), rtol=1e-4)
     assert abs(product(50, 47) - product(50, 46)) > 1e-4
+
+
+def test_interleaved_pairs_are_the_halves_in_another_order():
+    config = dataclasses.replace(LLAMA, rotary=Rotary(fraction=0.75))
+    angles = rotary_angles(config, jnp.array([[5, 9]]), jnp.array([[99]]))
+    x = np.random.default_rng(0).normal(size=(1, 2, 3, 8)).astype(np.float32)
+    order = np.array([0, 2, 4, 1, 3, 5, 6, 7])  # the last two are not rotated
+    found = rotate(x, angles, interleaved=True)
+    np.testing.assert_allclose(found[..., order], rotate(x[..., order], angles), rtol=1e-6)
+    np.testing.assert_array_equal(found[..., 6:], x[..., 6:])
 
 
 def test_alibi_slopes_as_published():

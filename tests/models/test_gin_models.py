@@ -20,6 +20,28 @@ V1_1 = {"small": 76_961_152, "base": 247_577_856, "large": 783_150_080, "xl": 2_
 PUBLISHED = {f"t5_1_0_{size}": count for size, count in V1_0.items()}
 for family in ("t5_1_1", "flan_t5", "t5_1_1_lm100k"):
     PUBLISHED |= {f"{family}_{size}": count for size, count in V1_1.items()}
+PUBLISHED |= {"t0_3b": V1_1["xl"], "t0_11b": V1_1["xxl"]}
+PUBLISHED |= {
+    "mt5_small": 300_176_768,
+    "mt5_base": 582_401_280,
+    "mt5_large": 1_229_581_312,
+    "mt5_xl": 3_742_619_648,
+    "mt5_xxl": 12_921_057_280,
+    "byt5_small": 299_637_760,
+    "byt5_base": 581_653_248,
+}
+# What transformers counts for the same configuration (tests/interchange/test_relatives.py).
+PUBLISHED |= {
+    "byt5_large": 1_228_183_552,
+    "byt5_xl": 3_737_801_728,
+    "byt5_xxl": 12_906_899_328,
+    "umt5_small": 306_601_984,
+    "umt5_base": 592_043_520,
+    "umt5_xl": 3_768_356_864,
+    "umt5_xxl": 12_972_531_712,
+    "ul2_20b": 19_591_209_984,
+    "flan_ul2": 19_591_209_984,
+}
 # Likewise; a tied head counted once.
 DECODERS = {
     "llama_7b": 6_738_415_616,
@@ -60,6 +82,7 @@ DECODERS = {
     "starcoderbase_1b": 1_137_207_296,
     "phi_1_5": 1_418_270_720,
     "phi_2": 2_779_683_840,
+    "chatglm2_6b": 6_243_584_000,
     "smollm2_135m": 134_515_008,
     "smollm2_360m": 361_821_120,
     "smollm2_1_7b": 1_711_376_384,

@@ -49,9 +49,9 @@ def test_packed_equals_unpacked(config, packed, unpacked):
     assert_close(gradients, gradients_alone)
 
 
-def test_scan_equals_unrolled_and_recomputed(v1_1, packed):
+def test_scan_equals_unrolled_and_recomputed(untied, packed):
     """With dropout: the keys belong to layers and sites, not to the order in which they are computed."""
-    config = dataclasses.replace(v1_1, dropout_rate=0.3)
+    config = dataclasses.replace(untied, dropout_rate=0.3)
     params, key = init_params(config, 0), jax.random.key(3)
     reference = run(config, Compute(), params, packed, key)
     for compute in (
@@ -180,6 +180,25 @@ def test_trees_agree(config):
     assert axes["encoder"]["layers"]["attention"]["query"]["kernel"] == ("layers", "embed", "heads")
     assert ("logits_dense" in axes["decoder"]) is not config.tied_head
     assert ("wi" in axes["decoder"]["layers"]["mlp"]) is (len(config.mlp_activations) == 1)
+
+
+def test_a_table_in_every_layer_with_equal_tables_is_one_table(v1_1, packed):
+    params = init_params(v1_1, 0)
+    own = {**params}
+    for stack, layers in v1_1.stacks.items():
+        rest = {name: leaf for name, leaf in params[stack].items() if name != "relpos_bias"}
+        tables = jax.tree.map(lambda table, n=layers: jnp.stack([table] * n), params[stack]["relpos_bias"])
+        own[stack] = {**rest, "layers": {**rest["layers"], "relpos_bias": tables}}
+    per_layer = dataclasses.replace(v1_1, relpos_per_layer=True)
+    assert jax.tree.structure(own) == jax.tree.structure(init_params(per_layer, 0))
+    (_, expected), shared = run(v1_1, Compute(), params, packed)
+    (_, logits), gradients = run(per_layer, Compute(), own, packed)
+    assert_close(logits, expected)
+    # Each layer's table has its own part of the gradient of the one.
+    for stack in v1_1.stacks:
+        parts = gradients[stack]["layers"]["relpos_bias"]["rel_embedding"]
+        assert_close(parts.sum(axis=0), shared[stack]["relpos_bias"]["rel_embedding"])
+        assert not np.allclose(parts[0], parts[1])
 
 
 def test_tied_head_is_the_scaled_embedding(config, packed):

@@ -1,5 +1,6 @@
 """Eight devices compute what one computes, however the mesh is cut."""
 
+import dataclasses
 import functools
 
 import jax
@@ -45,29 +46,38 @@ def batch():
     }
 
 
-def loss(params, batch, key):
-    model = build(CONFIG, Compute(), params)
+def loss(config, params, batch, key):
+    model = build(config, Compute(), params)
     logits = model.logits(model(batch, dropout_key=key))
     chosen = jnp.take_along_axis(logits, batch["decoder_target_tokens"][..., None], axis=-1)[..., 0]
     return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * (batch["decoder_segment_ids"] > 0))
 
 
-def step():
-    return jax.jit(jax.value_and_grad(loss), compiler_options={"xla_backend_optimization_level": 0})
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def step(config, params, batch, key):
+    return jax.value_and_grad(functools.partial(loss, config))(params, batch, key)
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return jax.device_get(step()(init_params(CONFIG, 0), batch(), jax.random.key(7)))
+@functools.cache
+def alone(config):
+    return jax.device_get(step(config, init_params(config, 0), batch(), jax.random.key(7)))
+
+
+def assert_equals_one_device(config, mesh):
+    shardings, _ = param_shardings(logical_axes(config), abstract_params(config), mesh)
+    with jax.set_mesh(mesh):
+        params = jax.jit(init_params, static_argnums=(0, 1), out_shardings=shardings)(config, 0)
+        assert jax.tree.map(lambda p: p.sharding.spec, params) == jax.tree.map(lambda s: s.spec, shardings)
+        value, gradients = step(config, params, jax.device_put(batch(), batch_sharding(mesh)), jax.random.key(7))
+    np.testing.assert_allclose(value, alone(config)[0], rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
+    jax.tree.map(close, gradients, alone(config)[1])
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_losses_and_gradients_equal_one_device(name, alone):
-    mesh = make_mesh(MESHES[name])
-    shardings, _ = param_shardings(logical_axes(CONFIG), abstract_params(CONFIG), mesh)
-    with jax.set_mesh(mesh):
-        params = jax.jit(init_params, static_argnums=(0, 1), out_shardings=shardings)(CONFIG, 0)
-        assert jax.tree.map(lambda p: p.sharding.spec, params) == jax.tree.map(lambda s: s.spec, shardings)
-        value, gradients = step()(params, jax.device_put(batch(), batch_sharding(mesh)), jax.random.key(7))
-    np.testing.assert_allclose(value, alone[0], rtol=1e-5)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4), gradients, alone[1])
+def test_losses_and_gradients_equal_one_device(name):
+    assert_equals_one_device(CONFIG, make_mesh(MESHES[name]))
+
+
+def test_a_table_in_every_layer_equals_one_device():
+    assert_equals_one_device(dataclasses.replace(CONFIG, relpos_per_layer=True), make_mesh(MESHES["mixed"]))

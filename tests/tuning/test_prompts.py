@@ -83,9 +83,7 @@ def logits(model: T5Config, params: Any, batch: Batch, **compute: Any) -> np.nda
     return np.asarray(compiled_logits(model, Compute(**compute), params, batch))
 
 
-@each
-def test_packed_equals_unpacked(tuned, methods):
-    model, params = tuned(GATED, *methods, moved=True)
+def assert_packed_equals_unpacked(model, params):
     together, examples = packed(model), [example for row in rows_of(model) for example in row]
     found = logits(model, params, together)
     alone = logits(model, params, pack_rows([[example] for example in examples], (11, 5)))
@@ -93,6 +91,11 @@ def test_packed_equals_unpacked(tuned, methods):
         row, segment = divmod(number, 2)
         inside = together["decoder_segment_ids"][row] == segment + 1
         np.testing.assert_allclose(alone[number, : len(example.targets)], found[row][inside], rtol=1e-4, atol=1e-4)
+
+
+@each
+def test_packed_equals_unpacked(tuned, methods):
+    assert_packed_equals_unpacked(*tuned(GATED, *methods, moved=True))
 
 
 @some("prompts_of_tasks", "p_tuning_lstm", "prefix_everywhere", "prefix_of_a_network", "all_at_once")
@@ -104,9 +107,7 @@ def test_scanned_equals_unrolled_equals_recomputed(tuned, methods):
         np.testing.assert_allclose(found, unrolled, rtol=1e-5, atol=1e-5)
 
 
-@some("prompt", "p_tuning", "prefix", "prefix_everywhere", "prefix_of_a_network", "all_at_once")
-def test_decoding_with_the_cache_is_teacher_forcing(tuned, methods):
-    model, params = tuned(GATED, *methods, moved=True)
+def assert_cached_equals_forced(model, params):
     example = rows_of(model)[0][1]
     batch = pack_rows([[example]], (len(example.inputs), len(example.targets)))
     built, segments = build(model, Compute(), params), batch["encoder_segment_ids"]
@@ -116,6 +117,19 @@ def test_decoding_with_the_cache_is_teacher_forcing(tuned, methods):
     for position, token in enumerate(batch["decoder_input_tokens"][0]):
         hidden, cache = step(jnp.asarray([token]), jnp.int32(position), cache)
         np.testing.assert_allclose(built.logits(hidden[0]), forced[position], rtol=1e-4, atol=1e-4)
+
+
+@some("prompt", "p_tuning", "prefix", "prefix_everywhere", "prefix_of_a_network", "all_at_once")
+def test_decoding_with_the_cache_is_teacher_forcing(tuned, methods):
+    assert_cached_equals_forced(*tuned(GATED, *methods, moved=True))
+
+
+@some("all_at_once")
+def test_layers_may_have_position_tables_of_their_own(tuned, methods):
+    tables = dataclasses.replace(GATED, relpos_per_layer=True)
+    model, params = tuned(tables, *methods, moved=True)
+    assert_packed_equals_unpacked(model, params)
+    assert_cached_equals_forced(model, params)
 
 
 @some("p_tuning", "prompts_of_tasks", "prefix_everywhere")

@@ -1,0 +1,142 @@
+"""One way to open a model wherever it lies: a run directory, or what others published.
+
+    config, params = read_model("runs/demo")            # whatever it is
+    config = read_model_config("meta-llama/...")        # no tensor is read
+    vocabulary = vocabulary_of("meta-llama/...")        # None: it brings none
+
+`FORMATS` has the forms there are, each with how it is told from the others; a new one is a line there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from flanjax.data.vocabularies import Vocabulary
+from flanjax.interchange.folders import ModelFolderError, read_json
+from flanjax.interchange.gguf import open_gguf, read_gguf
+from flanjax.interchange.gguf_file import is_gguf
+from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
+from flanjax.interchange.hf_config import read_hf_config
+from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config
+from flanjax.interchange.hf_decoder_families import FAMILIES
+from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.llama2c import read_llama2c
+from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
+from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary
+from flanjax.models.model import ModelConfig
+from flanjax.models.parameters import Params
+from flanjax.tuning.partition import merged
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """A form in which models lie on disks.
+
+    Attributes:
+      holds: what it is, with what is in it, for messages.
+      is_at: whether a path that is there holds one.
+      config: its model, no tensor read; of a T5 the tensors alone say whether the head is tied.
+      read: its model and its parameters, what tuning methods added merged into them.
+      vocabulary: the one it was trained with, None where it brings none.
+    """
+
+    holds: str
+    is_at: Callable[[Path], bool]
+    config: Callable[[Path], ModelConfig]
+    read: Callable[[Path], tuple[ModelConfig, Params]]
+    vocabulary: Callable[[Path], Vocabulary | None]
+
+
+def _read_run(folder: Path) -> tuple[ModelConfig, Params]:
+    trained = read_run(folder, quantized=False)
+    return merged(trained.model, trained.params)
+
+
+def _is_hf_decoder(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") in FAMILIES
+
+
+def _hf_vocabulary(folder: Path) -> Vocabulary | None:
+    return read_vocabulary(folder) if has_vocabulary(folder) else None
+
+
+RUN = Format(
+    holds="a run directory (config.json, checkpoints/, vocabulary/)",
+    is_at=is_run,
+    config=lambda folder: dataclasses.replace(read_settings(folder)[0], added=()),
+    read=_read_run,
+    vocabulary=lambda folder: Vocabulary.load(folder / VOCABULARY),
+)
+HF_DECODER = Format(
+    holds=f"a Hugging Face folder of a decoder (config.json of {', '.join(FAMILIES)}; safetensors; tokenizer.json)",
+    is_at=_is_hf_decoder,
+    config=lambda folder: read_hf_decoder_config(folder).model,
+    read=read_hf_decoder,
+    vocabulary=_hf_vocabulary,
+)
+HF_T5 = Format(
+    holds="a Hugging Face folder of a T5, mT5 or UMT5 (config.json, model.safetensors, spiece.model)",
+    is_at=lambda folder: (folder / CONFIG).is_file(),  # whatever else it is, its reader says
+    config=lambda folder: read_hf_config(folder).model,
+    read=read_hf_t5,
+    vocabulary=_hf_vocabulary,
+)
+LLAMA2C = Format(
+    holds="a .bin file of llama2.c",
+    is_at=lambda path: path.is_file() and path.suffix == ".bin",
+    config=lambda path: read_llama2c(path)[0],
+    read=read_llama2c,
+    vocabulary=lambda path: None,
+)
+GGUF = Format(
+    holds="a .gguf file of a decoder",
+    is_at=is_gguf,
+    config=lambda path: open_gguf(path).config,
+    read=read_gguf,
+    vocabulary=gguf_vocabulary,
+)
+# The first that fits is taken.
+FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF)
+
+
+def format_of(path: str | Path) -> Format:
+    """The form of what lies at `path`.
+
+    Raises:
+      ModelFolderError: there is nothing, or nothing of any of these forms; the message says what they hold.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelFolderError(f"{path}: there is no such folder or file")
+    for found in FORMATS:
+        if found.is_at(path):
+            return found
+    known = "; ".join(dict.fromkeys(each.holds for each in FORMATS))
+    raise ModelFolderError(f"{path}: {'no config.json, so ' if path.is_dir() else ''}no model; known are {known}")
+
+
+def read_model(path: str | Path) -> tuple[ModelConfig, Params]:
+    """The model at `path` and its parameters: of a run its latest checkpoint, merged.
+
+    Raises:
+      FlanjaxError: there is none, or it is damaged or not supported.
+    """
+    return format_of(path).read(Path(path))
+
+
+def read_model_config(path: str | Path) -> ModelConfig:
+    """The model at `path`, no tensor read: whether a T5's head is tied, its tensors alone say.
+
+    Raises:
+      FlanjaxError: as `read_model`.
+    """
+    return format_of(path).config(Path(path))
+
+
+def vocabulary_of(path: str | Path) -> Vocabulary | None:
+    """The vocabulary that comes with the model at `path`; None where it brings none.
+
+    Raises:
+      FlanjaxError: as `read_model`, or the vocabulary is damaged.
+    """
+    return format_of(path).vocabulary(Path(path))

@@ -1,0 +1,219 @@
+"""Parameters that still lie in files: arrays of which only what is asked for is read, and placed on devices as it is.
+
+    kernel = stacked([transposed(tensor) for tensor in layers])  # [layers, in, out] of torch's [out, in]
+    kernel[0:1, :, 16:32]                                        # reads 16 rows of the first layer's tensor
+    params = place({"kernel": kernel}, {"kernel": sharding})     # a host reads what its own devices hold
+
+A reader of a checkpoint format makes one `Lazy` for each tensor of its file and puts the combinators of this module
+around it until it has the shape of a parameter. Whoever takes parameters takes any `StoredArray`: a NumPy array too.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+from numpy.typing import DTypeLike
+
+from flanjax.models.parameters import Params
+
+Slices = tuple[slice, ...]
+Fill = Callable[[Slices, np.ndarray], None]
+
+
+class StoredArray(Protocol):
+    """What an array in a file can do; NumPy arrays can as they are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is read."""
+
+    def __getitem__(self, slices: Slices, /) -> np.ndarray:
+        """The part that lies in a slice of each axis; steps are 1."""
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray:
+        """The whole of it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lazy:
+    """A `StoredArray` made of a function.
+
+    Attributes:
+      shape: its axes.
+      dtype: of what is read.
+      fill: writes the part that lies in a slice of each axis into an array of the part's shape. The slices have a start
+        and a stop within the shape; the array may be a strided view, and of another type, to which it is cast.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fill: Fill
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole once it is read."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, slices: Slices) -> np.ndarray:
+        return read(self, slices)
+
+    def __array__(self, dtype: DTypeLike | None = None, *, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("an array that lies in a file is read into a new one: copy=False cannot be had")
+        whole = read(self, (slice(None),) * self.ndim)
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+
+def lazy(shape: Sequence[int], dtype: DTypeLike, part: Callable[[Slices], np.ndarray]) -> Lazy:
+    """A `Lazy` of a function that returns the part in a slice of each axis, as a new array or as a view."""
+
+    def fill(slices: Slices, out: np.ndarray) -> None:
+        out[...] = part(slices)
+
+    return Lazy(tuple(shape), np.dtype(dtype), fill)
+
+
+def read(source: StoredArray, slices: Slices) -> np.ndarray:
+    """The part of `source` in a slice of each axis as a new array, in C order, that nothing else refers to.
+
+    Raises:
+      IndexError: not one slice for each axis, or one with a step.
+    """
+    if len(slices) != len(source.shape) or not all(isinstance(one, slice) for one in slices):
+        raise IndexError(f"an array in a file of shape {source.shape} takes a slice for each axis, not {slices}")
+    bounds = [one.indices(size) for one, size in zip(slices, source.shape, strict=True)]
+    if any(step != 1 for _, _, step in bounds):
+        raise IndexError(f"an array in a file takes slices without a step, not {slices}")
+    within = tuple(slice(start, max(start, stop)) for start, stop, _ in bounds)
+    out = _aligned(tuple(one.stop - one.start for one in within), source.dtype)
+    _fill(source, within, out)
+    return out
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, which XLA takes for a CPU device's own buffer without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + 63, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _fill(source: StoredArray, slices: Slices, out: np.ndarray) -> None:
+    if isinstance(source, Lazy):
+        source.fill(slices, out)
+    else:
+        out[...] = source[slices]
+
+
+def transposed(source: StoredArray, axes: Sequence[int] | None = None) -> Lazy:
+    """`source` with its axes in the order `axes`, reversed by default, as `np.transpose`."""
+    order = tuple(range(len(source.shape)))[::-1] if axes is None else tuple(axes)
+    back = tuple(int(axis) for axis in np.argsort(order))
+
+    def fill(slices: Slices, out: np.ndarray) -> None:
+        _fill(source, tuple(slices[axis] for axis in back), out.transpose(back))
+
+    return Lazy(tuple(source.shape[axis] for axis in order), source.dtype, fill)
+
+
+def stacked(sources: Sequence[StoredArray]) -> Lazy:
+    """Equal shapes, one on top of the other on a new first axis; only those that are asked for are read."""
+    (shape,) = {source.shape for source in sources}
+    dtype = np.result_type(*(source.dtype for source in sources))
+
+    def fill(slices: Slices, out: np.ndarray) -> None:
+        first, *rest = slices
+        for source, layer in zip(sources[first], out, strict=True):
+            _fill(source, tuple(rest), layer)
+
+    return Lazy((len(sources), *shape), dtype, fill)
+
+
+def taken(source: StoredArray, axis: int, order: Sequence[int] | np.ndarray) -> Lazy:
+    """The entries `order` of one axis in that order, as `np.take`: a part of a fused tensor, or one put in order anew.
+
+    Only the entries that are asked for are read, neighbours in one piece. Worked example: keys of two heads of 4 that
+    lie as q0 k0 v0 q1 k1 v1 are `taken(fused, 0, [4, 5, 6, 7, 16, 17, 18, 19])`.
+    """
+    numbers = np.asarray(order)
+    axis %= len(source.shape)
+
+    def fill(slices: Slices, out: np.ndarray) -> None:
+        wanted = numbers[slices[axis]]
+        positions = np.argsort(wanted, kind="stable")
+        entries = np.moveaxis(out, axis, 0)
+        for run in _runs(wanted[positions]):
+            start, stop = int(wanted[positions[run.start]]), int(wanted[positions[run.stop - 1]]) + 1
+            there, here = (*slices[:axis], slice(start, stop), *slices[axis + 1 :]), positions[run]
+            if np.array_equal(here, np.arange(here[0], here[0] + stop - start)):
+                _fill(source, there, np.moveaxis(entries[here[0] : here[-1] + 1], 0, axis))
+            else:
+                entries[here] = np.moveaxis(source[there], axis, 0)[wanted[here] - start]
+
+    return Lazy((*source.shape[:axis], len(numbers), *source.shape[axis + 1 :]), source.dtype, fill)
+
+
+def _runs(ascending: np.ndarray) -> Iterator[slice]:
+    """Where neighbours follow each other without a gap."""
+    ends = [*(np.flatnonzero(np.diff(ascending) > 1) + 1).tolist(), len(ascending)]
+    start = 0
+    for end in ends:
+        if end > start:
+            yield slice(start, end)
+        start = end
+
+
+def cast(source: StoredArray, dtype: DTypeLike) -> Lazy:
+    """`source` in another type, as `astype`; bfloat16 and float16 become float32 exactly."""
+    return Lazy(source.shape, np.dtype(dtype), lambda slices, out: _fill(source, slices, out))
+
+
+def in_memory(params: Params) -> Params:
+    """All of the parameters as NumPy arrays."""
+    return jax.tree.map(np.asarray, params)
+
+
+def place(params: Params, shardings: Params | Sharding) -> Params:
+    """The parameters on their devices, each read from where it lies and let go of before the next.
+
+    A host reads the shards of its own devices and no other, each once however many devices have it. Beyond what the
+    devices hold, one shard of one parameter is in memory. What was read belongs to the devices alone: the files may
+    be changed or removed afterwards, and NumPy arrays written to.
+
+    Arguments:
+      params: any `StoredArray`, or arrays that are on devices already and are moved.
+      shardings: the same tree, or one for all.
+    """
+    if isinstance(shardings, Sharding):
+        everywhere = shardings
+        shardings = jax.tree.map(lambda _: everywhere, params)
+    return jax.tree.map(_place, params, shardings)
+
+
+def _place(source: StoredArray | jax.Array, sharding: Sharding) -> jax.Array:
+    if isinstance(source, jax.Array):
+        return jax.device_put(source, sharding)
+    devices: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(source.shape).items():
+        assert index is not None
+        key = tuple(one.indices(size) for one, size in zip(index, source.shape, strict=True))
+        devices.setdefault(key, []).append(device)
+    shards = []
+    for bounds, holders in devices.items():
+        part = read(source, tuple(slice(start, stop) for start, stop, _ in bounds))
+        shards += [jax.device_put(part, holder).block_until_ready() for holder in holders]
+        del part
+    return jax.make_array_from_single_device_arrays(source.shape, sharding, shards, dtype=source.dtype)
