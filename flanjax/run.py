@@ -314,7 +314,8 @@ class _StartingPoint:
         if type(found) is not type(self.model):
             kinds = ["a decoder" if isinstance(model, DecoderConfig) else "a T5" for model in (found, self.model)]
             raise RunError(f"INIT_FROM={self._folder} holds {kinds[0]}, and the model of the run is {kinds[1]}")
-        wanted = dataclasses.asdict(dataclasses.replace(self.model, dropout_rate=found.dropout_rate))
+        unsaid = {name: getattr(found, name) for name in ("dropout_rate", *self._format.unsaid)}
+        wanted = dataclasses.asdict(dataclasses.replace(self.model, **unsaid))
         differing = [
             f"{name} is {value!r} there, {wanted[name]!r} in the run"
             for name, value in dataclasses.asdict(found).items()
@@ -333,6 +334,8 @@ class _StartingPoint:
         """
         if self._folder is None:
             return
+        if (left_out := self._format.left_out(self._folder)) is not None:
+            notice(f"INIT_FROM={left_out}")
         own = self._format.vocabulary(self._folder)
         if own is None:
             notice(

@@ -23,6 +23,7 @@ from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.peft import read_peft, write_peft
 from flanjax.interchange.runs import TrainedRun, read_run
+from flanjax.interchange.t5x import write_t5x
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
 from flanjax.run import CONFIGURABLES, Prepared, Run, RunError, describe, is_described, prepare, train_run
@@ -308,6 +309,22 @@ def test_a_model_that_brings_no_vocabulary_is_taken_with_a_notice(run: Run, tmp_
     write_hf_t5(tmp_path / "model", MODEL, jax.device_get(init_params(MODEL, 0)), None)
     (notice,) = prepared(run, init_from=str(tmp_path / "model"))[1]
     assert "neither spiece.model nor tokenizer.json" in notice
+
+
+def test_a_run_starts_from_a_t5x_checkpoint_whose_model_its_gin_file_knows(run: Run, tmp_path: Path) -> None:
+    silu = dataclasses.replace(MODEL, mlp_activations=("silu", "linear"))
+    params = jax.device_get(init_params(silu, 3))
+    folder = write_t5x(tmp_path / "t5x", silu, params, step=9)
+    ready, notices = prepared(run, init_from=str(folder), model=silu)
+    assert ready.model == silu
+    assert notices[0].startswith(f"INIT_FROM={folder}: step 9; its optimizer's state")
+    started = ready.initial_params(jax.tree.map(lambda _: None, params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, started, params))
+    assert prepared(run, init_from=str(folder), model=None)[0].model == dataclasses.replace(MODEL, dropout_rate=0.1)
+    with pytest.raises(RunError, match=r"INIT_FROM=.* holds another model: mlp_dim is 32 there, 48 in the run"):
+        prepared(run, init_from=str(folder), model=dataclasses.replace(silu, mlp_dim=48))
+    with pytest.raises(ModelFolderError, match="give one of them: checkpoint_9"):
+        prepared(run, init_from=str(folder.parent))
 
 
 def test_what_cannot_be_merged_is_told_and_its_promised_export_refused_at_the_start(run: Run, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.llama2c import read_llama2c
 from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
+from flanjax.interchange.stored import in_memory
+from flanjax.interchange.t5x import read_t5x
+from flanjax.interchange.t5x_files import address_of, is_t5x, open_checkpoint
 from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
@@ -38,6 +41,8 @@ class Format:
       config: its model, no tensor read; of a T5 the tensors alone say whether the head is tied.
       read: its model and its parameters, what tuning methods added merged into them.
       vocabulary: the one it was trained with, None where it brings none.
+      unsaid: fields of the configuration that it does not hold, of which `config` and `read` give the usual values.
+      left_out: what a person should know of that is there and not read.
     """
 
     holds: str
@@ -45,11 +50,18 @@ class Format:
     config: Callable[[Path], ModelConfig]
     read: Callable[[Path], tuple[ModelConfig, Params]]
     vocabulary: Callable[[Path], Vocabulary | None]
+    unsaid: tuple[str, ...] = ()
+    left_out: Callable[[Path], str | None] = lambda path: None
 
 
 def _read_run(folder: Path) -> tuple[ModelConfig, Params]:
     trained = read_run(folder, quantized=False)
     return merged(trained.model, trained.params)
+
+
+def _read_t5x(path: Path) -> tuple[ModelConfig, Params]:
+    config, params = read_t5x(path)
+    return config, in_memory(params)
 
 
 def _is_hf_decoder(folder: Path) -> bool:
@@ -88,6 +100,15 @@ LLAMA2C = Format(
     read=read_llama2c,
     vocabulary=lambda path: None,
 )
+T5X = Format(
+    holds="a T5X checkpoint (a folder checkpoint_<step> with a file checkpoint), or the address of one",
+    is_at=is_t5x,
+    config=lambda path: read_t5x(path)[0],
+    read=_read_t5x,
+    vocabulary=lambda path: None,
+    unsaid=("mlp_activations", "relpos_max_distance", "layer_norm_epsilon"),
+    left_out=lambda path: open_checkpoint(path).left_out,
+)
 GGUF = Format(
     holds="a .gguf file of a decoder",
     is_at=is_gguf,
@@ -96,7 +117,7 @@ GGUF = Format(
     vocabulary=gguf_vocabulary,
 )
 # The first that fits is taken.
-FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF)
+FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF, T5X)
 
 
 def format_of(path: str | Path) -> Format:
@@ -106,7 +127,7 @@ def format_of(path: str | Path) -> Format:
       ModelFolderError: there is nothing, or nothing of any of these forms; the message says what they hold.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.exists() and address_of(path) is None:
         raise ModelFolderError(f"{path}: there is no such folder or file")
     for found in FORMATS:
         if found.is_at(path):

@@ -12,6 +12,7 @@ published T5: `("gelu", "linear")` for a gated feed-forward block and `("relu",)
 128 positions, epsilon 1e-6, dropout 0.1. Give `config` for a model with others.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ def from_tensors(
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     scanned = is_scanned(shapes)
-    model = _inferred(where, tensors) if config is None else config
+    model = _inferred(where, tensors) if config is None else dataclasses.replace(config, added=())
     places = t5x_places(model, scanned=scanned)
     expected = {name: place.tensor_shape for place in places for name in place.names}
     stored = {name: StoredTensor(Path(where), name, shapes[name], tensors[name].dtype.name) for name in tensors}
@@ -86,7 +87,8 @@ def _inferred(where: str, tensors: Mapping[str, StoredArray]) -> T5Config:
     """The configuration that tensors are of; see the module for what their shapes do not say."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if not any(name.startswith("encoder/") for name in shapes):
-        raise ModelFolderError(f"{where}: no encoder in this checkpoint: a decoder-only model, and only T5 is read")
+        what = "a decoder-only model" if shapes else "no parameter is in it"
+        raise ModelFolderError(f"{where}: no encoder in this checkpoint: {what}, and only a T5 is read")
     layers = {stack: _layers(shapes, stack) for stack in ("encoder", "decoder")}
     scanned = is_scanned(shapes)
     inner = "encoder/encoder" if scanned else "encoder/layers_0"

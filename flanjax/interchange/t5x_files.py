@@ -94,7 +94,8 @@ class Checkpoint:
     def left_out(self) -> str:
         """What a person should know who takes the parameters alone."""
         moments = sum(name.startswith("param_states/") for name in self.contents["state"])
-        return f"{self.where}: step {self.step}; its optimizer's state ({moments} arrays) is left out"
+        state = f"its optimizer's state ({moments} arrays) is left out" if moments else "no optimizer's state is in it"
+        return f"{self.where}: step {self.step}; {state}"
 
     @functools.cached_property
     def _placeholders(self) -> tuple[dict[str, Any], ts.KvStore]:
@@ -116,9 +117,9 @@ class Checkpoint:
     def _array(self, name: str, store: ts.TensorStore, leaf: Any) -> StoredArray:
         dtype = store.dtype.numpy_dtype
         if isinstance(leaf, Mapping):
-            said = tuple(leaf["metadata"]["shape"]), str(leaf.get("dtype", store.dtype.name))
-            if said != (store.shape, store.dtype.name):
-                raise ValueError(f"it is {store.shape} {store.dtype.name}, by {CHECKPOINT} {said[0]} {said[1]}")
+            said = (leaf.get("metadata") or {}).get("shape"), leaf.get("dtype")
+            if said != (list(store.shape), store.dtype.name):
+                raise ValueError(f"it is {list(store.shape)} {store.dtype.name}, by {CHECKPOINT} {said[0]} {said[1]}")
             if self.version == 2 and dtype == np.uint16:
                 dtype = np.dtype("bfloat16")
 
@@ -142,20 +143,24 @@ def _context() -> ts.Context:
 
 
 def _reason(error: Exception) -> str:
-    """TensorStore's message without the specification that it appends."""
-    return str(error).partition(" [")[0].removeprefix("NOT_FOUND: ")
+    """TensorStore's message without the specifications that it appends."""
+    return re.sub(r" \[[\w ]+=.*", "", str(error), flags=re.DOTALL).removeprefix("NOT_FOUND: ")
+
+
+def address_of(place: str | Path) -> str | None:
+    """The address that a place is, None for a path of this machine; `Path` makes one slash of the two in an address."""
+    found = re.fullmatch(r"([a-z][a-z0-9+]+):/{1,2}([^/].*)", str(place))
+    return found and f"{found[1]}://{found[2].rstrip('/')}"
 
 
 def _store(place: str | Path) -> ts.KvStore:
     """The files under a folder or an address."""
-    text = str(place)
-    spec: Any = f"{text.rstrip('/')}/"
-    if "://" not in text:
-        spec = {"driver": "file", "path": f"{Path(place).absolute()}/"}
+    address = address_of(place)
+    spec = {"driver": "file", "path": f"{Path(place).absolute()}/"} if address is None else f"{address}/"
     try:
         return ts.KvStore.open(spec, context=_context()).result()
     except ValueError as error:
-        raise ModelFolderError(f"{text}: TensorStore does not open this address ({_reason(error)})") from error
+        raise ModelFolderError(f"{place}: TensorStore does not open this address ({_reason(error)})") from error
 
 
 def _read(folder: ts.KvStore, name: str, where: str) -> bytes | None:
@@ -171,9 +176,9 @@ def is_t5x(place: str | Path) -> bool:
 
     A folder with a `config.json` is a Hugging Face folder or a run, whatever else is in it.
     """
-    if "://" in str(place):
-        folder = _store(place)
-        return any(_read(folder, name, str(place)) is not None for name in (CHECKPOINT, METADATA))
+    if (address := address_of(place)) is not None:
+        folder = _store(address)
+        return any(_read(folder, name, address) is not None for name in (CHECKPOINT, METADATA))
     place = Path(place)
     if place.is_file():
         return re.fullmatch(r"checkpoint|.*\.checkpoint(_\d+)?", place.name) is not None
@@ -195,9 +200,9 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
       ModelFolderError: there is none (a folder of several lists them), it is truncated or damaged, its version is
         not read, or it is a TensorFlow checkpoint.
     """
-    where = str(place)
+    where = address_of(place) or str(place)
     file = CHECKPOINT
-    if "://" not in where and Path(place).is_file():
+    if address_of(place) is None and Path(place).is_file():
         place, file = Path(place).parent, Path(place).name
     folder = _store(place)
     content = _read(folder, file, where)
@@ -232,10 +237,13 @@ def _from_msgpack(folder: ts.KvStore, where: str, tree: Any) -> Checkpoint:
             f"{where}: no T5X checkpoint of version 2 or 3: optimizer/target is not in it, only "
             f"{', '.join(map(str, tree)) or 'data'}"
         )
-    contents = _parts(_flatten(state))
+    leaves = _flatten(state)
+    if strange := [name for name, leaf in leaves.items() if not _is_leaf(leaf)]:
+        raise ModelFolderError(f"{where}: {strange[0]} is no array and nothing that tells where one is")
+    contents = _parts(leaves)
     version = None
     if not any(isinstance(leaf, str) for part in contents.values() for leaf in part.values()):
-        version = int(tree.get("version", 0))
+        version = tree.get("version", 0)
         if version not in (2, VERSION):
             raise ModelFolderError(
                 f"{where}: version {version} of T5X's format; read are 2 and 3. Open it with the T5X that wrote it and "
@@ -257,7 +265,7 @@ def _from_metadata(folder: ts.KvStore, where: str) -> Checkpoint:
 
 
 def _none_here(where: str) -> str:
-    if "://" in where:
+    if address_of(where) is not None:
         return f"there is no file {CHECKPOINT}; give the address of one step, ending in checkpoint_<step>"
     if not Path(where).exists():
         return "there is no such folder"
@@ -282,6 +290,13 @@ def _parts(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if part in parts and leaf is not None:
             parts[part][rest] = np.asarray(leaf) if isinstance(leaf, int | float) else leaf
     return parts
+
+
+def _is_leaf(leaf: Any) -> bool:
+    if isinstance(leaf, str):
+        return leaf.startswith(_PLACEHOLDER)
+    spec = isinstance(leaf, Mapping) and isinstance(leaf["kvstore"], Mapping)
+    return spec or leaf is None or isinstance(leaf, np.ndarray | np.generic | int | float)
 
 
 def _is_spec(_: Any, node: Any) -> bool:

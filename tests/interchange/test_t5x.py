@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanjax.interchange import t5x_files
+from flanjax.interchange.any_model import read_model_config
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.stored import place
 from flanjax.interchange.t5x import from_tensors, read_t5x, write_t5x
@@ -277,7 +278,7 @@ def test_published_folders_of_either_format(legacy, tmp_path, name, compressor, 
     np.testing.assert_allclose(found["param_states/kernel"][0, :2], [0.15038408, 0.70071733], rtol=1e-7)
     assert found["param_states/bias"].shape == (5,)
     assert checkpoint.version == (3 if name.startswith("tiny_t5") else None)
-    with pytest.raises(ModelFolderError, match="no encoder"):
+    with pytest.raises(ModelFolderError, match="no encoder in this checkpoint: no parameter is in it"):
         read_t5x(folder)
 
 
@@ -417,9 +418,11 @@ def served(written) -> Iterator[tuple[str, list[str]]]:
 
 def test_an_address_is_read_parameter_by_parameter(served):
     address, asked = served
+    # A path of it too: it has one of the two slashes.
     assert is_t5x(address)
-    config, params = read_t5x(address)
-    assert config == TINY
+    assert is_t5x(Path(address))
+    config, params = read_t5x(Path(address))
+    assert config == TINY == read_model_config(address)
     assert {Path(path).name for path in asked} <= {"checkpoint", "_METADATA", ".zarray"}
     asked.clear()
     layer = params["decoder"]["layers"]["self_attention"]["query"]["kernel"][1:2, :, 2:4]
@@ -528,7 +531,7 @@ def headless(tree):
         (edited(lambda tree: {**tree, "version": 1}), "version 1 of T5X's format; read are 2 and 3"),
         (edited(lambda tree: {**tree, "version": 4}), "version 4 of T5X's format"),
         (without("target.encoder.encoder_norm.scale"), r"cannot be opened:\n  encoder/encoder_norm/scale: .*not exist"),
-        (misnamed, r"encoder/encoder_norm/scale: it is \(16,\) int32, by checkpoint \(16,\) float32"),
+        (misnamed, r"encoder/encoder_norm/scale: it is \[16\] int32, by checkpoint \[16\] float32"),
         (edited(decoder_only), "no encoder in this checkpoint: a decoder-only model"),
         (
             edited(renamed),
@@ -543,6 +546,23 @@ def test_bad_checkpoints_are_refused_with_the_place(copied, damage, message):
     with pytest.raises(ModelFolderError, match=message) as error:
         read_t5x(copied)
     assert str(copied) in str(error.value)
+
+
+def test_whatever_befalls_the_file_it_is_read_or_refused(copied):
+    whole = (copied / "checkpoint").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, len(whole), 2):
+            damaged[position] = rng.integers(0, 256)
+        cut = int(rng.integers(0, len(whole))) if rng.random() < 0.2 else len(whole)
+        (copied / "checkpoint").write_bytes(damaged[:cut])
+        try:
+            read_t5x(copied)
+        except ModelFolderError:
+            refused += 1
+    assert refused > 50
 
 
 def test_a_lost_chunk_is_an_error_and_not_zeros(copied):
