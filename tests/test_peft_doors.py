@@ -16,6 +16,7 @@ from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.interchange.hf_t5 import write_hf_t5
 from flanjax.models.config import T5Config
+from flanjax.models.model import model_settings
 from flanjax.models.t5 import init_params
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.step import TrainState
@@ -57,7 +58,7 @@ def tuned(base: Path, vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., P
         rng = np.random.default_rng(0)
         trainable = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.asarray(rng.standard_normal(leaf.shape)), trainable)
         settings = {
-            "model": {**dataclasses.asdict(CONFIG), "added": ()},
+            "model": model_settings(CONFIG),
             "tuning": to_settings(methods),
             "base": digest(plain),
             "init_from": str(base),

@@ -23,9 +23,8 @@ from flanjax.interchange.gguf_tokenizer import special_ids, tokenizer_files
 from flanjax.interchange.hf_decoder import CONFIG, Place, hf_places, parse_config
 from flanjax.interchange.hf_decoder_families import Family
 from flanjax.interchange.hf_decoder_keys import Keys
-from flanjax.interchange.safetensors_files import FLOATS, NewTensor, cast, disagreements, write_tensors
-from flanjax.interchange.stored import StoredArray, lazy, stacked, taken, transposed
-from flanjax.interchange.stored import cast as read_as
+from flanjax.interchange.safetensors_files import FLOATS, NewTensor, disagreements, in_dtype, write_tensors
+from flanjax.interchange.stored import StoredArray, cast, lazy, stacked, taken, transposed
 from flanjax.models.decoder_config import DecoderConfig, Rotary
 from flanjax.models.parameters import Params
 from flanjax.models.positions import rotary_frequencies
@@ -84,7 +83,7 @@ def read_gguf(path: str | Path) -> tuple[DecoderConfig, Params]:
     leaves: dict[str, list[StoredArray]] = {}
     places = hf_places(decoder.family, decoder.config)
     for name, place in places.items():
-        tensor = read_as(decoder.tensors[name], np.float32)
+        tensor = cast(decoder.tensors[name], np.float32)
         leaves.setdefault(place.paths[0], []).append(transposed(tensor) if place.transposed else tensor)
     layered = {place.paths[0] for place in places.values() if place.layer is not None}
     flat = {path: stacked(parts) if path in layered else parts[0] for path, parts in leaves.items()}
@@ -109,7 +108,7 @@ def convert_gguf(path: str | Path, output: str | Path, *, dtype: str | None = No
 
     def tensor(name: str, stored: StoredArray) -> NewTensor:
         written = dtype or str(stored.dtype)
-        return NewTensor(stored.shape, written, lambda: cast(name, np.asarray(stored), written))
+        return NewTensor(stored.shape, written, lambda: in_dtype(name, np.asarray(stored), written))
 
     tensors = {name: tensor(name, stored) for name, stored in decoder.tensors.items()}
     ids, tokenizer = special_ids(decoder.file), tokenizer_files(decoder.file)

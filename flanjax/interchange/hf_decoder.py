@@ -19,30 +19,33 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, new_folder, read_json, write_json
 from flanjax.interchange.hf_decoder_families import FAMILIES, Family
 from flanjax.interchange.hf_decoder_keys import HARMLESS, Keys
+from flanjax.interchange.model_card import CARD, model_card
 from flanjax.interchange.safetensors_files import (
     FLOATS,
     SHARD_BYTES,
     NewTensor,
     StoredTensor,
-    cast,
     disagreements,
-    read_tensors,
+    in_dtype,
     stored_tensors,
     write_tensors,
 )
+from flanjax.interchange.stored import StoredArray, equal, gather, layer_of, taken, transposed
+from flanjax.interchange.tokenizer import write_tokenizer
 from flanjax.models.config import ModelConfigError
 from flanjax.models.decoder import abstract_params
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.parameters import Params
 
-CONFIG = "config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 # What stands beside the weights and is the same for any weights: copied byte for byte.
 COMPANIONS = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "README.md"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", GENERATION_CONFIG, CARD),
 )
 _EMBEDDING, _HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -78,26 +81,28 @@ class Place:
         joined = (*self.shapes[0][:-1], sum(shape[-1] for shape in self.shapes))
         return joined[::-1] if self.transposed else joined
 
-    def split(self, array: np.ndarray) -> list[np.ndarray]:
-        """The leaves' parts of the file's array."""
-        array = array.T if self.transposed else array
-        if len(self.paths) == 1:
-            return [array]
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """Which entries of the joined last axis belong to each leaf, in its order."""
+        widths = [shape[-1] for shape in self.shapes]
+        entries = np.arange(sum(widths))
         if not self.heads:
-            return np.split(array, np.cumsum([shape[-1] for shape in self.shapes])[:-1], axis=-1)
-        by_head = array.reshape(*array.shape[:-1], self.heads, -1, self.head_dim)
-        parts = np.split(by_head, [by_head.shape[-2] - 2, by_head.shape[-2] - 1], axis=-2)
-        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+            return np.split(entries, np.cumsum(widths)[:-1])
+        by_head = entries.reshape(self.heads, -1, self.head_dim)
+        return [part.reshape(-1) for part in np.split(by_head, [by_head.shape[1] - 2, by_head.shape[1] - 1], axis=1)]
 
-    def join(self, parts: list[np.ndarray]) -> np.ndarray:
+    def split(self, array: StoredArray) -> list[StoredArray]:
+        """The leaves' parts of the file's array."""
+        array = transposed(array) if self.transposed else array
+        return [array] if len(self.paths) == 1 else [taken(array, -1, part) for part in self.parts]
+
+    def join(self, leaves: list[StoredArray]) -> StoredArray:
         """The file's array of the leaves' parts."""
-        if len(parts) > 1 and self.heads:
-            by_head = [part.reshape(*part.shape[:-1], self.heads, -1, self.head_dim) for part in parts]
-            joined = np.concatenate(by_head, axis=-2)
-            array = joined.reshape(*joined.shape[:-3], -1)
+        if len(leaves) == 1:
+            (array,) = leaves
         else:
-            array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        return array.T if self.transposed else array
+            array = np.concatenate(leaves, axis=-1)[..., np.argsort(np.concatenate(self.parts))]
+        return transposed(array) if self.transposed else array
 
 
 def hf_places(family: Family, config: DecoderConfig) -> dict[str, Place]:
@@ -176,8 +181,8 @@ def parse_config(path: Path, raw: Mapping[str, Any]) -> tuple[Family, DecoderCon
 def read_hf_decoder(folder: str | Path) -> tuple[DecoderConfig, Params]:
     """Reads a decoder's folder of safetensors, sharded or not.
 
-    Returns the configuration and the parameters as float32 numpy arrays (bfloat16 and float16 are widened exactly).
-    Beyond the parameters themselves at most one tensor is in memory.
+    Returns the configuration and the parameters as they lie in the files: float32 arrays (bfloat16 and float16 are
+    widened exactly) of which `flanjax.interchange.stored` reads what is asked for.
 
     Raises:
       ModelFolderError: the folder, its `config.json` or its tensors are missing, damaged or of a model that is not
@@ -189,14 +194,13 @@ def read_hf_decoder(folder: str | Path) -> tuple[DecoderConfig, Params]:
     places = hf_places(hf.family, hf.model)
     head = _copy_of_the_head(hf, stored)
     _check(hf, places, stored)
-    leaves = {path: np.empty(leaf.shape, np.float32) for path, leaf in _flat(abstract_params(hf.model)).items()}
-    for name, array in read_tensors({name: stored[name] for name in places}):
-        place = places[name]
-        for path, part in zip(place.paths, place.split(array), strict=True):
-            leaf = leaves[path] if place.layer is None else leaves[path][place.layer]
-            leaf[...] = part
-    for name, array in read_tensors(head):
-        if not np.array_equal(array.astype(np.float32), leaves[_EMBEDDING]):
+    leaves = gather(
+        (path, place.layer, part)
+        for name, place in places.items()
+        for path, part in zip(place.paths, place.split(stored[name].float32()), strict=True)
+    )
+    for name, tensor in head.items():
+        if not equal(tensor.float32(), leaves[_EMBEDDING]):
             raise ModelFolderError(
                 f"{hf.path}: tie_word_embeddings is true, but {name} differs from the embedding; set it to false if "
                 "the head is the model's own, or remove that tensor"
@@ -285,20 +289,24 @@ def write_hf_decoder(
     output: str | Path,
     config: DecoderConfig,
     params: Params,
+    vocabulary: Vocabulary | None = None,
     *,
+    recipe: Mapping[str, str] | None = None,
     source: str | Path | None = None,
     model_type: str | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a folder that transformers opens: configuration and weights.
+    """Writes a folder that transformers opens: configuration, weights, tokenizer and model card.
 
     Args:
       output: a new folder; it appears whole or not at all.
       config: the model.
-      params: its parameters, numpy or jax arrays.
-      source: the Hugging Face folder that this model was read from. Its family, its configuration keys, its tokenizer,
-        generation config and model card, and each tensor's dtype are taken over.
+      params: its parameters: numpy or jax arrays, or in files, of which one tensor at a time is read.
+      vocabulary: for the tokenizer files; None takes those of `source`, if there are any.
+      recipe: label to value, printed as a table on the model card; None takes the card of `source`, if there is one.
+      source: the Hugging Face folder that this model was read from. Its family, its configuration keys, its generation
+        config and each tensor's dtype are taken over.
       model_type: the family; by default that of `source`, or the first that has such a model.
       dtype: dtype of all tensors; by default that of `source`, or float32.
       shard_bytes: largest weights file.
@@ -329,9 +337,21 @@ def write_hf_decoder(
     with new_folder(Path(output)) as folder:
         write_json(folder / CONFIG, {**keys, "torch_dtype": default})
         write_tensors(folder, tensors, shard_bytes)
-        if hf is not None:
-            for companion in filter(Path.is_file, (hf.path.parent / name for name in COMPANIONS)):
-                (folder / companion.name).write_bytes(companion.read_bytes())
+        beside = [] if hf is None else [path for name in COMPANIONS if (path := hf.path.parent / name).is_file()]
+        for path in beside:
+            if vocabulary is None or path.name == GENERATION_CONFIG:
+                (folder / path.name).write_bytes(path.read_bytes())
+        if vocabulary is not None:
+            write_tokenizer(folder, vocabulary)
+            if not (folder / GENERATION_CONFIG).is_file():
+                write_json(folder / GENERATION_CONFIG, _generation_config(vocabulary))
+        if recipe is not None:
+            (folder / CARD).write_text(model_card(Path(output).name, config, recipe), encoding="utf-8")
+
+
+def _generation_config(vocabulary: Vocabulary) -> dict[str, int]:
+    ids = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "pad": vocabulary.pad_id}
+    return {f"{name}_token_id": token for name, token in ids.items() if token is not None}
 
 
 def _new_tensors(
@@ -346,9 +366,8 @@ def _new_tensors(
 
     def tensor(name: str, place: Place) -> NewTensor:
         def array() -> np.ndarray:
-            whole = [np.asarray(leaves[path]) for path in place.paths]
-            parts = whole if place.layer is None else [leaf[place.layer] for leaf in whole]
-            return cast(name, place.join(parts), dtype_of(name))
+            parts = [layer_of(leaves[path], place.layer) for path in place.paths]
+            return in_dtype(name, np.asarray(place.join(parts)), dtype_of(name))
 
         return NewTensor(place.hf_shape, dtype_of(name), array)
 

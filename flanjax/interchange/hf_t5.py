@@ -22,12 +22,12 @@ from flanjax.interchange.safetensors_files import (
     SHARD_BYTES,
     NewTensor,
     StoredTensor,
-    cast,
     disagreements,
-    read_tensors,
+    in_dtype,
     stored_tensors,
     write_tensors,
 )
+from flanjax.interchange.stored import StoredArray, equal, gather, layer_of, transposed
 from flanjax.interchange.tokenizer import write_tokenizer
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import Params, abstract_params
@@ -83,6 +83,10 @@ class Place:
         """Its shape in the Hugging Face file."""
         return self.shape[::-1] if self.transposed else self.shape
 
+    def of(self, array: StoredArray) -> StoredArray:
+        """The file's array as it lies in the parameters."""
+        return transposed(array) if self.transposed else array
+
 
 def hf_places(config: T5Config) -> dict[str, Place]:
     """Every Hugging Face tensor of `config` and its place in the parameters, in the order of the parameter tree.
@@ -127,8 +131,8 @@ def _unflatten(leaves: Mapping[str, Any]) -> Params:
 def read_hf_t5(folder: str | Path) -> tuple[T5Config, Params]:
     """Reads a folder of safetensors, sharded or not: a T5 (v1.0, v1.1, LM-adapted, Flan, T0, UL2, ByT5), mT5 or UMT5.
 
-    Returns the configuration and the parameters as float32 numpy arrays (bfloat16 and float16 are widened exactly).
-    Beyond the parameters themselves at most one tensor is in memory.
+    Returns the configuration and the parameters as they lie in the files: float32 arrays (bfloat16 and float16 are
+    widened exactly) of which `flanjax.interchange.stored` reads what is asked for.
 
     Raises:
       ModelFolderError: the folder, its `config.json` or its tensors are missing, damaged, or of a model that is not
@@ -143,14 +147,7 @@ def read_hf_t5(folder: str | Path) -> tuple[T5Config, Params]:
     if _SHARED not in stored and copies:
         stored[_SHARED] = next(iter(copies.values()))
     _check(hf, places, stored)
-    leaves = {
-        path: np.empty(leaf.shape, np.float32)
-        for path, leaf in _flatten(abstract_params(dataclasses.replace(hf.model, tied_head=_LM_HEAD not in stored)))
-    }
-    for name, array in read_tensors({name: stored[name] for name in places}):
-        place = places[name]
-        leaf = leaves[place.path] if place.layer is None else leaves[place.path][place.layer]
-        leaf[...] = array.T if place.transposed else array
+    leaves = gather((place.path, place.layer, place.of(stored[name].float32())) for name, place in places.items())
     _check_copies(hf, copies, leaves[_EMBEDDING])
     model = _decide_head(hf, leaves)
     return model, _unflatten(leaves)
@@ -165,27 +162,23 @@ def _check(hf: HfConfig, places: Mapping[str, Place], stored: Mapping[str, Store
         raise ModelFolderError(f"{hf.path.parent}: tensors do not fit {hf.path.name}:\n  " + "\n  ".join(wrong))
 
 
-def _check_copies(hf: HfConfig, copies: Mapping[str, StoredTensor], embedding: np.ndarray) -> None:
-    for name, array in read_tensors(copies):
-        if not np.array_equal(array.astype(np.float32), embedding):
+def _check_copies(hf: HfConfig, copies: Mapping[str, StoredTensor], embedding: StoredArray) -> None:
+    for name, tensor in copies.items():
+        if not equal(tensor.float32(), embedding):
             raise ModelFolderError(f"{hf.path.parent}: {name} differs from {_SHARED}; a T5 has one embedding")
 
 
-def _decide_head(hf: HfConfig, leaves: dict[str, np.ndarray]) -> T5Config:
+def _decide_head(hf: HfConfig, leaves: dict[str, StoredArray]) -> T5Config:
     """Ties or unties the head by what the tensors are; drops or adds the head's leaf to match.
 
     A head that equals the embedding is tied only where the decoder output is scaled. Tied without the scale is the
     untied model whose head happens to equal the embedding.
     """
     embedding, head = leaves[_EMBEDDING], leaves.get(_HEAD)
-    if head is not None and not np.array_equal(head.T, embedding):
-        if hf.says_scaled:
-            raise ModelFolderError(
-                f"{hf.path}: scale_decoder_outputs is true, but {_LM_HEAD} differs from {_SHARED}: only T5 v1.0 "
-                "scales, and its head is tied; set scale_decoder_outputs to false for a v1.1 or Flan-T5 model"
-            )
+    if not hf.scales_decoder_outputs:
+        leaves[_HEAD] = transposed(embedding) if head is None else head
         return dataclasses.replace(hf.model, tied_head=False)
-    if hf.scales_decoder_outputs:
+    if head is None or equal(transposed(head), embedding):
         if hf.model_type == "mt5":
             raise ModelFolderError(
                 f"{hf.path}: {TIED_MT5}, and the head is tied here; set model_type to 't5' for the former function, "
@@ -193,7 +186,11 @@ def _decide_head(hf: HfConfig, leaves: dict[str, np.ndarray]) -> T5Config:
             )
         leaves.pop(_HEAD, None)
         return hf.model
-    leaves[_HEAD] = embedding.T.copy() if head is None else head
+    if hf.says_scaled:
+        raise ModelFolderError(
+            f"{hf.path}: scale_decoder_outputs is true, but {_LM_HEAD} differs from {_SHARED}: only T5 v1.0 "
+            "scales, and its head is tied; set scale_decoder_outputs to false for a v1.1 or Flan-T5 model"
+        )
     return dataclasses.replace(hf.model, tied_head=False)
 
 
@@ -213,7 +210,7 @@ def write_hf_t5(
     Args:
       output: a new folder; it appears whole or not at all.
       config: the model.
-      params: its parameters, numpy or jax arrays.
+      params: its parameters: numpy or jax arrays, or in files, of which one tensor at a time is read.
       vocabulary: for the tokenizer files; None writes none, unless `source` has them.
       recipe: label to value, printed as a table on the model card.
       source: the Hugging Face folder that this model was read from. Its tokenizer files, generation config, harmless
@@ -281,5 +278,4 @@ def _new_tensors(config: T5Config, params: Params, dtype_of: Callable[[str], str
 
 
 def _hf_array(name: str, place: Place, leaf: Any, dtype: str) -> np.ndarray:
-    array = np.asarray(leaf) if place.layer is None else np.asarray(leaf)[place.layer]
-    return cast(name, array.T if place.transposed else array, dtype)
+    return in_dtype(name, np.asarray(place.of(layer_of(leaf, place.layer))), dtype)

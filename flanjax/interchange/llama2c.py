@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.stored import StoredArray, in_file, taken, transposed
 from flanjax.models.config import ModelConfigError
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.parameters import Params
@@ -24,34 +25,34 @@ _HEADER = struct.Struct("<7i")
 
 
 def read_llama2c(path: str | Path) -> tuple[DecoderConfig, Params]:
-    """The configuration and float32 parameters of a llama2.c file.
+    """The configuration of a llama2.c file and its parameters, float32, as they lie in it (`interchange.stored`).
 
     Raises:
       ModelFolderError: the file is absent, has impossible sizes, or is not as long as they say.
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            header, length = file.read(_HEADER.size), path.stat().st_size
     except OSError as error:
         raise ModelFolderError(f"{path}: {error.strerror or error}") from error
-    config = _config(path, content)
+    config = _config(path, header)
     shapes = _arrays(config)
     expected = _HEADER.size + 4 * sum(map(math.prod, shapes.values()))
-    if len(content) != expected:
-        raise ModelFolderError(
-            f"{path}: {len(content)} bytes, its header asks for {expected}: truncated, or not llama2.c"
-        )
-    arrays, offset = {}, _HEADER.size
+    if length != expected:
+        raise ModelFolderError(f"{path}: {length} bytes, its header asks for {expected}: truncated, or not llama2.c")
+    arrays: dict[str, StoredArray] = {}
+    offset = _HEADER.size
     for name, shape in shapes.items():
-        arrays[name] = np.frombuffer(content, "<f4", math.prod(shape), offset).reshape(shape)
-        offset += arrays[name].nbytes
+        arrays[name] = in_file(path, "<f4", shape, offset)
+        offset += 4 * math.prod(shape)
     return config, _params(config, arrays)
 
 
-def _config(path: Path, content: bytes) -> DecoderConfig:
-    if len(content) < _HEADER.size:
-        raise ModelFolderError(f"{path}: {len(content)} bytes are too few for the header of a llama2.c file")
-    embed, mlp, layers, heads, kv_heads, vocab, length = _HEADER.unpack_from(content)
+def _config(path: Path, header: bytes) -> DecoderConfig:
+    if len(header) < _HEADER.size:
+        raise ModelFolderError(f"{path}: {len(header)} bytes are too few for the header of a llama2.c file")
+    embed, mlp, layers, heads, kv_heads, vocab, length = _HEADER.unpack(header)
     if heads < 1 or embed % heads:
         raise ModelFolderError(
             f"{path}: {embed} numbers in {heads} heads: this is no llama2.c file of the first format"
@@ -97,15 +98,15 @@ def _arrays(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _params(config: DecoderConfig, arrays: dict[str, np.ndarray]) -> Params:
-    def kernel(name: str) -> dict[str, np.ndarray]:
-        return {"kernel": np.ascontiguousarray(arrays[name].swapaxes(-1, -2))}
+def _params(config: DecoderConfig, arrays: dict[str, StoredArray]) -> Params:
+    def kernel(name: str) -> Params:
+        axes = range(len(arrays[name].shape))
+        return {"kernel": transposed(arrays[name], (*axes[:-2], axes[-1], axes[-2]))}
 
-    def halves(name: str) -> dict[str, np.ndarray]:
+    def halves(name: str) -> Params:
         """The kernel with the pairs of every head taken apart: first numbers, then second ones."""
-        pairs = arrays[name].reshape(config.num_layers, -1, config.head_dim // 2, 2, config.embed_dim)
-        rows = pairs.swapaxes(2, 3).reshape(arrays[name].shape)
-        return {"kernel": np.ascontiguousarray(rows.swapaxes(-1, -2))}
+        rows = np.arange(arrays[name].shape[1]).reshape(-1, config.head_dim // 2, 2).swapaxes(1, 2)
+        return {"kernel": transposed(taken(arrays[name], 1, rows.reshape(-1)), (0, 2, 1))}
 
     layers = {
         "pre_self_attention_layer_norm": {"scale": arrays["attention_norm"]},
@@ -118,7 +119,7 @@ def _params(config: DecoderConfig, arrays: dict[str, np.ndarray]) -> Params:
         "pre_mlp_layer_norm": {"scale": arrays["mlp_norm"]},
         "mlp": {name: kernel(name) for name in ("wi_0", "wi_1", "wo")},
     }
-    decoder = {"layers": layers, "decoder_norm": {"scale": arrays["final_norm"]}}
+    decoder: Params = {"layers": layers, "decoder_norm": {"scale": arrays["final_norm"]}}
     if not config.tied_head:
         decoder["logits_dense"] = kernel("head")
     return {"token_embedder": {"embedding": arrays["embedding"]}, "decoder": decoder}

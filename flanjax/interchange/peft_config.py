@@ -16,7 +16,7 @@ import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.hf_t5 import Place, hf_places
-from flanjax.interchange.safetensors_files import FLOATS, StoredTensor, file_tensors, read_tensors
+from flanjax.interchange.safetensors_files import FLOATS, StoredTensor, file_tensors
 from flanjax.models.config import T5Config
 
 CONFIG = "adapter_config.json"
@@ -230,7 +230,7 @@ class AdapterTensors:
                 f"{file}: the tensors fit not what {CONFIG} and the sizes of this model ask for:\n  {listed}\n"
                 "Is it an adapter of another model, or a file of another configuration?"
             )
-        arrays = {name: array.astype(np.float32) for name, array in read_tensors(by_name)}
+        arrays = {name: np.asarray(tensor.float32()) for name, tensor in by_name.items()}
         if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
             raise ModelFolderError(f"{file}: {bad[0]} holds NaN or infinity: its training diverged; take another one")
         return arrays

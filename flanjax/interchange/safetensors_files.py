@@ -1,27 +1,36 @@
-"""A folder of safetensors files as one mapping from tensor name to array, whole or sharded, read one tensor at a time.
+"""A folder of safetensors files as one mapping from tensor name to array, whole or sharded.
+
+Reading looks at headers alone; weights stay in the files until a part of them is asked for, and are written one tensor
+at a time.
+
+    stored_tensors(folder)["lm_head.weight"].float32()[0:8, :]        # reads eight rows
 
 A sharded folder holds `model.safetensors.index.json`, whose `weight_map` gives the file of every tensor. Pickled
 weights are refused: reading them runs code from the folder.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from flanjax.interchange.folders import ModelFolderError, read_json, write_json
-from flanjax.interchange.stored import StoredArray
+from flanjax.interchange.stored import Lazy, StoredArray, cast, in_file
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # the size at which transformers splits
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
-FLOATS = ("float32", "bfloat16", "float16")  # what weights are read from
+FLOATS = ("float32", "bfloat16", "float16")  # what weights are read from, in the order in which safetensors writes them
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_HEADER_SIZE = struct.Struct("<Q")  # bytes of JSON, with which a file begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +41,11 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
     dtype: str
+    offset: int  # in the file
+
+    def float32(self) -> Lazy:
+        """Its values, which are read when they are asked for; float32 holds all of `FLOATS` exactly."""
+        return cast(in_file(self.file, self.dtype, self.shape, self.offset), np.float32)
 
 
 def stored_tensors(folder: Path, *, auto_class: str = "AutoModelForSeq2SeqLM") -> dict[str, StoredTensor]:
@@ -58,14 +72,37 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file by name; its header only.
 
     Raises:
-      ModelFolderError: it is absent, truncated or corrupt.
+      ModelFolderError: it is absent, truncated or corrupt: tensors that overlap, or lie beyond the end of the file.
     """
-    with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        return {
-            name: StoredTensor(path, name, tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
-            for name, s in slices.items()
-        }
+    _check_header(path)
+    with path.open("rb") as file:
+        (size,) = _HEADER_SIZE.unpack(file.read(_HEADER_SIZE.size))
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    data = _HEADER_SIZE.size + size
+    return {
+        name: StoredTensor(
+            path,
+            name,
+            tuple(tensor["shape"]),
+            _DTYPES.get(tensor["dtype"], tensor["dtype"]),
+            data + tensor["data_offsets"][0],
+        )
+        for name, tensor in header.items()
+    }
+
+
+def _check_header(path: Path) -> None:
+    """Lets safetensors look at the header: that it is one, and that its tensors fill the file without a gap."""
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ModelFolderError(
+            f"{path}: truncated or not a safetensors file ({error}); copy or download it again"
+        ) from error
+    except OSError as error:
+        raise ModelFolderError(f"{path}: {error.strerror or error}") from error
 
 
 def _sharded_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -83,17 +120,6 @@ def _sharded_tensors(folder: Path) -> dict[str, StoredTensor]:
     return {name: by_shard[shard][name] for name, shard in weight_map.items()}
 
 
-def _opened(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise ModelFolderError(
-            f"{path}: truncated or not a safetensors file ({error}); copy or download it again"
-        ) from error
-    except OSError as error:
-        raise ModelFolderError(f"{path}: {error.strerror or error}") from error
-
-
 def disagreements(
     expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor] | Mapping[str, StoredArray]
 ) -> list[str]:
@@ -107,15 +133,6 @@ def disagreements(
         elif tensor.dtype not in FLOATS:
             wrong.append(f"wrong type: {name} is {tensor.dtype}, not one of {', '.join(FLOATS)}")
     return wrong
-
-
-def read_tensors(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor as `(key, array in its stored dtype)`, file by file, one in memory at a time."""
-    for path in sorted({tensor.file for tensor in tensors.values()}):
-        with _opened(path) as file:
-            for key, tensor in tensors.items():
-                if tensor.file == path:
-                    yield key, file.get_tensor(tensor.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,14 +149,14 @@ class NewTensor:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
-def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+def in_dtype(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """`array` in the dtype of the file.
 
     Raises:
       ModelFolderError: a value is beyond float16.
     """
     with np.errstate(over="ignore"):
-        stored = array.astype(dtype)
+        stored = array.astype(dtype, copy=False)
     if dtype == "float16" and np.isinf(stored).any() and not np.isinf(array).any():
         raise ModelFolderError(f"{name} has values beyond float16 (65504): export as float32 or bfloat16")
     return stored
@@ -148,16 +165,16 @@ def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 def write_tensors(folder: Path, tensors: Mapping[str, NewTensor], shard_bytes: int = SHARD_BYTES) -> None:
     """Writes `tensors` into `folder` in their order: one file, or shards of at most `shard_bytes` with an index.
 
-    Holds the arrays of one shard at a time. A tensor larger than a shard gets a file of its own.
+    Holds one array at a time. A tensor larger than a shard gets a file of its own.
     """
     shards = _plan_shards(tensors, shard_bytes)
     if len(shards) == 1:
-        _write_shard(folder / WEIGHTS, shards[0], tensors)
+        _write(folder / WEIGHTS, tensors)
         return
     weight_map = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / file, names, tensors)
+        _write(folder / file, {name: tensors[name] for name in names})
         weight_map.update(dict.fromkeys(names, file))
     total = sum(tensor.nbytes for tensor in tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -175,19 +192,34 @@ def _plan_shards(tensors: Mapping[str, NewTensor], shard_bytes: int) -> list[lis
     return shards
 
 
-def _write_shard(path: Path, names: Iterable[str], tensors: Mapping[str, NewTensor]) -> None:
-    write_file(path, {name: tensors[name].array() for name in names})
-
-
 def write_file(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes one file that torch libraries open.
 
     Raises:
       ModelFolderError: the disk refuses.
     """
-    # safetensors writes the buffer as it lies in memory, so a transposed view must be copied first.
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    def tensor(array: np.ndarray) -> NewTensor:
+        return NewTensor(array.shape, array.dtype.name, lambda: array)
+
+    _write(path, {name: tensor(array) for name, array in arrays.items()})
+
+
+def _write(path: Path, tensors: Mapping[str, NewTensor]) -> None:
+    """The file that safetensors would write, byte for byte, without all of its tensors in memory at once."""
+    ordered = sorted(tensors.items(), key=lambda item: (FLOATS.index(item[1].dtype), item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _HEADER_SIZE.size)  # the first tensor lies at a multiple of its numbers' size
     try:
-        save_file(arrays, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise ModelFolderError(f"{path}: cannot be written: {error}") from error
+        with path.open("wb") as file:
+            file.write(_HEADER_SIZE.pack(len(text)) + text)
+            for _, tensor in ordered:
+                # Bytes in C order; a transposed view must be copied first.
+                file.write(np.ascontiguousarray(tensor.array()).reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise ModelFolderError(f"{path}: cannot be written: {error.strerror or error}") from error

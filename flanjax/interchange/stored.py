@@ -9,19 +9,26 @@ around it until it has the shape of a parameter. Whoever takes parameters takes 
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 from numpy.typing import DTypeLike
 
+from flanjax.interchange.folders import ModelFolderError
 from flanjax.models.parameters import Params
 
 Slices = tuple[slice, ...]
 Fill = Callable[[Slices, np.ndarray], None]
+_BLOCK = 2**24  # bytes that are compared at a time
+_IN_FLIGHT = 2**30  # bytes between a file and a device, so far as layers or rows divide a parameter
+_STRIP = 16  # rows, which in float32 fill a cache line of 64 bytes
 
 
 class StoredArray(Protocol):
@@ -63,9 +70,14 @@ class Lazy:
         return len(self.shape)
 
     @property
+    def size(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the whole once it is read."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.size * self.dtype.itemsize
 
     def __getitem__(self, slices: Slices) -> np.ndarray:
         return read(self, slices)
@@ -81,9 +93,28 @@ def lazy(shape: Sequence[int], dtype: DTypeLike, part: Callable[[Slices], np.nda
     """A `Lazy` of a function that returns the part in a slice of each axis, as a new array or as a view."""
 
     def fill(slices: Slices, out: np.ndarray) -> None:
-        out[...] = part(slices)
+        _copy(part(slices), out)
 
     return Lazy(tuple(shape), np.dtype(dtype), fill)
+
+
+def in_file(path: Path, dtype: DTypeLike, shape: Sequence[int], offset: int) -> Lazy:
+    """An array that lies in a file as it lies in memory: C order, from the byte `offset` on.
+
+    The file is open while a part is read, and its pages count as this process's memory only so long.
+
+    Raises:
+      ModelFolderError: when it is read, the file is not there any more or has become shorter.
+    """
+    shape, dtype = tuple(shape), np.dtype(dtype)
+
+    def part(slices: Slices) -> np.ndarray:
+        try:
+            return np.memmap(path, dtype, "r", offset, shape)[slices]
+        except (OSError, ValueError) as error:
+            raise ModelFolderError(f"{path}: has changed since its header was read ({error})") from error
+
+    return lazy(shape, dtype, part)
 
 
 def read(source: StoredArray, slices: Slices) -> np.ndarray:
@@ -92,14 +123,17 @@ def read(source: StoredArray, slices: Slices) -> np.ndarray:
     Raises:
       IndexError: not one slice for each axis, or one with a step.
     """
-    if len(slices) != len(source.shape) or not all(isinstance(one, slice) for one in slices):
-        raise IndexError(f"an array in a file of shape {source.shape} takes a slice for each axis, not {slices}")
+    ranges = slices if isinstance(slices, tuple) else ()
+    if len(ranges) != len(source.shape) or not all(isinstance(one, slice) and one.step in (None, 1) for one in ranges):
+        raise IndexError(
+            f"an array of shape {source.shape} that lies in a file takes a slice without a step for each axis, not "
+            f"{slices}; np.asarray reads all of it, flanjax.interchange.stored.in_memory all of a model"
+        )
     bounds = [one.indices(size) for one, size in zip(slices, source.shape, strict=True)]
-    if any(step != 1 for _, _, step in bounds):
-        raise IndexError(f"an array in a file takes slices without a step, not {slices}")
     within = tuple(slice(start, max(start, stop)) for start, stop, _ in bounds)
     out = _aligned(tuple(one.stop - one.start for one in within), source.dtype)
-    _fill(source, within, out)
+    if out.size:
+        _fill(source, within, out)
     return out
 
 
@@ -115,7 +149,17 @@ def _fill(source: StoredArray, slices: Slices, out: np.ndarray) -> None:
     if isinstance(source, Lazy):
         source.fill(slices, out)
     else:
-        out[...] = source[slices]
+        _copy(source[slices], out)
+
+
+def _copy(array: np.ndarray, out: np.ndarray) -> None:
+    """`out[...] = array`; a matrix that is turned on its way goes in strips, several times as fast."""
+    if array.ndim == 2 and array.strides[0] > array.strides[1] and out.strides[0] < out.strides[1]:
+        for start in range(0, len(array), _STRIP):
+            strip = slice(start, start + _STRIP)
+            out[strip] = array[strip].astype(out.dtype, copy=False)
+    else:
+        out[...] = array
 
 
 def transposed(source: StoredArray, axes: Sequence[int] | None = None) -> Lazy:
@@ -176,9 +220,44 @@ def _runs(ascending: np.ndarray) -> Iterator[slice]:
         start = end
 
 
+def gather(parts: Iterable[tuple[str, int | None, StoredArray]]) -> dict[str, StoredArray]:
+    """Parameters by path, of `(path, layer, array)`; arrays of a layer are stacked, those without one are whole."""
+    whole: dict[str, StoredArray] = {}
+    layers: dict[str, dict[int, StoredArray]] = {}
+    for path, layer, array in parts:
+        if layer is None:
+            whole[path] = array
+        else:
+            layers.setdefault(path, {})[layer] = array
+    return whole | {path: stacked([arrays[layer] for layer in sorted(arrays)]) for path, arrays in layers.items()}
+
+
 def cast(source: StoredArray, dtype: DTypeLike) -> Lazy:
     """`source` in another type, as `astype`; bfloat16 and float16 become float32 exactly."""
     return Lazy(source.shape, np.dtype(dtype), lambda slices, out: _fill(source, slices, out))
+
+
+def equal(one: StoredArray, other: StoredArray) -> bool:
+    """Whether two arrays have the same shape and values, as `np.array_equal`; a few rows are in memory at a time."""
+    if one.shape != other.shape:
+        return False
+    row = math.prod(one.shape[1:]) * max(one.dtype.itemsize, other.dtype.itemsize)
+    rows, rest = max(1, _BLOCK // max(1, row)), (slice(None),) * (len(one.shape) - 1)
+    blocks = ((slice(start, start + rows), *rest) for start in range(0, one.shape[0], rows))
+    return all(np.array_equal(read(one, block), read(other, block)) for block in blocks)
+
+
+def layer_of(source: StoredArray | jax.Array, layer: int | None) -> StoredArray:
+    """One entry of the first axis; all of an array that has no layers (None)."""
+    if not isinstance(source, Lazy):
+        return np.asarray(source) if layer is None else np.asarray(source)[layer]
+    if layer is None:
+        return source
+
+    def fill(slices: Slices, out: np.ndarray) -> None:
+        source.fill((slice(layer, layer + 1), *slices), out[None])
+
+    return Lazy(source.shape[1:], source.dtype, fill)
 
 
 def in_memory(params: Params) -> Params:
@@ -190,8 +269,8 @@ def place(params: Params, shardings: Params | Sharding) -> Params:
     """The parameters on their devices, each read from where it lies and let go of before the next.
 
     A host reads the shards of its own devices and no other, each once however many devices have it. Beyond what the
-    devices hold, one shard of one parameter is in memory. What was read belongs to the devices alone: the files may
-    be changed or removed afterwards, and NumPy arrays written to.
+    devices hold, one shard of one parameter is in memory, of a large one a GiB at a time. What was read belongs to the
+    devices alone: the files may be changed or removed afterwards, and NumPy arrays written to.
 
     Arguments:
       params: any `StoredArray`, or arrays that are on devices already and are moved.
@@ -206,14 +285,35 @@ def place(params: Params, shardings: Params | Sharding) -> Params:
 def _place(source: StoredArray | jax.Array, sharding: Sharding) -> jax.Array:
     if isinstance(source, jax.Array):
         return jax.device_put(source, sharding)
-    devices: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
+    holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(source.shape).items():
         assert index is not None
-        key = tuple(one.indices(size) for one, size in zip(index, source.shape, strict=True))
-        devices.setdefault(key, []).append(device)
-    shards = []
-    for bounds, holders in devices.items():
-        part = read(source, tuple(slice(start, stop) for start, stop, _ in bounds))
-        shards += [jax.device_put(part, holder).block_until_ready() for holder in holders]
-        del part
+        bounds = tuple(one.indices(size) for one, size in zip(index, source.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    shards: list[jax.Array] = []
+    for bounds, devices in holders.items():
+        shards += _shard(source, tuple(slice(start, stop) for start, stop, _ in bounds), devices)
     return jax.make_array_from_single_device_arrays(source.shape, sharding, shards, dtype=source.dtype)
+
+
+def _shard(source: StoredArray, slices: Slices, devices: Sequence[jax.Device]) -> list[jax.Array]:
+    """The part of `source` in these slices on each of the devices; if it is large, put together there."""
+    shape = tuple(one.stop - one.start for one in slices)
+    rows = max(1, _IN_FLIGHT // max(1, math.prod(shape[1:]) * source.dtype.itemsize))
+    if not shape or shape[0] <= rows:
+        part = read(source, slices)
+        return [jax.device_put(part, device).block_until_ready() for device in devices]
+    wholes = [jnp.empty(shape, source.dtype, device=device) for device in devices]
+    for first in range(0, shape[0], rows):
+        start = slices[0].start + first
+        part = read(source, (slice(start, min(start + rows, slices[0].stop)), *slices[1:]))
+        wholes = [
+            _put(whole, jax.device_put(part, device), first).block_until_ready()
+            for whole, device in zip(wholes, devices, strict=True)
+        ]
+    return wholes
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(whole: jax.Array, part: jax.Array, first: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError, new_folder
-from flanjax.interchange.safetensors_files import FLOATS, StoredTensor, cast, disagreements
-from flanjax.interchange.stored import StoredArray
-from flanjax.interchange.stored import cast as lazy_cast
+from flanjax.interchange.safetensors_files import FLOATS, disagreements, in_dtype
+from flanjax.interchange.stored import StoredArray, cast
 from flanjax.interchange.t5x_files import open_checkpoint, write_arrays, write_contents
 from flanjax.interchange.t5x_optimizer import fresh_adafactor
 from flanjax.interchange.t5x_places import RELPOS, is_scanned, t5x_places
@@ -69,13 +68,12 @@ def from_tensors(
     model = _inferred(where, tensors) if config is None else dataclasses.replace(config, added=())
     places = t5x_places(model, scanned=scanned)
     expected = {name: place.tensor_shape for place in places for name in place.names}
-    stored = {name: StoredTensor(Path(where), name, shapes[name], tensors[name].dtype.name) for name in tensors}
-    wrong = disagreements(expected, stored)
+    wrong = disagreements(expected, tensors)
     tables = [place.names[0] for place in places if place.copies is not None and place.names[0] in tensors]
     wrong += [f"differs between layers, relpos_per_layer is False: {t}" for t in tables if _layers_differ(tensors[t])]
     if wrong:
         raise ModelFolderError(f"{where}: tensors do not fit the model:\n  " + "\n  ".join(wrong))
-    return model, unflatten({place.path: lazy_cast(place.read(tensors), np.float32) for place in places})
+    return model, unflatten({place.path: cast(place.read(tensors), np.float32) for place in places})
 
 
 def _layers_differ(table: StoredArray) -> bool:
@@ -176,7 +174,7 @@ def write_t5x(
         folder.mkdir()
         for place in places:
             parts = place.parts(np.asarray(leaves[place.path]))
-            tensors = {name: cast(name, part, dtype) for name, part in zip(place.names, parts, strict=True)}
+            tensors = {name: in_dtype(name, part, dtype) for name, part in zip(place.names, parts, strict=True)}
             specs |= write_arrays(folder, tensors, "target")
         state = {"step": np.asarray(step, np.int32), **fresh_adafactor(places)}
         write_contents(folder, specs, state)

@@ -10,7 +10,7 @@ Gradients, optimizer state and checkpoints are of the trainable tree alone. With
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -124,7 +124,7 @@ def begin(model: ModelConfig, base: Params, encode: Encode, seed: int) -> Params
         return base
     flat = flatten(base) | flatten(jax.jit(added_params, static_argnums=(0, 1))(model, seed))
     for method in sorted(methods_of(model), key=lambda method: method.quantizes):
-        flat = method.begin(flat, encode)
+        flat = method.begin(model, flat, encode)
     return unflatten(flat)
 
 
@@ -133,8 +133,18 @@ def digest(params: Params) -> str:
     found = hashlib.sha256()
     for path, value in sorted(flatten(params).items()):
         found.update(f"{path} {value.shape} {value.dtype};".encode())
-        found.update(np.ascontiguousarray(value).data)
+        for part in _parts(value):
+            found.update(np.ascontiguousarray(part).data)
     return found.hexdigest()[:16]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A kernel of a stack layer by layer, whatever else as a whole: what lies in a file is read tensor by tensor."""
+    if value.ndim < 3 or isinstance(value, jax.Array):
+        yield value
+        return
+    for layer in range(value.shape[0]):
+        yield value[(slice(layer, layer + 1), *(slice(None),) * (value.ndim - 1))]
 
 
 def merged(model: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
@@ -163,7 +173,7 @@ def logit_difference(one: tuple[ModelConfig, Params], other: tuple[ModelConfig, 
     batch |= {"decoder_input_tokens": rows[1], "decoder_segment_ids": ones}
 
     def logits(model: ModelConfig, params: Params) -> jax.Array:
-        built = build(model, Compute(), params)
+        built = build(model, Compute(), jax.tree.map(jnp.asarray, params))
         return built.logits(built(batch))
 
     return float(jnp.abs(logits(*one) - logits(*other)).max())

@@ -122,12 +122,12 @@ class NF4(Method):
                     "it out of what is trained, or out of NF4.targets"
                 )
 
-    def begin(self, params: Flat, encode: Encode) -> Flat:
+    def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The codes of every target, and no kernel of it."""
         begun = dict(params)
         for projection in projections(params):
             if re.fullmatch(self.targets, projection):
-                kernel = begun.pop(f"{projection}/kernel")
+                kernel = jnp.asarray(begun.pop(f"{projection}/kernel"))
                 parts = _quantize_layers(kernel, self.block, self.double_block if self.double else None)
                 begun |= {f"{projection}/kernel/{part}": value for part, value in parts.items()}
         return begun

@@ -9,6 +9,7 @@ import pytest
 
 import flanjax as library
 from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.stored import in_memory
 from flanjax.tuning.partition import digest
 
 from .conftest import Flanjax
@@ -42,7 +43,7 @@ def test_it_is_merged_into_the_full_precision_original(qlora: Path, tmp_path: Pa
     done = flanjax("export", f"--run={qlora}", f"--output={tmp_path / 'hf'}", "--merge")
     assert "the largest difference of a logit is" in done.stdout
     assert "notice: the run's base is quantized" in done.stdout
-    base = read_hf_t5(qlora.parent / "qlora_base")[1]
+    base = in_memory(read_hf_t5(qlora.parent / "qlora_base")[1])
     assert json.loads((qlora / "config.json").read_text())["base"] == digest(base)
     inputs, targets = ["sort: b a c", "What comes after two?"], ["a b c", "three"]
     run, plain = library.load(qlora), library.load(tmp_path / "hf")

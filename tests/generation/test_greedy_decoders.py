@@ -11,6 +11,7 @@ import pytest
 
 from flanjax.generation.greedy import _continue, greedy, score
 from flanjax.interchange.hf_decoder import read_hf_decoder
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, ModelConfigError
 from flanjax.models.decoder import build, init_params
 from flanjax.models.decoder_config import DecoderConfig, Rotary
@@ -124,7 +125,7 @@ def test_token_for_token_as_transformers(kind, tmp_path):
             eos_token_id=[1, 40], pad_token_id=0,
         )[:, 10:].tolist()  # fmt: skip
     wanted = [ids[: next((i for i, token in enumerate(ids) if token in (1, 40)), 24)] for ids in generated]
-    assert greedy(config, Compute(), params, prompts, 24, eos_ids=(1, 40)) == wanted
+    assert greedy(config, Compute(), in_memory(params), prompts, 24, eos_ids=(1, 40)) == wanted
 
 
 def test_the_golden_tokens_of_a_real_model(test_data):
@@ -132,7 +133,7 @@ def test_the_golden_tokens_of_a_real_model(test_data):
     ids = json.loads((stories / "expected_greedy.json").read_text())["token_ids"]
     config, params = read_hf_decoder(stories / "hf")
     prompts = [ids[:1], ids[:50], ids[:7]]
-    answers = greedy(config, Compute(), params, prompts, len(ids) - 1, eos_ids=(2,))
+    answers = greedy(config, Compute(), in_memory(params), prompts, len(ids) - 1, eos_ids=(2,))
     for prompt, answer in zip(prompts, answers, strict=True):
         assert [*prompt, *answer][: len(ids)] == ids
 

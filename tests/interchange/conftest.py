@@ -1,5 +1,6 @@
 """Tiny random Hugging Face T5 folders, made by transformers itself, and a small trained vocabulary."""
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,18 @@ def make_model(variant: str, **overrides: Any) -> Any:
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
     return model.eval()
+
+
+@pytest.fixture
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function after which weights find no room on the disk, until the patch is undone."""
+
+    def full(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if "w" in mode and path.suffix == ".safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open(path, mode, *args, **kwargs)
+
+    return lambda: monkeypatch.setattr(Path, "open", full)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Hugging Face folders of decoders: the function transformers computes, the same bits back, refused clearly."""
 
 import dataclasses
-import errno
 import functools
 import json
 
@@ -12,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from flanjax.interchange import safetensors_files
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_decoder import hf_decoder_config, hf_places, read_hf_decoder, write_hf_decoder
 from flanjax.interchange.hf_decoder_families import FAMILIES
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute
 from flanjax.models.decoder import abstract_params, build, init_params
 from flanjax.models.decoder_config import DecoderConfig, Rotary
@@ -186,7 +185,7 @@ def logits_of(config, params, tokens=TOKENS):
         model = build(config, Compute(), params)
         return model.logits(model.decode(tokens, np.ones(tokens.shape, np.int32)))
 
-    return np.asarray(logits(params, tokens))
+    return np.asarray(logits(in_memory(params), tokens))
 
 
 def torch_logits(model, tokens=TOKENS):
@@ -321,7 +320,7 @@ def test_the_three_of_one_tensor_by_example():
     parts = [np.array([0, 1, 2, 3]), np.array([10, 11]), np.array([20, 21])]
     fused = place.join(parts)
     assert fused.tolist() == [0, 1, 10, 20, 2, 3, 11, 21]
-    assert [part.tolist() for part in place.split(fused)] == [part.tolist() for part in parts]
+    assert [np.asarray(part).tolist() for part in place.split(fused)] == [part.tolist() for part in parts]
 
 
 configs = st.builds(
@@ -379,6 +378,7 @@ def test_rotary_keys_of_transformers_4_and_5_are_read_alike(hf_folder):
 def test_files_without_the_prefix_and_with_masks_are_read(hf_folder):
     folder = hf_folder("gpt2")
     config, params = read_hf_decoder(folder)
+    params = in_memory(params)
     short = {name.removeprefix("transformer."): array for name, array in tensors(folder).items()}
     masks = {"h.0.attn.bias": np.ones((1, 1, 64, 64), np.float32), "h.0.attn.masked_bias": np.float32([-1e4])}
     save_file({**short, **masks}, folder / "model.safetensors")
@@ -515,17 +515,14 @@ def test_pickled_weights_are_refused_with_the_remedy(hf_folder):
 # --- whole or absent -----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_half_written(tmp_path, monkeypatch):
+def test_nothing_is_half_written(tmp_path, monkeypatch, fill_the_disk):
     params = init_params(TINY, 0)
     params["decoder"]["decoder_norm"]["scale"] = np.full(4, 1e5, np.float32)
     with pytest.raises(ModelFolderError, match=r"model\.norm\.weight has values beyond float16"):
         write_hf_decoder(tmp_path / "out", TINY, params, dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(safetensors_files, "save_file", full)
+    fill_the_disk()
     with pytest.raises(ModelFolderError, match="No space left on device"):
         write_hf_decoder(tmp_path / "out", TINY, params)
     assert list(tmp_path.iterdir()) == []

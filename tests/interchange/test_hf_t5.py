@@ -1,7 +1,6 @@
 """Hugging Face T5 folders: read exactly, written exactly, refused clearly."""
 
 import dataclasses
-import errno
 import json
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from flanjax.interchange import safetensors_files
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import hf_places, read_hf_t5, write_hf_t5
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import abstract_params, build, init_params
 
@@ -61,7 +60,7 @@ def logits_of(config, params, batch, *, scan_layers=True):
         model = build(config, Compute(scan_layers=scan_layers), params)
         return model.logits(model(batch))
 
-    return np.asarray(logits(params, batch))
+    return np.asarray(logits(in_memory(params), batch))
 
 
 def padded_batch(vocab_size, lengths=(150, 37, 1), decoder_length=40):
@@ -251,16 +250,16 @@ def test_tied_without_the_scale_becomes_untied_with_the_same_logits(hf_folder, s
 
 def test_copies_of_the_embedding_and_the_unused_table_are_tolerated(hf_folder):
     folder = hf_folder("v1.0")
-    before = read_hf_t5(folder)
+    config, params = read_hf_t5(folder)
+    params = in_memory(params)
     stored = tensors(folder)
     extra = dict.fromkeys(COPIES, stored["shared.weight"])
     extra["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = stored[RELPOS]
     edit_tensors(folder, extra)
-    after = read_hf_t5(folder)
-    assert after[0] == before[0]
-    jax.tree.map(np.testing.assert_array_equal, after[1], before[1])
+    assert read_hf_t5(folder)[0] == config
+    jax.tree.map(np.testing.assert_array_equal, read_hf_t5(folder)[1], params)
     edit_tensors(folder, drop=["shared.weight"])
-    jax.tree.map(np.testing.assert_array_equal, read_hf_t5(folder)[1], before[1])
+    jax.tree.map(np.testing.assert_array_equal, read_hf_t5(folder)[1], params)
 
 
 def test_num_decoder_layers_defaults_to_num_layers(hf_folder):
@@ -404,11 +403,8 @@ def test_nothing_is_overwritten(tmp_path, tiny_params):
         write_hf_t5(tmp_path / "file", TINY, tiny_params, None)
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, tiny_params, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(safetensors_files, "save_file", full)
+def test_a_full_disk_leaves_nothing_behind(tmp_path, tiny_params, fill_the_disk):
+    fill_the_disk()
     with pytest.raises(ModelFolderError, match="cannot be written: No space left on device"):
         write_hf_t5(tmp_path / "deep" / "out", TINY, tiny_params, None)
     assert list((tmp_path / "deep").iterdir()) == []

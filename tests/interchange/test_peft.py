@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.peft import adapter_on, base_name, read_peft, write_peft
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, build, init_params
 from flanjax.tuning.ia3 import IA3
@@ -51,7 +52,7 @@ def our_logits(model: T5Config, params: Params) -> np.ndarray:
         built = build(model, Compute(), params)
         return built.logits(built(rows))
 
-    return np.asarray(logits(params))
+    return np.asarray(logits(in_memory(params)))
 
 
 def peft_logits(base: Path, adapter: Path) -> np.ndarray:

@@ -9,12 +9,15 @@ import torch
 import transformers
 
 from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute
 from flanjax.models.t5 import build, init_params
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten, unflatten
 from flanjax.tuning.prefix import PrefixTuning, folded
-from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
+from flanjax.tuning.prompt import PromptTuning, prompt_table
+
+EMBEDDING = "encoder/prompt/embedding"
 
 LENGTH, EMBED, HEADS, HIDDEN = 3, 8, 2, 6
 
@@ -55,7 +58,7 @@ def assert_same_logits(folder):
         model = dataclasses.replace(base, added=(method,))
         encoder = theirs.prompt_encoder["default"]
         own = {path: array.detach().numpy() for path, array in arrays(encoder).items()}
-        params = unflatten(flatten(params) | own)
+        params = unflatten(flatten(in_memory(params)) | own)
         random = np.random.default_rng(0)
         inputs, targets = random.integers(2, 64, (2, 7)), random.integers(2, 64, (2, 5))
         with torch.no_grad():

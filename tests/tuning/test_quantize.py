@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from flanjax.generation.greedy import greedy, score
 from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, abstract_params, build, init_params
 from flanjax.tuning.ia3 import IA3
@@ -282,7 +283,7 @@ class Doubled(Method):
     def check(self, model, paths):
         pass
 
-    def begin(self, params, encode):
+    def begin(self, model, params, encode):
         return {path: 2 * value if is_kernel(path) else value for path, value in params.items()}
 
 
@@ -365,6 +366,7 @@ def test_settings_that_mean_nothing_are_refused(fields, message):
 def test_flan_t5_small_stays_close(flan_t5_small, test_data):
     golden = json.loads((test_data / "checkpoints" / "flan_t5_small_int8" / "expected_greedy.json").read_text())
     base, own = read_hf_t5(flan_t5_small)
+    own = in_memory(own)
     model = dataclasses.replace(base, added=(NF4(), LoRA()))
 
     def padded(rows):
