@@ -101,7 +101,7 @@ T5X = Format(
     is_at=is_t5x,
     config=lambda path: read_t5x(path)[0],
     read=read_t5x,
-    vocabulary=lambda path: None,
+    vocabulary=_hf_vocabulary,
     unsaid=("mlp_activations", "relpos_max_distance", "layer_norm_epsilon"),
     left_out=lambda path: open_checkpoint(path).left_out,
 )
