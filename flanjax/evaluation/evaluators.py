@@ -17,7 +17,7 @@ from flanjax.evaluation.answers import Question, Report, answer
 from flanjax.evaluation.metrics import METRICS
 from flanjax.generation.greedy import greedy
 from flanjax.models.config import Compute
-from flanjax.models.model import ModelConfig, require_t5
+from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 from flanjax.training.interfaces import Batch
 from flanjax.training.losses import LossConfig
@@ -92,6 +92,7 @@ class MixtureEvaluator:
       questions: what is answered; may be empty.
       prefix_lm: whether a decoder's inputs all see each other.
       vocabulary: turns answers into text.
+      end_ids: what an answer may end with; None for the vocabulary's end of sequence.
       max_new_tokens: longest answer.
       metrics: names of `flanjax.evaluation.metrics.METRICS` to report.
     """
@@ -107,6 +108,7 @@ class MixtureEvaluator:
         questions: Sequence[Question],
         prefix_lm: bool = False,
         vocabulary: Vocabulary,
+        end_ids: Sequence[int] | None = None,
         max_new_tokens: int,
         metrics: Sequence[str],
     ):
@@ -120,6 +122,7 @@ class MixtureEvaluator:
         self._questions = questions
         self._prefix_lm = prefix_lm
         self._vocabulary = vocabulary
+        self._end_ids = end_ids or (vocabulary.eos_id,)
         self._max_new_tokens = max_new_tokens
         self._metrics = metrics
         self._eval_step = make_eval_step(model, compute, loss, mesh)
@@ -153,12 +156,12 @@ class MixtureEvaluator:
         if should_stop():
             raise Stopped
         ids = greedy(
-            require_t5(self._model, "answering questions"),
+            self._model,
             self._compute,
             params,
             [question.inputs for question in asked],
             self._max_new_tokens,
-            eos_ids=(self._vocabulary.eos_id,),
+            eos_ids=self._end_ids,
             prefix_lm=self._prefix_lm,
             prompts=self._placeholders.numbers([question.task for question in asked]),
             batch_rows=DECODE_ROWS,
