@@ -239,6 +239,8 @@ def test_what_does_not_fit_is_told(bpe, llama):
         chat(llama, "twice", "{{ bos_token }}" + named_templates()["llama2"]).check()
     with pytest.raises(ChatTemplateError, match=r"'broken', line 1: 'missing' is undefined"):
         chat(bpe, "broken", "{{ missing.x }}").check()
+    (line,) = chat(bpe, "final", CHATML + "{% if not add_generation_prompt %}{{ pad_token }}{% endif %}").check()
+    assert line.endswith("it writes earlier turns in another way when later ones follow: each reply is an example")
     assert chat(bpe, "sep", CHATML + "{{ sep_token }}{{ cls_token }}").check() == [
         "chat template 'sep': it writes cls_token, sep_token, which the tokenizer does not have: nothing stands there"
     ]
