@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("list", _list, "datasets and their mixtures; of a name, its tasks", named="?")
     show = add("show", _show, "rendered examples, token by token, in their packed row", named=None)
     show.add_argument("--number", type=int, default=3, help="how many (default: 3)")
+    show.add_argument("--chat_template", metavar="NAME", help="as chats: a name, a Jinja file, or `tokenizer`")
     show.add_argument("--drawn", action="store_true", help="drawn from the whole split, not the first ones")
     stats = add("stats", _stats, "shares in examples and tokens, and lengths", named=None)
     stats.add_argument("--cache_dir", help="count a materialised mixture, in place of rendering a sample")
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     lint.add_argument("--no_near", action="store_true", help="leave out near duplicates, which take more memory")
     for one in (show, stats, lint):
-        one.add_argument("--vocabulary", help="a SentencePiece model, or a folder with spiece.model")
+        one.add_argument("--vocabulary", help="a SentencePiece model, a tokenizer.json, or a folder")
         one.add_argument("--split", default="train", help="(default: train)")
         one.add_argument("--seed", type=int, default=0, help="of templates and drawing (default: 0)")
     fetch = add("fetch", _fetch, "downloads a dataset from its official address", named=None)
@@ -147,22 +148,30 @@ def _vocabulary(flags: argparse.Namespace) -> "Vocabulary":
     from flanjax.data.vocabularies import Vocabulary
 
     if flags.vocabulary is None:
-        raise FlanjaxError("give --vocabulary: a SentencePiece model such as T5's spiece.model, or its folder")
+        raise FlanjaxError(
+            "give --vocabulary: a SentencePiece model such as T5's spiece.model, a tokenizer.json, or a folder"
+        )
     return Vocabulary.from_file(flags.vocabulary)
 
 
 def _show(flags: argparse.Namespace, console: "Console") -> int:
+    from flanjax.data.chat import Chat
+    from flanjax.data.chat_templates import find_template
     from flanjax.data.preview import preview
     from flanjax.data.sampling import drawn_rows, first_rows
 
     vocabulary = _vocabulary(flags)
+    template = find_template(flags.chat_template, vocabulary)
+    chat = None if template is None else Chat(template, vocabulary)
+    for note in chat.check() if chat is not None else ():
+        console.notice(note)
     pick = drawn_rows if flags.drawn else first_rows
     shown = 0
     for task in _entry_with_split(flags).tasks:
         if flags.split not in task.splits:
             continue
-        rows = pick(task, flags.split, flags.number, seed=flags.seed).rows
-        for row in preview(task, flags.split, rows, vocabulary=vocabulary, seed=flags.seed):
+        rows = pick(task, flags.split, flags.number, seed=flags.seed, chat=chat).rows
+        for row in preview(task, flags.split, rows, vocabulary=vocabulary, seed=flags.seed, chat=chat):
             console.heading(f"{task.name}, {flags.split}")
             _show_row(row, console)
             shown += len(row.examples)
@@ -187,15 +196,18 @@ def _show_row(row: "PreviewedRow", console: "Console") -> None:
 
 
 def _parts(spans: "Sequence[Span]") -> Iterator[tuple[str, str]]:
-    """The tokens as (text, style), each segment under its number; weights other than those of the side are told."""
-    segment = 0
+    """The tokens as (text, style), each segment under its number; where the weight changes it is told again."""
+    segment, weight = 0, 0
+    learns = any(span.weight for span in spans)
     for number, span in enumerate(spans):
         if span.segment != segment:
-            segment = span.segment
-            yield f"{'' if number == 0 else chr(10)}[{segment}; weight {span.weight}] ", "bold"
-        text = "</s>" if span.kind == "end" else span.text
+            yield f"{'' if number == 0 else chr(10)}[{span.segment}; weight {span.weight}] ", "bold"
+        elif span.weight != weight:
+            yield f"[weight {span.weight}] ", "bold"
+        segment, weight = span.segment, span.weight
+        text = "</s>" if span.kind == "end" and not span.text else span.text
         shade = _SHADES[number % 2]
-        colour = _SEGMENTS[(segment - 1) % len(_SEGMENTS)]
+        colour = "dim" if learns and not weight else _SEGMENTS[(segment - 1) % len(_SEGMENTS)]
         yield text, _UNKNOWN if span.kind == "unknown" else f"{colour} {shade}"
 
 

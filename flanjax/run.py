@@ -19,6 +19,7 @@ import optax
 from flanjax.data.byte_vocabulary import Bytes
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.catalog import resolve_all
+from flanjax.data.chat import Chat
 from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
 from flanjax.data.mixing import Proportional
 from flanjax.data.packing import Layout, RowLengths
@@ -455,6 +456,7 @@ def _evaluators(
             ),
             prefix_lm=prefix_lm,
             vocabulary=vocabulary,
+            end_ids=None if opened.chat_template is None else Chat(opened.chat_template, vocabulary).end_ids,
             max_new_tokens=config.max_new_tokens,
             metrics=config.metrics,
         )

@@ -18,14 +18,14 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flanjax.data import records
 from flanjax.data.conversations import ReplyText, replies
 from flanjax.data.instructions import VALIDATION_EVERY, Instruct
 from flanjax.data.schemas import Conversation, Pair, Schema, detect
 from flanjax.data.sources import BadRow, bad_row_policy, report_bad_row
-from flanjax.data.tasks import Context, Dataset, Family, Row, Rows, Text, TextTask, with_validation
+from flanjax.data.tasks import Context, Dataset, Family, Row, Rows, Text, TextTask, Turn, with_validation
 from flanjax.errors import FlanjaxError, nearest
 
 SPLITS = {
@@ -109,8 +109,8 @@ def instruction_rows(rows: Rows, schema: Schema, seed: int) -> Iterator[tuple[st
 
 def _rows(said: Pair | Conversation) -> Iterator[Row]:
     if isinstance(said, Pair):
-        instruction = "\n\n".join(filter(None, (said.system, said.instruction)))
-        yield {"instruction": instruction, "input": said.input, "output": said.output}
+        system = {"system": said.system} if said.system else {}
+        yield {"instruction": said.instruction, "input": said.input, "output": said.output, **system}
         return
     for history, reply in replies(said.turns):
         if len(history) >= said.given:
@@ -126,7 +126,15 @@ class OwnText:
 
     def __call__(self, row: Row, context: Context) -> Text | None:
         """The text of a row."""
-        return self.reply(row, context) if "turns" in row else self.instruct(row, context)
+        if "turns" in row:
+            return self.reply(row, context)
+        system = row.get("system", "")
+        text = self.instruct(row, context)
+        if not system:
+            return text
+        turns = (Turn(role="system", text=system), *text.conversation)
+        joined = "\n\n".join((system, str(row["instruction"])))
+        return replace(self.instruct({**row, "instruction": joined}, context), turns=turns)
 
 
 def _read(files: Sequence[str], format: str, seed: int) -> Iterator[tuple[str, Row]]:

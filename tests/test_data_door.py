@@ -141,6 +141,19 @@ def test_conversations_of_a_published_file(run: Run, vocabulary: str, test_data:
     assert counted[0].startswith(f"oasst1, train: {replies:,} examples; of an example ")
 
 
+def test_show_a_chat_with_what_counts_in_the_loss(run: Run, bpe_folder: Path, tmp_path: Path) -> None:
+    turns = [("human", "Hi"), ("gpt", "Yes"), ("human", "Hi"), ("gpt", "No")]
+    said = {"system": "Be.", "conversations": [{"from": who, "value": text} for who, text in turns]}
+    (tmp_path / "chats.json").write_text(json.dumps([said]))
+    flags = (f"--vocabulary={bpe_folder}", "--chat_template=chatml", "--option=validation=0")
+    printed = run("show", str(tmp_path / "chats.json"), *flags).replace("|", "")
+    inputs = "<im_start>system\nBe.<im_end>\n<im_start>user\nHi<im_end>\n<im_start>assistant\n"
+    assert inputs in printed
+    middle = "[weight 0] \n<im_start>user\nHi<im_end>\n<im_start>assistant\n"
+    assert f"\n[1; weight 1] Yes<im_end>{middle}[weight 1] No<im_end>[weight 0] \n" in printed
+    assert printed.count("segment ") == 1
+
+
 def test_show_draws_from_all_of_a_split(run: Run, vocabulary: str, reviews: Path) -> None:
     reviews.write_text("".join(json.dumps({"inputs": f"Row {n}?", "targets": "yes"}) + "\n" for n in range(200)))
     first, drawn, again, other = (

@@ -24,7 +24,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flanjax.data.chat_templates import OWN, ChatTemplate, ChatTemplateError, Message
+from flanjax.data.chat_templates import OWN, ChatTemplate, ChatTemplateError, Message, find_template
 from flanjax.data.sources import BadRow
 from flanjax.data.tasks import Turn
 from flanjax.data.vocabularies import Vocabulary
@@ -242,6 +242,19 @@ class Chat:
             reply=reply.strip(),
             pieces=tuple(pieces),
         )
+
+
+def own_chat(vocabulary: Vocabulary) -> Chat | None:
+    """Chats under the template that a tokenizer brings; of a run, that of its training. None where there is none.
+
+    Raises:
+        ChatTemplateError: the template does not parse.
+    """
+    if "default" not in vocabulary.own_templates:
+        return None
+    template = find_template(OWN, vocabulary)
+    assert template is not None
+    return Chat(template, vocabulary)
 
 
 class _CannotTell(ChatTemplateError):

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from flanjax.data.cache import Example
+from flanjax.data.chat import Chat
 from flanjax.data.lengths import choose_feature_lengths
 from flanjax.data.packing import Batch, RowLengths, check_row_lengths, pack_rows, plan_window, truncate
 from flanjax.data.rendering import NumberedRow, texts_of
@@ -28,7 +29,7 @@ class Span:
     """One token.
 
     Attributes:
-        text: the part of the text it stands for; empty for the end of sequence.
+        text: the part of the text it stands for; empty for an end of sequence that no template has written.
         kind: "piece"; "unknown" where the vocabulary has no piece for it; "space" where a space stands for other white
             space; "end" for the end of sequence.
         segment: number of its example in the row, from 1 on.
@@ -69,11 +70,12 @@ class _Encoded:
     text: Text
     inputs: list[tuple[int, str]]
     targets: list[tuple[int, str]]
+    weights: tuple[int, ...]
 
     def example(self) -> Example:
         sides = (np.array([token for token, _ in side], dtype=np.int32) for side in (self.inputs, self.targets))
         inputs, targets = sides
-        return Example(inputs=inputs, targets=targets)
+        return Example(inputs=inputs, targets=targets, target_weights=np.array(self.weights, dtype=np.uint8))
 
 
 def preview(
@@ -85,6 +87,7 @@ def preview(
     seed: int,
     row_lengths: tuple[int, int] | None = None,
     pack: bool = True,
+    chat: Chat | None = None,
 ) -> list[PreviewedRow]:
     """The packed rows of some rows of a task; see `flanjax.data.sampling` for which.
 
@@ -96,12 +99,13 @@ def preview(
         seed: of the rendering.
         row_lengths: (encoder, decoder) tokens of a row; None chooses them from these examples. What is longer is cut.
         pack: whether examples share rows.
+        chat: the template that makes their text.
 
     Raises:
         BadRow: a row is malformed, and the policy is "error".
         PackingError: the lengths are too small for anything.
     """
-    examples = list(_encoded(task, split, rows, vocabulary=vocabulary, seed=seed))
+    examples = list(_encoded(task, split, rows, vocabulary=vocabulary, seed=seed, chat=chat))
     if not examples:
         return []
     lengths = np.array([(len(one.inputs), len(one.targets)) for one in examples], dtype=np.int64)
@@ -115,14 +119,26 @@ def preview(
 
 
 def _encoded(
-    task: TextTask, split: str, rows: Sequence[NumberedRow], *, vocabulary: Vocabulary, seed: int
+    task: TextTask,
+    split: str,
+    rows: Sequence[NumberedRow],
+    *,
+    vocabulary: Vocabulary,
+    seed: int,
+    chat: Chat | None,
 ) -> Iterator[_Encoded]:
     places = {number: place for number, place, _ in rows}
     before, after = ([(id_, "") for id_ in side] for side in (vocabulary.prefix, vocabulary.suffix))
-    for number, text in texts_of(task, split, rows, seed=seed, tokenizer=vocabulary):
+    for number, text in texts_of(task, split, rows, seed=seed, tokenizer=vocabulary, chat=chat is not None):
+        if chat is not None:
+            for one in chat.examples(text.conversation, places[number]):
+                inputs = list(zip(one.inputs, one.pieces, strict=False))
+                targets = list(zip(one.targets, one.pieces[len(inputs) :], strict=True))
+                yield _Encoded(number, places[number], text, inputs, targets, one.weights)
+            continue
         inputs = [*before, *vocabulary.pieces(text.inputs), *after]
         targets = [*vocabulary.pieces(text.targets), (vocabulary.eos_id, "")]
-        yield _Encoded(number=number, place=places[number], text=text, inputs=inputs, targets=targets)
+        yield _Encoded(number, places[number], text, inputs, targets, (1,) * len(targets))
 
 
 def _row(

@@ -7,6 +7,7 @@ The reservoir is Vitter's Algorithm R (https://doi.org/10.1145/3147.3165): no mo
 
 from dataclasses import dataclass
 
+from flanjax.data.chat import Chat
 from flanjax.data.draws import Draw
 from flanjax.data.rendering import NumberedRow, rows_of
 from flanjax.data.tasks import TextTask, take
@@ -20,18 +21,18 @@ class Sample:
     seen: int
 
 
-def first_rows(task: TextTask, split: str, count: int, *, seed: int) -> Sample:
+def first_rows(task: TextTask, split: str, count: int, *, seed: int, chat: Chat | None = None) -> Sample:
     """The first rows of a split; no others are read."""
-    rows = list(take(rows_of(task, split, seed=seed), count))
+    rows = list(take(rows_of(task, split, seed=seed, chat=chat), count))
     return Sample(rows=rows, seen=len(rows))
 
 
-def drawn_rows(task: TextTask, split: str, count: int, *, seed: int) -> Sample:
+def drawn_rows(task: TextTask, split: str, count: int, *, seed: int, chat: Chat | None = None) -> Sample:
     """Rows that the seed draws, each as likely; all of the split is read, and none of it rendered."""
     draw = Draw(seed, "sample", task.name, split)
     rows: list[NumberedRow] = []
     seen = 0
-    for seen, row in enumerate(rows_of(task, split, seed=seed), 1):
+    for seen, row in enumerate(rows_of(task, split, seed=seed, chat=chat), 1):
         if seen <= count:
             rows.append(row)
         elif (place := draw.below(seen)) < count:

@@ -92,6 +92,7 @@ class MixtureEvaluator:
       questions: what is answered; may be empty.
       prefix_lm: whether a decoder's inputs all see each other.
       vocabulary: turns answers into text.
+      end_ids: what an answer may end with; None for the vocabulary's end of sequence.
       max_new_tokens: longest answer.
       metrics: names of `flanjax.evaluation.metrics.METRICS` to report.
     """
@@ -107,6 +108,7 @@ class MixtureEvaluator:
         questions: Sequence[Question],
         prefix_lm: bool = False,
         vocabulary: Vocabulary,
+        end_ids: Sequence[int] | None = None,
         max_new_tokens: int,
         metrics: Sequence[str],
     ):
@@ -120,6 +122,7 @@ class MixtureEvaluator:
         self._questions = questions
         self._prefix_lm = prefix_lm
         self._vocabulary = vocabulary
+        self._end_ids = end_ids or (vocabulary.eos_id,)
         self._max_new_tokens = max_new_tokens
         self._metrics = metrics
         self._eval_step = make_eval_step(model, compute, loss, mesh)
@@ -158,7 +161,7 @@ class MixtureEvaluator:
             params,
             [question.inputs for question in asked],
             self._max_new_tokens,
-            eos_ids=(self._vocabulary.eos_id,),
+            eos_ids=self._end_ids,
             prefix_lm=self._prefix_lm,
             prompts=self._placeholders.numbers([question.task for question in asked]),
             batch_rows=DECODE_ROWS,

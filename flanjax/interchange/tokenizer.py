@@ -79,41 +79,35 @@ def has_pieces_of(folder: Path, vocabulary: Vocabulary) -> bool:
     return Vocabulary.from_file(folder / TOKENIZER).identity == vocabulary.identity
 
 
-def write_tokenizer(
-    folder: Path, vocabulary: Vocabulary | None, source: Path | None = None, *, chat_template: str | None = None
-) -> None:
+def write_tokenizer(folder: Path, vocabulary: Vocabulary | None, source: Path | None = None) -> None:
     """Puts tokenizer files into `folder`: those of `source` byte for byte, else the vocabulary's own, else none.
 
-    `chat_template` is the text of the one that the model was trained with; None leaves what the files have.
+    The chat template of the vocabulary, that of a run which was trained on chats, is in tokenizer_config.json then.
     """
     if source is not None and ((source / TOKENIZER).is_file() or is_byte_folder(source)):
         for name in _FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
-    elif isinstance(vocabulary, SentencePieces):
-        (folder / MODEL_FILE).write_bytes(vocabulary.model)
+        return
+    if vocabulary is None:
+        return
+    files = {**vocabulary.files()}
+    template = files.pop(CHAT_TEMPLATE_FILE, None)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    names: dict[str, Any] = dict(vocabulary.special_tokens)
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(vocabulary, SentencePieces):
         build_tokenizer(vocabulary).save(str(folder / TOKENIZER))
         names = _special_tokens(vocabulary)
+        config = {"tokenizer_class": "T5Tokenizer", "extra_ids": vocabulary.extra_ids}
+    if SPECIAL_TOKENS not in files:
         write_json(folder / SPECIAL_TOKENS, names)
-        write_json(
-            folder / TOKENIZER_CONFIG, {**names, "tokenizer_class": "T5Tokenizer", "extra_ids": vocabulary.extra_ids}
-        )
-    elif vocabulary is not None:
-        files = vocabulary.files()
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        if SPECIAL_TOKENS not in files:
-            write_json(folder / SPECIAL_TOKENS, dict(vocabulary.special_tokens))
-        if TOKENIZER_CONFIG not in files:
-            write_json(
-                folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.special_tokens}
-            )
-    else:
-        return
-    if chat_template is not None:
+    if TOKENIZER_CONFIG not in files:
+        write_json(folder / TOKENIZER_CONFIG, {**names, **config})
+    if template is not None:
         path = folder / TOKENIZER_CONFIG
-        write_json(path, {**(read_json(path) if path.is_file() else {}), "chat_template": chat_template})
-        (folder / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)  # it would be taken first
+        write_json(path, {**read_json(path), "chat_template": template.decode()})
 
 
 def _sentinels(vocabulary: SentencePieces) -> list[str]:

@@ -82,3 +82,30 @@ def test_it_answers_as_transformers_does(smollm2, tokenizer):
 
 def test_numbers_are_cut_into_digits(tokenizer):
     assert tokenizer.tokenize("In 2026, 45.7") == ["In", "Ġ", "2", "0", "2", "6", ",", "Ġ", "4", "5", ".", "7"]
+
+
+def test_its_chats_are_tokens_as_transformers_has_them_with_each_reply_marked(smollm2, tokenizer, test_data):
+    import json
+
+    from flanjax.data.chat import Chat
+    from flanjax.data.chat_templates import find_template
+    from flanjax.data.tasks import Turn
+    from flanjax.data.vocabularies import Vocabulary
+
+    vocabulary = Vocabulary.from_file(smollm2)
+    chat = Chat(find_template("tokenizer", vocabulary), vocabulary)
+    assert chat.check() == []
+    assert chat.prompt(QUESTION) == tokenizer.encode(PROMPT, add_special_tokens=False)
+    assert chat.end_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    records = json.loads((test_data / "fastchat" / "dummy_conversation.json").read_text())[:100]
+    for record in records:
+        said = [
+            Turn(role={"human": "user", "gpt": "assistant"}[turn["from"]], text=turn["value"])
+            for turn in record["conversations"]
+        ]
+        messages = [{"role": turn.role, "content": turn.text} for turn in said]
+        (example,) = chat.examples(said)
+        assert [*example.inputs, *example.targets] == tokenizer.apply_chat_template(messages)["input_ids"]
+        counted = [id_ for id_, weight in zip(example.targets, example.weights, strict=True) if weight]
+        replies = [turn.text + "<|im_end|>" for turn in said if turn.role == "assistant"]
+        assert tokenizer.decode(counted) == "".join(replies)

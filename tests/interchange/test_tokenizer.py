@@ -125,3 +125,44 @@ def test_added_tokens_that_sentencepiece_cannot_encode_are_refused(tmp_path, sma
     path.write_text(json.dumps({**config, "added_tokens_decoder": {"90": {"content": "<brace>"}}}))
     with pytest.raises(ModelFolderError, match="'<brace>'"):
         read_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["bpe_folder", "llama_folder"])
+def test_an_export_gives_the_text_and_tokens_of_a_chat_as_it_was_trained(request, tmp_path, which):
+    from transformers import AutoTokenizer
+
+    from flanjax.data.chat import Chat
+    from flanjax.data.chat_templates import find_template
+    from flanjax.data.tasks import Turn
+
+    tuned_on = Vocabulary.from_file(request.getfixturevalue(which))
+    trained = Chat(find_template("zephyr", tuned_on), tuned_on)
+    said = [Turn(role="user", text="Hi"), Turn(role="assistant", text="Hello!"), Turn(role="user", text="Bye {x}")]
+    said += [Turn(role="assistant", text="See you.")]
+    (example,) = trained.examples(said)
+    # As a run directory has it: the template of training stands beside the tokenizer.
+    tuned_on.save(tmp_path / "run")
+    (tmp_path / "run" / "chat_template.jinja").write_text(trained.template.text)
+    (tmp_path / "export").mkdir()
+    write_tokenizer(tmp_path / "export", Vocabulary.load(tmp_path / "run"))
+    automatic = AutoTokenizer.from_pretrained(tmp_path / "export")
+    messages = [{"role": turn.role, "content": turn.text} for turn in said]
+    tokens = automatic.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert tokens["input_ids"] == [*example.inputs, *example.targets]
+    assert tokens["assistant_masks"] == [*[0] * len(example.inputs), *example.weights]
+    assert automatic.apply_chat_template(messages[:1], add_generation_prompt=True).input_ids == list(example.inputs)
+    again = read_vocabulary(tmp_path / "export")
+    assert find_template("tokenizer", again).text == trained.template.text
+    assert again.identity == tuned_on.identity
+
+
+def test_an_export_of_t5_has_its_chat_template(tmp_path, small_vocabulary):
+    (tmp_path / "run").mkdir()
+    small_vocabulary.save(tmp_path / "run")
+    (tmp_path / "run" / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    vocabulary = Vocabulary.load(tmp_path / "run")
+    assert vocabulary.identity == small_vocabulary.identity
+    (tmp_path / "export").mkdir()
+    write_tokenizer(tmp_path / "export", vocabulary)
+    tokenizer = automatic_tokenizer(tmp_path / "export")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "the fox"}], tokenize=False) == "the fox"
