@@ -30,12 +30,14 @@ class Exported:
       logit_difference: the largest between the run's model and the merged one; None where nothing was merged.
       quantized: the run's base is, and what was exported is not.
       tasks: those that have a folder of their own, an adapter, in the output.
+      hf_class: the class of transformers that opens it.
     """
 
     step: int
     logit_difference: float | None
     quantized: bool
     tasks: tuple[str, ...] = ()
+    hf_class: str = ""
 
 
 def export(
@@ -57,11 +59,12 @@ def export(
       FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged, no
         PEFT folder can express its methods, `output` is not new, or the disk is full.
     """
+    from flanjax.interchange.any_model import HF_DECODER, format_of, hf_class, write_hf_model
     from flanjax.interchange.folders import ModelFolderError, require_new
-    from flanjax.interchange.hf_t5 import write_hf_t5
     from flanjax.interchange.peft import base_name, write_peft
     from flanjax.interchange.runs import read_run
     from flanjax.interchange.t5x import write_t5x
+    from flanjax.models.decoder_config import DecoderConfig
     from flanjax.models.model import require_t5
     from flanjax.tuning.method import TuningError
     from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of, unquantized
@@ -98,13 +101,23 @@ def export(
     difference = None
     if added_paths(trained.model):
         difference = logit_difference((trained.model, trained.params), (model, params))
-    t5 = require_t5(model, "python -m flanjax.export")
-    if format == "hf":
-        write_hf_t5(output, t5, params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
-    else:
-        scanned = format == "t5x_scanned"
+    if format != "hf":
+        t5, scanned = require_t5(model, "a T5X checkpoint"), format == "t5x_scanned"
         write_t5x(output, t5, params, step=trained.step, scanned=scanned, dtype=dtype or "float32")
-    return Exported(trained.step, difference, quantized)
+        return Exported(trained.step, difference, quantized)
+    # A decoder may be said in the words of several families: in those of the model that it was tuned from.
+    base = trained.settings["init_from"]
+    known = isinstance(model, DecoderConfig) and base is not None and Path(base).exists()
+    write_hf_model(
+        output,
+        model,
+        params,
+        trained.vocabulary,
+        recipe=trained.recipe,
+        source=base if known and format_of(base) is HF_DECODER else None,
+        dtype=dtype or "float32",
+    )
+    return Exported(trained.step, difference, quantized, hf_class=hf_class(model))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,7 +149,7 @@ def _export(flags: argparse.Namespace) -> int:
     if flags.format != "hf":
         print(f'  --gin.INITIAL_CHECKPOINT_PATH=\\"{Path(flags.output, f"checkpoint_{done.step}")}\\"  # T5X')
         return 0
-    print(f'  transformers.T5ForConditionalGeneration.from_pretrained("{flags.output}")')
+    print(f'  transformers.{done.hf_class}.from_pretrained("{flags.output}")')
     print(f'  flanjax.load("{flags.output}")')
     return 0
 

@@ -36,10 +36,12 @@ from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run
 from flanjax.interchange.stored import place
+from flanjax.interchange.t5x_files import open_checkpoint
+from flanjax.interchange.t5x_optimizer import resume_adafactor
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.decoder_config import DecoderConfig, Rotary
-from flanjax.models.model import ModelConfig, abstract_params, build, init_params, model_settings
+from flanjax.models.model import ModelConfig, abstract_params, build, init_params, model_settings, require_t5
 from flanjax.models.parameters import Params
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
@@ -51,7 +53,7 @@ from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_
 from flanjax.training.trainer import train
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import METHODS, to_settings
-from flanjax.tuning.partition import begin, digest, flatten, methods_of, trainable_axes, unflatten
+from flanjax.tuning.partition import Partition, begin, digest, flatten, methods_of, trainable_axes, unflatten
 
 
 class RunError(FlanjaxError):
@@ -70,6 +72,8 @@ class Run:
       init_from: a model as `flanjax.interchange.any_model` opens it, such as a Hugging Face folder or a run
         directory; None starts from random parameters.
       adapter_from: a PEFT folder for that model, which training goes on with; its methods are the run's.
+      optimizer_from: a T5X checkpoint, often `init_from` itself, whose Adafactor the run goes on with; None begins
+        anew.
       tasks: task modules and their options.
       task_seed: of all that tasks draw; the order of rows has a seed of its own, so that runs that differ in it share a
         cache.
@@ -86,6 +90,7 @@ class Run:
     mesh: MeshConfig
     init_from: str | None
     adapter_from: str | None = None
+    optimizer_from: str | None = None
     tasks: Mapping[str, Mapping[str, Any]]
     task_seed: int = 0
     on_bad_row: str = "error"
@@ -130,6 +135,7 @@ class Prepared:
     mesh: jax.sharding.Mesh
     settings: ml_collections.ConfigDict
     initial_params: Callable[[Params], Params]
+    initial_optimizer: Callable[[Any], Any] | None
 
 
 def with_modules(run: Run) -> Run:
@@ -194,6 +200,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
         mesh=mesh,
         settings=settings,
         initial_params=functools.partial(start.params, vocabulary),
+        initial_optimizer=_initial_optimizer(run, model),
     )
 
 
@@ -336,7 +343,8 @@ class _StartingPoint:
         """
         if self._folder is None:
             return
-        if (left_out := self._format.left_out(self._folder)) is not None:
+        left_out = self._format.left_out(self._folder)
+        if left_out is not None and self._run.optimizer_from is None:
             notice(f"INIT_FROM={left_out}")
         own = self._format.vocabulary(self._folder)
         if own is None:
@@ -558,7 +566,7 @@ def describe(prepared: Prepared, operative_config: str, parameters: str) -> None
 
 def layout_of(prepared: Prepared) -> StateLayout:
     """Shapes and places of the training state on the run's mesh."""
-    return StateLayout.of(prepared.model, _optimizer(prepared), prepared.mesh)
+    return StateLayout.of(prepared.model, _optimizer(prepared.run, prepared.model), prepared.mesh)
 
 
 def compile_run(prepared: Prepared, layout: StateLayout) -> MemoryUse | None:
@@ -568,7 +576,7 @@ def compile_run(prepared: Prepared, layout: StateLayout) -> MemoryUse | None:
         prepared.model,
         run.compute,
         run.loss,
-        _optimizer(prepared),
+        _optimizer(prepared.run, prepared.model),
         make_schedule(run.optimizer, run.train.train_steps),
         layout,
         seed=run.train.seed,
@@ -582,8 +590,20 @@ def compile_run(prepared: Prepared, layout: StateLayout) -> MemoryUse | None:
     return compile_step(step, layout, shapes).memory
 
 
-def _optimizer(prepared: Prepared) -> optax.GradientTransformation:
-    run, model = prepared.run, prepared.model
+def _initial_optimizer(run: Run, model: ModelConfig) -> Callable[[Any], Any] | None:
+    """What puts the moments of OPTIMIZER_FROM into the run's optimizer; refused here if they do not fit it."""
+    if run.optimizer_from is None:
+        return None
+    checkpoint = open_checkpoint(run.optimizer_from)
+    resume = functools.partial(
+        resume_adafactor, checkpoint=checkpoint, config=require_t5(model, f"OPTIMIZER_FROM={run.optimizer_from}")
+    )
+    trainable, _ = Partition.of(model).split(abstract_params(model))
+    resume(jax.eval_shape(_optimizer(run, model).init, trainable))
+    return resume
+
+
+def _optimizer(run: Run, model: ModelConfig) -> optax.GradientTransformation:
     return make_optimizer(run.optimizer, trainable_axes(model), total_steps=run.train.train_steps, stacks=model.stacks)
 
 
@@ -599,6 +619,7 @@ def train_run(prepared: Prepared, observer: Observer) -> TrainResult:
         mesh=prepared.mesh,
         batches=prepared.batches,
         initial_params=prepared.initial_params,
+        initial_optimizer=prepared.initial_optimizer,
         evaluators=prepared.evaluators,
         run_dir=Path(run.model_dir),
         run_config=prepared.settings.to_dict(),

@@ -86,6 +86,7 @@ def _run_process(command: Sequence[str]) -> int:
 
 def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_config: str, dry_run: bool) -> int:
     from flanjax.console import Console
+    from flanjax.interchange.any_model import hf_class
     from flanjax.narrator import Narrator, parameter_table
     from flanjax.run import compile_run, describe, is_described, layout_of, prepare, train_run
     from flanjax.sharding.hosts import is_first, wait_for_all
@@ -114,15 +115,15 @@ def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_
             console.line(f"stopped by {result.stopped_by} at step {result.step}; the same command goes on from there")
         elif is_first():
             narrator.answers()
-            _finish(run, console)
+            _finish(run, hf_class(prepared.model), console)
         wait_for_all("end")
     if result.work_left_behind:
         exit_now(0)
     return 0
 
 
-def _finish(run: "Run", console: "Console") -> None:
-    """Says where things are, and exports what was asked for."""
+def _finish(run: "Run", hf_class: str, console: "Console") -> None:
+    """Says where things are, and exports what was asked for, which this class of transformers opens."""
     from flanjax.export import QUANTIZED, export
 
     console.heading("Done")
@@ -135,7 +136,7 @@ def _finish(run: "Run", console: "Console") -> None:
     elif export(run.model_dir, run.export_to, merge=True).quantized:
         console.notice(QUANTIZED)
     console.line(f"Hugging Face folder: {run.export_to}; load it with")
-    console.line(f'  transformers.T5ForConditionalGeneration.from_pretrained("{run.export_to}")')
+    console.line(f'  transformers.{hf_class}.from_pretrained("{run.export_to}")')
     console.line(f'  flanjax.load("{run.export_to}").generate(["..."])')
 
 

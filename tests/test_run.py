@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import flax.serialization
 import jax
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import init_params
 from flanjax.run import CONFIGURABLES, Prepared, Run, RunError, describe, is_described, prepare, train_run
 from flanjax.sharding.mesh import MeshConfig
+from flanjax.training.checkpoints import restore_params
 from flanjax.training.interfaces import TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
@@ -318,13 +320,39 @@ def test_a_run_starts_from_a_t5x_checkpoint_whose_model_its_gin_file_knows(run: 
     ready, notices = prepared(run, init_from=str(folder), model=silu)
     assert ready.model == silu
     assert notices[0].startswith(f"INIT_FROM={folder}: step 9; its optimizer's state")
-    started = ready.initial_params(jax.tree.map(lambda _: None, params))
+    started = ready.initial_params(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert jax.tree.all(jax.tree.map(np.array_equal, started, params))
     assert prepared(run, init_from=str(folder), model=None)[0].model == dataclasses.replace(MODEL, dropout_rate=0.1)
     with pytest.raises(RunError, match=r"INIT_FROM=.* holds another model: mlp_dim is 32 there, 48 in the run"):
         prepared(run, init_from=str(folder), model=dataclasses.replace(silu, mlp_dim=48))
     with pytest.raises(ModelFolderError, match="give one of them: checkpoint_9"):
         prepared(run, init_from=str(folder.parent))
+
+
+def test_a_run_goes_on_with_the_adafactor_of_a_t5x_checkpoint(run: Run, tmp_path: Path) -> None:
+    params = jax.device_get(init_params(MODEL, 3))
+    folder = write_t5x(tmp_path / "t5x", MODEL, params, step=1000)
+    tree = flax.serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    large = jax.tree.map(
+        lambda slot: slot if slot.shape == (1,) else slot + 100, tree["optimizer"]["state"]["param_states"]
+    )
+    tree["optimizer"]["state"]["param_states"] = large
+    (folder / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(tree))
+
+    def moved(name: str, **changes: Any) -> float:
+        ready, notices = prepared(run, model_dir=str(tmp_path / name), init_from=str(folder), **changes)
+        assert any("is left out" in notice for notice in notices) == (name == "anew")
+        train_run(ready, SimpleNamespace(notice=print, progress=lambda progress: None, logged=lambda *line: None))
+        after, _ = restore_params(tmp_path / name / "checkpoints")
+        return float(np.abs(after["token_embedder"]["embedding"] - params["token_embedder"]["embedding"]).max())
+
+    # Against second moments that large a gradient is small.
+    once = TrainConfig(train_steps=1)
+    assert 0 < moved("on", optimizer_from=str(folder), train=once) < 0.1 * moved("anew", train=once)
+    with pytest.raises(ModelFolderError, match="this optimizer is another"):
+        prepared(run, optimizer_from=str(folder), optimizer=OptimizerConfig(name="adamw", learning_rate=0.1))
+    with pytest.raises(ModelFolderError, match=r"moments that do not fit .*(?s:.*)lora/a/v: missing"):
+        prepared(run, optimizer_from=str(folder), tuning=(LoRA(rank=2),))
 
 
 def test_what_cannot_be_merged_is_told_and_its_promised_export_refused_at_the_start(run: Run, tmp_path: Path) -> None:

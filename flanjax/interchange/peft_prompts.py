@@ -31,7 +31,7 @@ from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 from flanjax.tuning.method import Flat, TuningError
 from flanjax.tuning.prefix import DECODER, PrefixTuning
-from flanjax.tuning.prompt import EMBEDDING, PromptMethod, PromptTuning, prompt_table
+from flanjax.tuning.prompt import PromptMethod, PromptTuning, prompt_path, prompt_table
 
 TENSOR = "prompt_embeddings"
 _PREFIX = f"{DECODER}/{PrefixTuning.name}"
@@ -47,7 +47,7 @@ def read_prompt(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) 
     given = tensors.shapes().get(TENSOR, ())
     rows = 2 * length if given[:1] == (2 * length,) else length
     embedding = tensors.take({TENSOR: (rows, base.embed_dim)})[TENSOR][:length]
-    return Adapter((PromptTuning(length=length, init="random"),), {EMBEDDING: embedding[None]})
+    return Adapter((PromptTuning(length=length, init="random"),), {prompt_path(base): embedding[None]})
 
 
 def as_prompts(method: PromptMethod, model: ModelConfig, params: Params) -> dict[str, tuple[PromptTuning, Flat]]:
@@ -64,7 +64,7 @@ def as_prompts(method: PromptMethod, model: ModelConfig, params: Params) -> dict
         raise TuningError(f"{type(method).__name__}.tasks has {bad[0]!r}, which is no name of a folder for its prompt")
     table = np.asarray(prompt_table(model, params))
     alone = PromptTuning(length=method.length, init="random")
-    return {task: (alone, {EMBEDDING: prompt[None]}) for task, prompt in zip(tasks, table, strict=True)}
+    return {task: (alone, {prompt_path(model): prompt[None]}) for task, prompt in zip(tasks, table, strict=True)}
 
 
 def write_prompt(method: PromptTuning, base: T5Config, added: Flat) -> Content:
@@ -76,7 +76,7 @@ def write_prompt(method: PromptTuning, base: T5Config, added: Flat) -> Content:
         "num_transformer_submodules": 1,
         "prompt_tuning_init": "RANDOM",
     }
-    return Content(config, {TENSOR: np.asarray(added[EMBEDDING])[0]})
+    return Content(config, {TENSOR: np.asarray(added[prompt_path(base)])[0]})
 
 
 def read_npy(source: Path) -> tuple[T5Config, Content]:
@@ -95,7 +95,7 @@ def read_npy(source: Path) -> tuple[T5Config, Content]:
         raise ModelFolderError(f"{source}: holds no prompt, which is float32 [length, embed]")
     length, embed = found.shape
     base = T5Config(embed_dim=embed, num_heads=1, head_dim=1, mlp_dim=1, num_encoder_layers=1, num_decoder_layers=1)
-    return base, write_prompt(PromptTuning(length=length, init="random"), base, {EMBEDDING: found[None]})
+    return base, write_prompt(PromptTuning(length=length, init="random"), base, {prompt_path(base): found[None]})
 
 
 def read_prefix(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) -> Adapter:

@@ -178,6 +178,8 @@ def recipe(settings: Mapping[str, Any], step: int) -> dict[str, str]:
         value: Any = settings
         for key in path:
             value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        if path == ("data", "row_lengths") and value is not _ABSENT and len(value) == 1:
+            label = "Row length in tokens"  # a decoder's
         if value is not _ABSENT and (value is not None or path != ("adapter_from",)):
             lines[label] = _readable(path[-1], value)
     return {**lines, "Steps": str(step)}

@@ -20,9 +20,9 @@ MASKED = -1e30
 class PrefixKeys(NamedTuple):
     """Learnt keys and values that every query may see beside those of its own segment, as in prefix tuning."""
 
-    keys: Float[Array, "prefix heads head_dim"]
-    values: Float[Array, "batch prefix heads head_dim"]  # of each row, for dropout on them
-    bias: Float[Array, "#batch heads queries prefix"] | None
+    keys: Float[Array, "prefix kv_heads head_dim"]
+    values: Float[Array, "batch prefix kv_heads head_dim"]  # of each row, for dropout on them
+    bias: Float[Array, "#batch #heads queries prefix"] | None
 
 
 def segment_mask(
@@ -85,7 +85,11 @@ def attention(
         alone = _on_one_cpu() and q.shape[1] > 1 and prefix is None and not softcap
         implementation = "per_head" if alone else "xla"
     if k.shape[2] != q.shape[2]:
-        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+        group = q.shape[2] // k.shape[2]
+        k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
+        if prefix is not None:
+            keys, values = (jnp.repeat(x, group, axis=-2) for x in (prefix.keys, prefix.values))
+            prefix = PrefixKeys(keys, values, prefix.bias)
     if implementation == "per_head":
         if softcap:
             raise ModelConfigError("attention implementation 'per_head' has no soft cap: use 'auto' or 'xla'")

@@ -6,14 +6,11 @@ between two runs of one checkpoint without changing what the checkpoint means.
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax.numpy as jnp
 
 from flanjax.errors import FlanjaxError
-
-if TYPE_CHECKING:
-    from flanjax.models.decoder_config import DecoderConfig
 
 ACTIVATIONS = ("exact_gelu", "gelu", "linear", "relu", "silu", "squared_relu", "tanh")
 DTYPES = ("float32", "bfloat16")
@@ -46,7 +43,11 @@ class Addition(Protocol):
     def prompt_tasks(self) -> tuple[str, ...]:
         """The tasks that have a prompt of their own, number 0 first; none where one prompt serves all."""
 
-    def prompt(self, model: "T5Config | DecoderConfig") -> Any:
+    @property
+    def prefix_length(self) -> int:
+        """Learnt keys that stand before every text in the attention of a decoder; 0 for none."""
+
+    def prompt(self, model: Any) -> Any:
         """The prompt of the first stack, a `flanjax.models.prompts.Prompt`, where `prompt_length` is not 0."""
 
     def prefixes(self, layer: Any, count: int, path: str) -> Any:
@@ -82,6 +83,11 @@ class Extensible:
     def prompt_length(self) -> int:
         """Positions of a learnt prompt, which the first ones of every example are kept for."""
         return sum(addition.prompt_length for addition in self.added)
+
+    @property
+    def prefix_length(self) -> int:
+        """Learnt keys that stand before every text in the attention of a decoder, which positions count."""
+        return sum(addition.prefix_length for addition in self.added)
 
     @property
     def prompt_tasks(self) -> tuple[str, ...]:
@@ -130,6 +136,9 @@ class T5Config(Extensible):
     relpos_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
     added: tuple[Addition, ...] = ()
+
+    # Embedded tokens go to the layers as they are.
+    embedding_scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         # gin and JSON give lists; the configuration must stay hashable, jit uses it as a static argument.

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flanjax.models.attention import attention, segment_mask
+from flanjax.models.attention import MASKED, attention, segment_mask
 from flanjax.models.config import Compute, ModelConfigError
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.head import Head
 from flanjax.models.layers import (
     NO_DROPOUT,
-    Adaptable,
+    Attention,
     Dropout,
     LayerNorm,
     Linear,
@@ -42,8 +42,14 @@ from flanjax.models.parameters import (
     over_layers,
     stacked,
 )
-from flanjax.models.positions import Angles, alibi_bias, rotary_angles, rotate
-from flanjax.models.prompts import Prefixes, Prompt, positions_in_segments
+from flanjax.models.positions import Angles, alibi_bias, alibi_bias_of_prefix, rotary_angles, rotate
+from flanjax.models.prompts import (
+    insert_prompts,
+    positions_in_segments,
+    prefixes_of,
+    prompt_of,
+    with_prefixes,
+)
 from flanjax.sharding.rules import constrain
 
 
@@ -62,10 +68,17 @@ class Context(NamedTuple):
     windowed_mask: Bool[Array, "batch 1 queries keys"]
     bias: Float[Array, "1 heads queries keys"] | None
     angles: Angles | None
+    prefix_bias: Float[Array, "batch #heads queries prefix"] | None = None
+    windowed_prefix_bias: Float[Array, "batch #heads queries prefix"] | None = None
 
-    def mask_of(self, windowed: Bool[Array, ""]) -> Bool[Array, "batch 1 queries keys"]:
-        """The mask of a layer that has the window or not."""
-        return self.mask if self.windowed_mask is self.mask else jnp.where(windowed, self.windowed_mask, self.mask)
+    def of_layer(self, windowed: Bool[Array, ""]) -> "Context":
+        """What a layer is given that has the window or not."""
+        if self.windowed_mask is self.mask:
+            return self
+        bias = self.prefix_bias
+        if self.windowed_prefix_bias is not None:
+            bias = jnp.where(windowed, self.windowed_prefix_bias, 0.0 if bias is None else bias)
+        return self._replace(mask=jnp.where(windowed, self.windowed_mask, self.mask), prefix_bias=bias)
 
 
 def _norm(config: DecoderConfig, head_dim: int | None = None) -> RMSNorm:
@@ -81,14 +94,14 @@ class Table(nnx.Module):
         self.embedding = parameter((rows, config.embed_dim), (axis, "embed"), config.init_stddev)
 
 
-class CausalAttention(Adaptable):
-    """Projections around `attention` over the same sequence; adapters are around the whole of `attend`."""
+class CausalAttention(Attention):
+    """Over the same sequence, with as many heads of keys as of queries or fewer."""
 
     def __init__(self, config: DecoderConfig, implementation: str):
         embed, deviation = config.embed_dim, config.init_stddev
         inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.shape, self.axes = (embed, embed), ("embed", "embed")
-        self.head_dim = config.head_dim
+        self.head_dim, self.kv_heads = config.head_dim, config.num_kv_heads
         self.interleaved = config.rotary.interleaved
         self.scale, self.softcap = config.query_scale, config.attention_softcap
         self.implementation = implementation
@@ -118,7 +131,6 @@ class CausalAttention(Adaptable):
         k: Float[Array, "batch keys kv_heads head_dim"],
         v: Float[Array, "batch keys kv_heads head_dim"],
         context: Context,
-        mask: Bool[Array, "batch 1 queries keys"],
         dropout: Dropout = NO_DROPOUT,
     ) -> Float[Array, "batch queries embed"]:
         """Queries from `x` over given keys and values, projected back to the residual's width."""
@@ -126,7 +138,14 @@ class CausalAttention(Adaptable):
         def own(x: Array) -> Array:
             q = self._heads(self.query(x, dropout.at("query")), self.query_norm, context.angles) * self.scale
             heads = attention(
-                q, k, v, bias=context.bias, mask=mask, softcap=self.softcap, implementation=self.implementation
+                q,
+                k,
+                v,
+                bias=context.bias,
+                mask=context.mask,
+                prefix=self.prefix_keys(q, context.prefix_bias, dropout),
+                softcap=self.softcap,
+                implementation=self.implementation,
             )
             return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
 
@@ -153,8 +172,7 @@ class DecoderOnlyLayer(nnx.Module):
         k, v = self.self_attention.keys_and_values(h, context.angles, dropout.at("self"))
         # A weight mask that is the same for every query scales the values, as in `MultiHeadAttention`.
         v = dropout.at("weights")(v, broadcast_axis=-1)
-        mask = context.mask_of(windowed)
-        attended = self.self_attention.attend(h, k, v, context, mask, dropout.at("self"))
+        attended = self.self_attention.attend(h, k, v, context.of_layer(windowed), dropout.at("self"))
         return self._rest(x, h, attended, dropout), (k, v)
 
     def step(
@@ -172,7 +190,7 @@ class DecoderOnlyLayer(nnx.Module):
         h = self.pre_self_attention_layer_norm(x)
         new = self.self_attention.keys_and_values(h, context.angles)
         k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, position, axis=1) for c, n in zip(cache, new, strict=True))
-        attended = self.self_attention.attend(h, k, v, context, context.mask_of(windowed))
+        attended = self.self_attention.attend(h, k, v, context.of_layer(windowed))
         return self._rest(x, h, attended, NO_DROPOUT), new
 
     def _rest(self, x: Array, h: Array, attended: Array, dropout: Dropout) -> Array:
@@ -191,17 +209,15 @@ class DecoderOnlyLayer(nnx.Module):
 class DecoderStack(nnx.Module):
     """Stacked layers, final norm and, when untied, the head; learned positions and a norm before them where asked."""
 
-    prompt: Prompt | None = None
-    prefix: Prefixes | None = None
-
     def __init__(self, config: DecoderConfig, compute: Compute):
         self.config = config
         if config.positions == "learned":
             self.position_embedder = Table(config.max_positions + config.position_offset, config, "abspos_buckets")
         self.embedding_norm = _norm(config) if config.embedding_norm else None
-        self.layers = stacked(
-            DecoderOnlyLayer(config, compute.attention), config.num_layers, config.added, "decoder/layers"
-        )
+        layer = DecoderOnlyLayer(config, compute.attention)
+        self.prefix = prefixes_of(config.added, layer, config.num_layers, "decoder/layers")
+        self.layers = stacked(layer, config.num_layers, config.added, "decoder/layers")
+        self.prompt = prompt_of(config)
         self.decoder_norm = _norm(config)
         if not config.tied_head:
             axes = ("embed", "vocab")
@@ -229,6 +245,7 @@ class DecoderStack(nnx.Module):
         compute: Compute,
     ) -> Float[Array, "batch length embed"]:
         """Embedded tokens to the decoder's output."""
+        layers = with_prefixes(self.layers, self.prefix)
         context = self._context(segments, positions, bidirectional)
 
         def body(x: Array, layer_and_index: tuple[DecoderOnlyLayer, Array, Array]) -> tuple[Array, None]:
@@ -236,7 +253,7 @@ class DecoderStack(nnx.Module):
             return constrain(layer(x, drop.at(index), context, windowed)[0], "batch", None, None), None
 
         x = constrain(drop.at("embedding")(self.enter(x, positions)), "batch", None, None)
-        x, _ = over_layers(body, x, (self.layers, layer_numbers(self.layers), self._windowed()), compute)
+        x, _ = over_layers(body, x, (layers, layer_numbers(layers), self._windowed()), compute)
         return self.decoder_norm(x)
 
     def prefill(
@@ -248,20 +265,23 @@ class DecoderStack(nnx.Module):
         compute: Compute,
     ) -> tuple[Array, Array]:
         """Keys and values of every layer, [layers, batch, length, kv_heads, head_dim], for embedded tokens."""
-        context = self._context(segments, positions, bidirectional)
+        context, layers = self._context(segments, positions, bidirectional), with_prefixes(self.layers, self.prefix)
 
         def body(x: Array, layer_and_windowed: tuple[DecoderOnlyLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
             layer, windowed = layer_and_windowed
             x, keys_and_values = layer(x, NO_DROPOUT, context, windowed)
             return constrain(x, "batch", None, None), keys_and_values
 
-        return over_layers(body, self.enter(x, positions), (self.layers, self._windowed()), compute)[1]
+        return over_layers(body, self.enter(x, positions), (layers, self._windowed()), compute)[1]
 
     def _windowed(self) -> Bool[Array, " layers"]:
         return jnp.asarray(self.config.window_of_layers)
 
     def _context(
-        self, segments: Int[Array, "batch length"], positions: Int[Array, "batch length"], bidirectional: Array | None
+        self,
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        bidirectional: Array | None,
     ) -> Context:
         config = self.config
         masks = functools.partial(segment_mask, segments, segments, causal=True, bidirectional=bidirectional)
@@ -269,26 +289,32 @@ class DecoderStack(nnx.Module):
         angles = None
         if config.positions == "rotary":
             same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None]
-            angles = rotary_angles(config, positions, same.sum(axis=-1))
+            angles = rotary_angles(config, positions, same.sum(axis=-1) + config.prefix_length)
+        prefix_bias, windowed_prefix_bias = _prefix_biases(config, positions)
         return Context(
             mask=mask,
             windowed_mask=masks(window=config.window) if config.window else mask,
             bias=alibi_bias(rows, rows, config.num_heads) if config.positions == "alibi" else None,
             angles=angles,
+            prefix_bias=prefix_bias,
+            windowed_prefix_bias=windowed_prefix_bias,
         )
 
     def step(
         self, x: Float[Array, "batch 1 embed"], position: Int[Array, ""], cache: Cache, compute: Compute
     ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
         """The decoder's output at one position, and the cache with that position's keys and values in it."""
-        config = self.config
-        columns, here = jnp.arange(cache.keys.shape[2]), (position - cache.starts)[:, None]
+        config, layers, prefix = self.config, with_prefixes(self.layers, self.prefix), self.config.prefix_length
+        columns, here = jnp.arange(cache.keys.shape[2]), (position - cache.starts)[:, None] + prefix
         mask = ((columns <= position) & (columns >= cache.starts[:, None]))[:, None, None]
+        prefix_bias, windowed_prefix_bias = _prefix_biases(config, here)
         context = Context(
             mask=mask,
             windowed_mask=mask & (columns > position - config.window) if config.window else mask,
             bias=alibi_bias(position[None], columns, config.num_heads) if config.positions == "alibi" else None,
             angles=rotary_angles(config, here, here + 1) if config.positions == "rotary" else None,
+            prefix_bias=prefix_bias,
+            windowed_prefix_bias=windowed_prefix_bias,
         )
 
         def body(x: Array, xs: tuple[DecoderOnlyLayer, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -297,10 +323,24 @@ class DecoderStack(nnx.Module):
 
         # The loop only reads the cache; one write afterwards stays in place, where returning it would copy all.
         old = (cache.keys, cache.values)
-        x, new = over_layers(body, self.enter(x, here), (self.layers, self._windowed(), *old), compute)
+        x, new = over_layers(body, self.enter(x, here), (layers, self._windowed(), *old), compute)
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
         keys, values = (update(c, n) for c, n in zip(old, new, strict=True))
         return self.decoder_norm(x), Cache(keys, values, cache.starts)
+
+
+def _prefix_biases(
+    config: DecoderConfig, positions: Int[Array, "batch queries"]
+) -> tuple[Float[Array, "batch #heads queries prefix"] | None, Float[Array, "batch #heads queries prefix"] | None]:
+    """The bias of a prefix's keys, in layers without and with the window; it leaves a window as earlier tokens do."""
+    length = config.prefix_length
+    if not length:
+        return None, None
+    alibi = alibi_bias_of_prefix(positions, length, config.num_heads) if config.positions == "alibi" else None
+    if not config.window:
+        return alibi, None
+    beyond = positions[:, None, :, None] - jnp.arange(length) >= config.window
+    return alibi, jnp.where(beyond, MASKED, 0.0 if alibi is None else alibi)
 
 
 class Decoder(nnx.Module):
@@ -321,9 +361,17 @@ class Decoder(nnx.Module):
         """The one stack by its path."""
         return {"decoder": self.decoder}
 
-    def _embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+    def _embed(
+        self,
+        tokens: Int[Array, "batch length"],
+        offsets: Int[Array, "batch length"],
+        segments: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length embed"]:
+        """Tokens at these distances from the start of their segments, and the prompt at the first ones."""
         x = self.token_embedder.embedding[...][tokens].astype(self.compute.jax_dtype)
-        return x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        prompt = self.decoder.prompt
+        return x if prompt is None else insert_prompts(x, prompt(), tokens, offsets, segments)
 
     def _enter(
         self,
@@ -331,9 +379,12 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "batch length"],
         positions: Int[Array, "batch length"] | None,
     ) -> tuple[Float[Array, "batch length embed"], Int[Array, "batch length"]]:
-        """Embedded tokens, and where each stands in its segment."""
-        positions = positions_in_segments(segment_ids) if positions is None else positions
-        return self._embed(tokens), jnp.where(segment_ids == 0, 0, positions)  # however long the padding is
+        """Embedded tokens, and where each stands behind the prefix in its segment."""
+        offsets = positions_in_segments(segment_ids)
+        positions = jnp.where(
+            segment_ids == 0, 0, offsets if positions is None else positions
+        )  # however long padding is
+        return self._embed(tokens, offsets, segment_ids), positions + self.config.prefix_length
 
     def decode(
         self,
@@ -415,7 +466,9 @@ class Decoder(nnx.Module):
 
         Returns what `decode` gives at that position, and the cache for the next one.
         """
-        hidden, cache = self.decoder.step(self._embed(tokens[:, None]), jnp.asarray(position), cache, self.compute)
+        tokens = tokens[:, None]
+        x = self._embed(tokens, (position - cache.starts)[:, None], jnp.ones_like(tokens))
+        hidden, cache = self.decoder.step(x, jnp.asarray(position), cache, self.compute)
         return hidden[:, 0], cache
 
 
@@ -426,6 +479,7 @@ def require_positions(config: DecoderConfig, length: int) -> None:
       ModelConfigError: it is beyond a learned table, or beyond where `dynamic` scaling would turn the keys that are
         already in the cache anew.
     """
+    length += config.prefix_length
     if config.positions == "learned" and length > config.max_positions:
         raise ModelConfigError(
             f"a cache of {length} positions: the model has learned {config.max_positions} (max_positions)"

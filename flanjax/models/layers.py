@@ -239,18 +239,41 @@ class Mlp(Adaptable):
         return self.wo(dropout.at("mlp")(jnp.asarray(hidden)), dropout.at("wo"))
 
 
-class MultiHeadAttention(Adaptable):
-    """Projections around `attention`; kernels have their heads joined. A tuning method may set a `prefix`.
+class Attention(Adaptable):
+    """What attention is to a tuning method, in either kind of model: four projections whose kernels join the heads.
 
     Adapters are around the whole of `attend`: they see what the queries are made of, and what goes to the residual.
+
+    Attributes:
+      prefix: keys and values that a method sets before all others.
+      kv_heads: heads of keys and values.
+      implementation: of `flanjax.models.attention.attention`.
     """
 
     prefix: Prefix | None = None
+    kv_heads: int
+    implementation: str
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+
+    def prefix_keys(self, q: Array, bias: Array | None, dropout: Dropout) -> PrefixKeys | None:
+        """The prefix for these queries [batch, queries, heads, head_dim], with dropout on its weights."""
+        if self.prefix is None:
+            return None
+        keys, values = (x.astype(q.dtype) for x in self.prefix())
+        values = jnp.broadcast_to(values, (len(q), *values.shape))
+        return PrefixKeys(keys, dropout.at("prefix_weights")(values, broadcast_axis=-1), bias)
+
+
+class MultiHeadAttention(Attention):
+    """T5's: as many heads of keys as of queries, over the same sequence or another."""
 
     def __init__(self, config: T5Config, implementation: str):
         embed, inner = config.embed_dim, config.attention_dim
         self.shape, self.axes = (embed, embed), ("embed", "embed")
-        self.num_heads = config.num_heads
+        self.kv_heads = config.num_heads
         self.implementation = implementation
         # The query's deviation carries the 1/sqrt(head_dim) that attention leaves out.
         self.query = Linear(embed, inner, ("embed", "heads"), (embed * config.head_dim) ** -0.5)
@@ -259,7 +282,7 @@ class MultiHeadAttention(Adaptable):
         self.out = Linear(inner, embed, ("heads", "embed"), inner**-0.5)
 
     def _split(self, x: Array) -> Float[Array, "batch length heads head_dim"]:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+        return x.reshape(*x.shape[:-1], self.kv_heads, -1)
 
     def keys_and_values(
         self, memory: Float[Array, "batch keys embed"], dropout: Dropout = NO_DROPOUT
@@ -283,18 +306,11 @@ class MultiHeadAttention(Adaptable):
 
         def own(x: Array) -> Array:
             q = self._split(self.query(x, dropout.at("query")))
-            prefix = self._prefix(q, prefix_bias, dropout)
+            prefix = self.prefix_keys(q, prefix_bias, dropout)
             heads = attention(q, k, v, bias=bias, mask=mask, prefix=prefix, implementation=self.implementation)
             return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
 
         return self.adapted(own, x, dropout)
-
-    def _prefix(self, q: Array, bias: Array | None, dropout: Dropout) -> PrefixKeys | None:
-        if self.prefix is None:
-            return None
-        keys, values = (x.astype(q.dtype) for x in self.prefix())
-        values = jnp.broadcast_to(values, (len(q), *values.shape))
-        return PrefixKeys(keys, dropout.at("prefix_weights")(values, broadcast_axis=-1), bias)
 
     def __call__(
         self,

@@ -108,6 +108,14 @@ def alibi_bias(
     return -jnp.asarray(alibi_slopes(num_heads))[None, :, None, None] * distance
 
 
+def alibi_bias_of_prefix(
+    query_positions: Int[Array, "batch queries"], length: int, num_heads: int
+) -> Float[Array, "batch heads queries length"]:
+    """The bias of `length` keys that are the positions 0, 1, ... for queries at these positions, which count them."""
+    distance = (query_positions[:, None, :, None] - jnp.arange(length)).astype(jnp.float32)
+    return -jnp.asarray(alibi_slopes(num_heads))[None, :, None, None] * distance
+
+
 class Angles(NamedTuple):
     """Cosine and sine of what each position turns each pair of numbers by; float32."""
 

@@ -1,4 +1,4 @@
-"""Learnt vectors that are no weights: a prompt before the encoder's tokens, a prefix before the keys of an attention.
+"""Learnt vectors that are no weights: a prompt before an example's tokens, a prefix before the keys of an attention.
 
 A row with a prompt of 3 positions and two examples, [5, 6, 1] and [7, 1], whose prompts are number 0 and number 2:
 
@@ -7,7 +7,8 @@ A row with a prompt of 3 positions and two examples, [5, 6, 1] and [7, 1], whose
 
 The first 3 positions of every segment hold the number of its prompt, and the vectors of that prompt take the place of
 their embeddings. So packed rows are right by themselves: distances, masks and lengths count the prompt as part of its
-example. A prefix needs no positions: every segment of a row sees the same keys and values.
+example. A prefix needs no positions: every segment of a row sees the same keys and values. A decoder's rows have their
+prompts in `decoder_input_tokens` in the same way.
 """
 
 import abc
@@ -19,13 +20,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flanjax.models.config import Addition
+from flanjax.models.config import Addition, Extensible
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 
 class Prompt(nnx.Module):
-    """What a tuning method puts before the encoder's tokens; its parameters lie under `encoder/prompt`."""
+    """What a tuning method puts before an example; its parameters lie in the lowest stack, `encoder/prompt` or so."""
 
     @abc.abstractmethod
     def __call__(self) -> Float[Array, "prompts length embed"]:
@@ -48,6 +49,11 @@ class Prefixes(nnx.Module):
     @abc.abstractmethod
     def __call__(self) -> dict[str, Prefix]:
         """The prefix of each attention by the attention's name, stacked over layers."""
+
+
+def prompt_of(config: Extensible) -> Prompt | None:
+    """The prompt that a tuning method adds to a model, where one does."""
+    return next((addition.prompt(config) for addition in config.added if addition.prompt_length), None)
 
 
 def prefixes_of(added: Sequence[Addition], layer: nnx.Module, count: int, path: str) -> Prefixes | None:
@@ -77,11 +83,14 @@ def insert_prompts(
     x: Float[Array, "batch length embed"],
     prompts: Float[Array, "prompts prompt_length embed"],
     tokens: Int[Array, "batch length"],
+    offsets: Int[Array, "batch length"],
     segment_ids: Int[Array, "batch length"],
 ) -> Float[Array, "batch length embed"]:
-    """`x` with each segment's first positions replaced by its prompt, whose number `tokens` holds there."""
+    """`x` with each segment's first positions replaced by its prompt, whose number `tokens` holds there.
+
+    `offsets` are the distances from the start of the segment, as `positions_in_segments` gives them.
+    """
     count, length, embed = prompts.shape
-    offsets = positions_in_segments(segment_ids)
     inside = (offsets < length) & (segment_ids != 0)
     index = jnp.where(inside, jnp.clip(tokens, 0, count - 1) * length + offsets, 0)
     return jnp.where(inside[..., None], prompts.reshape(-1, embed).astype(x.dtype)[index], x)

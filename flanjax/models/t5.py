@@ -32,7 +32,7 @@ from flanjax.models.parameters import (
     stacked,
 )
 from flanjax.models.positions import RelativePositionBias
-from flanjax.models.prompts import Prompt, insert_prompts, positions_in_segments, prefixes_of, with_prefixes
+from flanjax.models.prompts import Prompt, insert_prompts, positions_in_segments, prefixes_of, prompt_of, with_prefixes
 from flanjax.sharding.rules import constrain
 
 
@@ -92,9 +92,7 @@ class Encoder(Stack):
         self.prefix = prefixes_of(config.added, layer, config.num_encoder_layers, "encoder/layers")
         self.layers = stacked(layer, config.num_encoder_layers, config.added, "encoder/layers")
         self.encoder_norm = RMSNorm(config)
-        for addition in config.added:
-            if addition.prompt_length:
-                self.prompt = addition.prompt(config)
+        self.prompt = prompt_of(config)
 
     def __call__(
         self,
@@ -241,7 +239,7 @@ class T5(nnx.Module):
         """The encoder's output, normalised; with a prompt, see `flanjax.models.prompts` for what the tokens hold."""
         x = self._embed(tokens)
         if self.encoder.prompt is not None:
-            x = insert_prompts(x, self.encoder.prompt(), tokens, segment_ids)
+            x = insert_prompts(x, self.encoder.prompt(), tokens, positions_in_segments(segment_ids), segment_ids)
         return self.encoder(x, segment_ids, self._dropout(dropout_key, "encoder"), self.compute)
 
     def decode(

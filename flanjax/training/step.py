@@ -140,6 +140,10 @@ class StateLayout:
         )(params)
         return TrainState(step, params, opt_state, skipped, in_a_row, frozen)
 
+    def with_optimizer(self, state: TrainState, opt_state: Any) -> TrainState:
+        """The state with another optimizer state of the same shapes, numpy or jax arrays, put where it belongs."""
+        return state._replace(opt_state=jax.tree.map(_place, opt_state, self.shardings.opt_state))
+
     def place(self, params: Params) -> tuple[Params, Params]:
         """The trainable and the frozen ones of a model's parameters, on their devices."""
         shardings = self.shardings

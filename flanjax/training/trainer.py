@@ -71,6 +71,7 @@ def train(
     rules: Rules = DEFAULT_RULES,
     batches: BatchIterator,
     initial_params: Callable[[Params], Params],
+    initial_optimizer: Callable[[Any], Any] | None = None,
     evaluators: Mapping[str, Evaluator] | None = None,
     run_dir: Path,
     run_config: Mapping[str, Any],
@@ -92,6 +93,8 @@ def train(
       initial_params: gives the first parameters; called with the tree of their shardings, and only where there is no
         checkpoint, or where some parameters do not move: a checkpoint does not have those. It may return numpy or jax
         arrays, already placed or not.
+      initial_optimizer: turns the optimizer's first state into the one that training begins with; only where there is
+        no checkpoint. None leaves it.
       evaluators: held-out measurements by name.
       run_dir: `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `loss.png` are written here.
       run_config: the resolved configuration, as JSON holds it; saved with every checkpoint.
@@ -123,6 +126,8 @@ def train(
         agree(f"the latest checkpoint in {run_dir}", f"step {latest}")
         if latest is None:
             place, state = _Place(), layout.start(initial_params(layout.shardings.all_params), transform)
+            if initial_optimizer is not None:
+                state = layout.with_optimizer(state, initial_optimizer(state.opt_state))
         else:
             saved = checkpoints.config(latest)
             check_config(saved, run_config, fixed=fixed_keys, free=free_keys, where=str(run_dir))

@@ -23,9 +23,9 @@ from flanjax.models.layers import (
     ACTIVATION_FUNCTIONS,
     Adaptable,
     Adapter,
+    Attention,
     Dropout,
     Mlp,
-    MultiHeadAttention,
     parameter,
     project,
 )
@@ -94,7 +94,7 @@ class BottleneckAdapter(Method):
 
     def attach(self, layer: nnx.Module, path: str) -> None:
         """Puts a bottleneck around every block that matches."""
-        for _, block in matching(layer, path, str(self.blocks), Mlp, MultiHeadAttention):
+        for _, block in matching(layer, path, str(self.blocks), Mlp, Attention):
             block.attach(self.name, Bottleneck(block, self))
 
     def trains(self, path: str) -> bool:

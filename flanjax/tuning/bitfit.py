@@ -2,12 +2,13 @@
 
     y = x W + b        b [out], for a norm  y = norm(x) + b  with b [embed]
 
-T5 has no biases: here they are added, at zero, to the projections and the norms of the layers, so that the first model
-is exactly the base. A key's bias is left out: it adds the same number to all scores of a query, and the softmax takes
-it away again.
+A model that has biases of its own, as most decoders from GPT-2 on, trains those, all of them. T5 and Llama have none:
+there they are added, at zero, to the projections and the norms of the layers, so that the first model is exactly the
+base. A T5's key needs none: it adds the same number to all scores of a query, and the softmax takes it away again.
 """
 
 import dataclasses
+import re
 from typing import ClassVar
 
 from flax import nnx
@@ -25,8 +26,10 @@ class BitFit(Method):
     """Biases on projections and norms.
 
     Attributes:
-      targets: regular expression that has to match the whole path of a projection or norm of a layer,
-        "decoder/layers/mlp/wo" or "encoder/layers/pre_mlp_layer_norm"; the default is all of them but the keys'.
+      targets: regular expression that has to match the whole path of a projection or norm,
+        "decoder/layers/mlp/wo" or "encoder/layers/pre_mlp_layer_norm": its own bias is trained, and one is added to
+        those in layers that have none. None takes all biases of a model that has some in its layers; in another model
+        all projections and norms of the layers, but keys, are given one.
 
     Raises:
       TuningError: a pattern that is none.
@@ -35,21 +38,29 @@ class BitFit(Method):
     name: ClassVar[str] = "bitfit"
     merges: ClassVar[bool] = False
     notice: ClassVar[str | None] = (
-        "BitFit: T5 has no biases, so they are added, at zero; the run cannot become a plain Hugging Face model"
+        "BitFit: to a model without biases, as T5, they are added, at zero; such a run cannot become a plain Hugging "
+        "Face model"
     )
-    targets: str = PROJECTIONS_AND_NORMS
+    targets: str | None = None
 
     def __post_init__(self) -> None:
-        check_pattern(self, "targets")
+        if self.targets is not None:
+            check_pattern(self, "targets")
 
     def attach(self, layer: nnx.Module, path: str) -> None:
-        """Puts a bias behind every target."""
-        for _, target in matching(layer, path, self.targets, Linear, RMSNorm):
-            target.attach(self.name, Bias(target))
+        """Puts a bias behind every target that has none."""
+        own = [target for _, target in matching(layer, path, ".*", Linear, RMSNorm) if _has_bias(target)]
+        if own and self.targets is None:
+            return
+        for _, target in matching(layer, path, self.targets or PROJECTIONS_AND_NORMS, Linear, RMSNorm):
+            if not _has_bias(target):
+                target.attach(self.name, Bias(target))
 
     def trains(self, path: str) -> bool:
         """The biases alone."""
-        return f"/{self.name}/" in path
+        target, is_bias, _ = path.rpartition("/bias")
+        added = target.endswith(f"/{self.name}")
+        return bool(is_bias) and (added or self.targets is None or re.fullmatch(self.targets, target) is not None)
 
     def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses targets that are not there."""
@@ -58,8 +69,14 @@ class BitFit(Method):
             raise no_match(self, "targets", projections(paths) + norms)
 
     def merge(self, params: Flat) -> Flat:
-        """Impossible: a plain T5 has no biases."""
-        raise cannot_merge(self, "a plain T5, and Hugging Face's with it, has no biases that could hold these")
+        """Nothing to do for a model's own biases; impossible for those that were added."""
+        if any(f"/{self.name}/" in path for path in params):
+            raise cannot_merge(self, "the plain model, as Hugging Face has it, has no biases that could hold these")
+        return params
+
+
+def _has_bias(target: Adaptable) -> bool:
+    return getattr(target, "bias", None) is not None
 
 
 class Bias(Adapter):

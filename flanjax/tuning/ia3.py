@@ -69,12 +69,14 @@ class IA3(Method):
                 raise no_match(self, field, projections(paths))
 
     def merge(self, params: Flat) -> Flat:
-        """Columns of a kernel times the factors of its output, rows times those of its input."""
+        """Columns of a kernel, and its bias, times the factors of its output, rows times those of its input."""
         adapters, merged = split_adapter(params, self.name)
         for projection, parts in adapters.items():
             kernel = jnp.asarray(merged[f"{projection}/kernel"])
             if "output" in parts:
                 kernel = kernel * parts["output"][..., None, :]
+                if (bias := merged.get(f"{projection}/bias")) is not None:
+                    merged[f"{projection}/bias"] = bias * parts["output"]
             if "input" in parts:
                 kernel = kernel * parts["input"][..., :, None]
             merged[f"{projection}/kernel"] = kernel

@@ -3,6 +3,7 @@
     LoRA     y = x W + s drop(x) A B     A [in, rank], B [rank, out], s = alpha / rank
     rsLoRA   s = alpha / sqrt(rank)                                     (Kalajdzievski 2023, arXiv 2312.03732)
     DoRA     y = x m (W + s A B) / ||W + s A B||     m [out], norms of columns    (Liu et al. 2024, arXiv 2402.09353)
+                                                     a bias is added afterwards
     PiSSA    A B starts as the best approximation of W / s, W becomes W - s A B    (Meng et al. 2024, arXiv 2404.02948)
 
 A starts uniform in +-1/sqrt(in) and B at zero, as in peft, so that the first model is exactly the base; m starts as the
@@ -132,7 +133,7 @@ class LoRA(Method):
         for field in ("rank_pattern", "alpha_pattern"):
             check_each_decides(getattr(self, field), list(adapters), f"LoRA.{field}", TuningError)
 
-    def begin(self, params: Flat, encode: Encode) -> Flat:
+    def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The norms of DoRA, and of PiSSA A, B and what they leave of the kernel, all from the base's kernels.
 
         On another kind of device A and B may have other signs; what they leave of the kernel is the same to rounding.
@@ -211,9 +212,11 @@ class Decomposed(LowRank):
         def decomposed(x: Float[Array, "batch length in"]) -> Float[Array, "batch length out"]:
             dropped = dataclasses.replace(dropout, rate=self.rate)(x)
             out = inner(x)
-            out_dropped = out if dropped is x else inner(dropped)
+            product = out if dropped is x else inner(dropped)
+            if module.bias is not None:
+                product = product - module.bias[...].astype(x.dtype)
             # The difference from 1 is small: bfloat16 keeps more of it than of the factor.
-            return out + (factor - 1).astype(x.dtype) * out_dropped + factor.astype(x.dtype) * self._delta(dropped)
+            return out + (factor - 1).astype(x.dtype) * product + factor.astype(x.dtype) * self._delta(dropped)
 
         return decomposed
 

@@ -62,6 +62,11 @@ class Method(abc.ABC):
         """The tasks that have a prompt of their own."""
         return ()
 
+    @property
+    def prefix_length(self) -> int:
+        """Positions of a learnt prefix before every text of a decoder."""
+        return 0
+
     def prompt(self, model: ModelConfig) -> Prompt:
         """The prompt of a method that has a `prompt_length`.
 
@@ -99,12 +104,13 @@ class Method(abc.ABC):
           TuningError: it does not fit; the message says what does.
         """
 
-    def begin(self, params: Flat, encode: Encode) -> Flat:
+    def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The parameters that tuning begins with, by path, where they hang on the base model or its vocabulary.
 
         A pure function: a checkpoint has only what moves, and the rest is made again.
 
         Arguments:
+          model: with its methods.
           params: the base's, arrays or still in files, and the method's own as they were drawn.
           encode: of the run's vocabulary.
 

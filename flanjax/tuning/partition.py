@@ -124,7 +124,7 @@ def begin(model: ModelConfig, base: Params, encode: Encode, seed: int) -> Params
         return base
     flat = flatten(base) | flatten(jax.jit(added_params, static_argnums=(0, 1))(model, seed))
     for method in sorted(methods_of(model), key=lambda method: method.quantizes):
-        flat = method.begin(flat, encode)
+        flat = method.begin(model, flat, encode)
     return unflatten(flat)
 
 

@@ -29,7 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flanjax.models.config import Compute
-from flanjax.models.layers import MultiHeadAttention, parameter
+from flanjax.models.layers import Attention, parameter
 from flanjax.models.model import ModelConfig, build
 from flanjax.models.parameters import Params
 from flanjax.models.prompts import Prefix, Prefixes, with_prefixes
@@ -68,9 +68,14 @@ class PrefixTuning(Method):
             )
         check_pattern(self, "attentions")
 
+    @property
+    def prefix_length(self) -> int:
+        """The `length`."""
+        return self.length
+
     def attach(self, layer: nnx.Module, path: str) -> None:
         """Puts a prefix into every attention that matches, where no network makes it."""
-        for _, module in matching(layer, path, self.attentions, MultiHeadAttention):
+        for _, module in matching(layer, path, self.attentions, Attention):
             if module.implementation == "per_head":
                 raise TuningError("attention 'per_head' has no place for a prefix: set Compute.attention to 'auto'")
             if self.hidden_dim is None:
@@ -78,7 +83,7 @@ class PrefixTuning(Method):
 
     def prefixes(self, layer: nnx.Module, count: int, path: str) -> Prefixes | None:
         """The networks of every attention that matches."""
-        found = matching(layer, path, self.attentions, MultiHeadAttention)
+        found = matching(layer, path, self.attentions, Attention)
         if self.hidden_dim is None or not found:
             return None
         return Networks({name.rpartition("/")[2]: Network(self, module, count) for name, module in found})
@@ -113,9 +118,9 @@ class KeysAndValues(Prefix):
         self.key, self.value, self.length = key, value, length
 
     @classmethod
-    def of(cls, attention: MultiHeadAttention, length: int) -> "KeysAndValues":
+    def of(cls, attention: Attention, length: int) -> "KeysAndValues":
         """Learnt themselves, and normal at the start as peft's are."""
-        heads, width = attention.num_heads, attention.key.shape[1]
+        heads, width = attention.kv_heads, attention.key.shape[1]
         shape, axes = (length, heads, width // heads), ("prompt_length", "heads", "kv")
         return cls(parameter(shape, axes, 1.0), parameter(shape, axes, 1.0), length)
 
@@ -140,10 +145,10 @@ class Networks(Prefixes):
 class Network(nnx.Module):
     """Makes one attention's prefixes of all layers: `embedding` [length, embed], `dense`, and `key` and `value`."""
 
-    def __init__(self, method: PrefixTuning, attention: MultiHeadAttention, layers: int):
+    def __init__(self, method: PrefixTuning, attention: Attention, layers: int):
         assert method.hidden_dim is not None
         (embed, inner), hidden = attention.key.shape, method.hidden_dim
-        self.heads = attention.num_heads
+        self.heads = attention.kv_heads
         self.embedding = parameter((method.length, embed), ("prompt_length", "embed"), 1.0)
         self.dense = Dense(embed, hidden, ("prompt_hidden", "prompt_hidden"))
         self.key = Projections(layers, hidden, inner)
@@ -181,7 +186,7 @@ def folded(method: PrefixTuning, model: ModelConfig, params: Params) -> tuple[Pr
     made: Flat = {}
     for path, stack in built.stacks.items():
         layers = with_prefixes(stack.layers, stack.prefix)
-        for name, attention in matching(layers, f"{path}/layers", method.attentions, MultiHeadAttention):
+        for name, attention in matching(layers, f"{path}/layers", method.attentions, Attention):
             assert attention.prefix is not None
             key, value = attention.prefix()
             made |= {f"{name}/{method.name}/key": np.asarray(key), f"{name}/{method.name}/value": np.asarray(value)}

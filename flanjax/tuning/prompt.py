@@ -1,6 +1,8 @@
-"""Prompt tuning: learnt vectors before the encoder's tokens, everything else frozen (Lester et al. 2021).
+"""Prompt tuning: learnt vectors before an example's tokens, everything else frozen (Lester et al. 2021).
 
-    encoder input of an example = [P; E(x)]        P [length, embed], learnt; E(x) the embeddings of its tokens
+    input of an example = [P; E(x)]        P [length, embed], learnt; E(x) the embeddings of its tokens
+
+They stand before the encoder's tokens in a T5, before the first token of a text in a decoder.
 
 The published recipe (arXiv 2104.08691, google-research/prompt-tuning) has 100 positions and finds that beginning with
 embeddings of the vocabulary, or of the class labels, beats random numbers for all but the largest models. With `tasks`
@@ -10,6 +12,7 @@ There is no start that leaves the base model's answers alone: any vector before 
 """
 
 import dataclasses
+import re
 import zlib
 from pathlib import Path
 from typing import ClassVar, NoReturn
@@ -27,8 +30,8 @@ from flanjax.models.parameters import Params
 from flanjax.models.prompts import Prompt
 from flanjax.tuning.method import Encode, Flat, Method, TuningError
 
-PROMPT = "encoder/prompt"
-EMBEDDING = f"{PROMPT}/embedding"
+# In the lowest stack: the encoder's of a T5, a decoder's own.
+_PROMPT = re.compile(r"(encoder|decoder)/prompt/.*")
 INITS = ("random", "vocabulary", "class_labels", "text", "file")
 # The drawn values of `random`, and what the other inits draw their sample from.
 _BOUND = 0.5
@@ -36,7 +39,7 @@ _BOUND = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptMethod(Method):
-    """A method that learns the encoder's prompt, one or one for each task.
+    """A method that learns a prompt, one or one for each task.
 
     Attributes:
       length: positions of a prompt; as many fewer are left of a row for the text of every example.
@@ -73,7 +76,7 @@ class PromptMethod(Method):
 
     def trains(self, path: str) -> bool:
         """The prompt, and what it is made from."""
-        return path.startswith(f"{PROMPT}/")
+        return _PROMPT.fullmatch(path) is not None
 
     def check(self, model: ModelConfig, paths: list[str]) -> None:
         """A prompt fits every model."""
@@ -142,17 +145,19 @@ class PromptTuning(PromptMethod):
         if self.init == "file":
             self._read(model.embed_dim)
 
-    def begin(self, params: Flat, encode: Encode) -> Flat:
+    def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The prompts as `init` says; those that sample do so by the seed of the run."""
-        drawn = params[EMBEDDING]
+        path = prompt_path(model)
+        drawn = params[path]
         if self.init == "random":
             return params
         if self.init == "file":
             each = self._read(drawn.shape[2])
-            return {**params, EMBEDDING: np.broadcast_to(each, drawn.shape)}
+            return {**params, path: np.broadcast_to(each, drawn.shape)}
         table = jnp.asarray(params["token_embedder/embedding"])
         prompts = [self._tokens(np.asarray(one), encode, len(table)) for one in drawn]
-        return {**params, EMBEDDING: _means(table, [ids for prompt in prompts for ids in prompt]).reshape(drawn.shape)}
+        means = _means(table, [ids for prompt in prompts for ids in prompt]) * model.embedding_scale
+        return {**params, path: means.reshape(drawn.shape)}
 
     def _tokens(self, drawn: np.ndarray, encode: Encode, vocab_size: int) -> list[list[int]]:
         """The ids whose mean embedding each position begins with."""
@@ -195,6 +200,11 @@ def _means(table: Float[Array, "vocab embed"], rows: list[list[int]]) -> Float[A
     row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     shares = np.asarray([1 / len(row) for row in rows], np.float32)[row_of]
     return jax.ops.segment_sum(table[ids] * shares[:, None], row_of, num_segments=len(rows))
+
+
+def prompt_path(model: ModelConfig) -> str:
+    """The path of the table of a model's prompts."""
+    return f"{next(iter(model.stacks))}/prompt/embedding"
 
 
 class PromptEmbedding(Prompt):

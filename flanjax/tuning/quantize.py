@@ -122,7 +122,7 @@ class NF4(Method):
                     "it out of what is trained, or out of NF4.targets"
                 )
 
-    def begin(self, params: Flat, encode: Encode) -> Flat:
+    def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The codes of every target, and no kernel of it."""
         begun = dict(params)
         for projection in projections(params):

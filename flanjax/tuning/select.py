@@ -7,7 +7,7 @@ from typing import ClassVar
 from flanjax.models.model import ModelConfig
 from flanjax.tuning.method import Method, check_pattern, no_match
 
-LAYER_NORMS = r".*norm/scale"
+LAYER_NORMS = r".*norm/(scale|bias)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,11 @@ from flanjax.tuning.method import Method
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten
 from flanjax.tuning.prefix import PrefixTuning, folded
-from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
+from flanjax.tuning.prompt import PromptTuning, prompt_table
 
 from .test_peft import moved, our_logits, peft_logits, write_with_peft
+
+EMBEDDING = "encoder/prompt/embedding"
 
 SEQ2SEQ = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 4}
 PROMPT = {**SEQ2SEQ, "peft_type": "PROMPT_TUNING"}

@@ -1,4 +1,4 @@
-"""A tiny T5, batches for it, and a whole training run as a script: what the tests kill, stop and resume.
+"""A tiny T5 and a tiny decoder, batches for them, and a whole training run as a script: what the tests kill and resume.
 
 python tests/training/tiny_run.py RUN_DIR '{"train_steps": 20}'
 python tests/training/tiny_run.py RUN_DIR '{}' localhost:1234 2 0        # process 0 of 2, over all their devices
@@ -16,7 +16,8 @@ import numpy as np
 
 from flanjax.files import read_json_lines
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import init_params
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import init_params
 from flanjax.sharding.hosts import join, row_shards_of_host
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Silence, TrainConfig
@@ -24,7 +25,7 @@ from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig, make_optimizer
 from flanjax.training.schedules import make_schedule
 from flanjax.training.signals import exit_now
-from flanjax.training.step import StateLayout, batch_shapes, compile_step, make_train_step, put_batch
+from flanjax.training.step import DECODER_FEATURES, StateLayout, batch_shapes, compile_step, make_train_step, put_batch
 from flanjax.training.trainer import train
 from flanjax.tuning.partition import flatten, trainable_axes
 
@@ -38,6 +39,23 @@ TINY = T5Config(
     num_encoder_layers=2,
     num_decoder_layers=3,
     dropout_rate=0.1,
+)
+# Grouped heads, a window in every other layer, biases, a soft cap: what only a decoder has.
+DECODER_ONLY = DecoderConfig(
+    vocab_size=VOCAB,
+    embed_dim=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_dim=32,
+    window=5,
+    windowed=(True, False),
+    qkv_bias=True,
+    head_bias=True,
+    logits_softcap=3.0,
+    dropout_rate=0.1,
+    init_stddev=0.2,
 )
 FLOAT32 = Compute()
 LOOP = {"train_steps": 8, "log_every": 3, "eval_every": 4, "checkpoint_every": 3}
@@ -65,6 +83,32 @@ def random_batch(seed: int, rows: int = ROWS) -> dict[str, np.ndarray]:
         "decoder_segment_ids": decoder_segments,
         "decoder_positions": decoder_positions,
     }
+
+
+def causal_rows(examples: list[list[tuple[list[int], list[int]]]], length: int) -> dict[str, np.ndarray]:
+    """Rows of (inputs, targets), one after the other, as a decoder takes them: inputs are read and not learnt."""
+    batch = {name: np.zeros((len(examples), length), np.int32) for name in DECODER_FEATURES}
+    for r, row in enumerate(examples):
+        start = 0
+        for segment, (inputs, targets) in enumerate(row, 1):
+            tokens = np.array([*inputs, *targets])
+            part = slice(start, start := start + len(tokens) - 1)
+            batch["decoder_input_tokens"][r, part] = tokens[:-1]
+            batch["decoder_target_tokens"][r, part] = tokens[1:]
+            batch["decoder_loss_weights"][r, part] = np.arange(1, len(tokens)) >= len(inputs)
+            batch["decoder_segment_ids"][r, part] = segment
+            batch["decoder_positions"][r, part] = np.arange(len(tokens) - 1)
+    return batch
+
+
+def random_examples(seed: int, rows: int = ROWS) -> list[list[tuple[list[int], list[int]]]]:
+    """Two examples for each row of `ENCODER` positions."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(least: int) -> list[int]:
+        return rng.integers(2, VOCAB, rng.integers(least, 5)).tolist()
+
+    return [[(tokens(1), tokens(2)), (tokens(1), tokens(2))] for _ in range(rows)]
 
 
 class Batches:
@@ -152,7 +196,8 @@ class Program:
             seed=0,
             microbatches=microbatches,
         )
-        self.compiled = compile_step(self.step, self.layout, batch_shapes(ROWS, ENCODER, DECODER, self.mesh))
+        lengths = (None, ENCODER) if isinstance(model, DecoderConfig) else (ENCODER, DECODER)
+        self.compiled = compile_step(self.step, self.layout, batch_shapes(ROWS, *lengths, self.mesh))
 
     def start(self, *, moved=False):
         """The first state; `moved` away from matrices that are zero, whose gradients are rounding alone."""

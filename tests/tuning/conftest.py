@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from flanjax.models.config import T5Config
-from flanjax.models.t5 import Params, init_params
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import ModelConfig, init_params
+from flanjax.models.parameters import Params
 from flanjax.tuning.method import Method
 from flanjax.tuning.partition import begin
 
@@ -17,6 +19,26 @@ GATED = T5Config(
     vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=3
 )
 PLAIN = dataclasses.replace(GATED, mlp_activations=("relu",), tied_head=True)
+# Grouped heads, a window in every other layer, norms of heads and after blocks, soft caps: as decoders without biases.
+DECODER = DecoderConfig(
+    vocab_size=64,
+    embed_dim=16,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_dim=32,
+    norm="rms_plus_one",
+    post_norms=True,
+    qk_norm=True,
+    window=3,
+    windowed=(True, False),
+    attention_softcap=5.0,
+    logits_softcap=8.0,
+    embedding_scale=4.0,
+    init_stddev=0.2,
+)
+BASES = {"gated": GATED, "plain": PLAIN, "decoder": DECODER}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,11 +53,16 @@ def base(request: pytest.FixtureRequest) -> T5Config:
     return GATED if request.param == "gated" else PLAIN
 
 
+@pytest.fixture(params=BASES)
+def any_base(request: pytest.FixtureRequest) -> ModelConfig:
+    return BASES[request.param]
+
+
 @pytest.fixture
-def tuned() -> Callable[..., tuple[T5Config, Params]]:
+def tuned() -> Callable[..., tuple[ModelConfig, Params]]:
     """tuned(base, LoRA()): the model with these methods, begun; `moved` adds a random value to every parameter."""
 
-    def make(base: T5Config, *methods: Method, moved: bool = False, seed: int = 0) -> tuple[T5Config, Params]:
+    def make(base: ModelConfig, *methods: Method, moved: bool = False, seed: int = 0) -> tuple[ModelConfig, Params]:
         model = dataclasses.replace(base, added=methods)
         params = begin(model, init_params(base, seed), lambda text: [], seed)
         if moved:
@@ -53,24 +80,25 @@ def batch() -> dict[str, Any]:
     """Two rows with two examples each, of different lengths, and padding."""
     rng = np.random.default_rng(3)
 
-    def side(spans: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-        segments = np.zeros((2, length), np.int32)
+    def side(spans: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        segments, positions = np.zeros((2, 2, length), np.int32)
         for row, lengths in enumerate(spans):
             start = 0
             for number, size in enumerate(lengths, 1):
                 segments[row, start : start + size] = number
+                positions[row, start : start + size] = range(size)
                 start += size
-        return rng.integers(2, 64, segments.shape).astype(np.int32) * (segments > 0), segments
+        return rng.integers(2, 64, segments.shape).astype(np.int32) * (segments > 0), segments, positions
 
-    encoder, encoder_segments = side([[5, 6], [9, 2]], 12)
-    decoder, decoder_segments = side([[3, 4], [2, 5]], 8)
+    encoder, encoder_segments, encoder_positions = side([[5, 6], [9, 2]], 12)
+    decoder, decoder_segments, decoder_positions = side([[3, 4], [2, 5]], 8)
     return {
         "encoder_input_tokens": encoder,
         "encoder_segment_ids": encoder_segments,
-        "encoder_positions": np.zeros_like(encoder),
+        "encoder_positions": encoder_positions,
         "decoder_input_tokens": decoder,
         "decoder_target_tokens": np.roll(decoder, -1, axis=1),
         "decoder_loss_weights": (decoder_segments > 0).astype(np.int32),
         "decoder_segment_ids": decoder_segments,
-        "decoder_positions": np.zeros_like(decoder),
+        "decoder_positions": decoder_positions,
     }

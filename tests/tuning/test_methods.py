@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanjax.models.config import Compute
-from flanjax.models.t5 import abstract_params, build, init_params
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import abstract_params, build, init_params
 from flanjax.tuning.adapter import BottleneckAdapter
 from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
@@ -86,50 +87,50 @@ def _logits(model, compute, params, batch):
 
 
 @pytest.mark.parametrize("methods", (EXACT | APART | SELECTING).values(), ids=EXACT | APART | SELECTING)
-def test_the_first_model_is_exactly_the_base(base, tuned, batch, methods):
-    model, params = tuned(base, *methods)
-    _, plain = tuned(base)
+def test_the_first_model_is_exactly_the_base(any_base, tuned, batch, methods):
+    model, params = tuned(any_base, *methods)
+    _, plain = tuned(any_base)
     own = {path: value for path, value in flatten(params).items() if path not in added_paths(model)}
     assert own.keys() == flatten(plain).keys()
     jax.tree.map(np.testing.assert_array_equal, own, flatten(plain))
-    np.testing.assert_array_equal(logits(model, params, batch), logits(base, plain, batch))
+    np.testing.assert_array_equal(logits(model, params, batch), logits(any_base, plain, batch))
 
 
 @pytest.mark.parametrize("methods", BEGUN.values(), ids=BEGUN)
-def test_the_first_model_is_the_base_to_rounding(base, tuned, batch, methods):
-    model, params = tuned(base, *methods)
-    _, plain = tuned(base)
-    np.testing.assert_allclose(logits(model, params, batch), logits(base, plain, batch), rtol=1e-4, atol=1e-4)
+def test_the_first_model_is_the_base_to_rounding(any_base, tuned, batch, methods):
+    model, params = tuned(any_base, *methods)
+    _, plain = tuned(any_base)
+    np.testing.assert_allclose(logits(model, params, batch), logits(any_base, plain, batch), rtol=1e-4, atol=1e-4)
 
 
 @each_adding
-def test_what_is_added_has_an_effect_once_it_has_moved(base, tuned, batch, methods):
-    model, params = tuned(base, *methods, moved=True)
+def test_what_is_added_has_an_effect_once_it_has_moved(any_base, tuned, batch, methods):
+    model, params = tuned(any_base, *methods, moved=True)
     own = {path: value for path, value in flatten(params).items() if path not in added_paths(model)}
-    assert np.abs(logits(model, params, batch) - logits(base, unflatten(own), batch)).max() > 1e-2
+    assert np.abs(logits(model, params, batch) - logits(any_base, unflatten(own), batch)).max() > 1e-2
 
 
 @each_mergeable
-def test_merged_equals_adapted(base, tuned, batch, methods):
-    model, params = tuned(base, *methods, moved=True)
+def test_merged_equals_adapted(any_base, tuned, batch, methods):
+    model, params = tuned(any_base, *methods, moved=True)
     plain, own = merged(model, params)
-    assert plain == base
+    assert plain == any_base
     assert not added_paths(plain)
     np.testing.assert_allclose(logits(plain, own, batch), logits(model, params, batch), rtol=1e-4, atol=1e-4)
     assert 0 < logit_difference((model, params), (plain, own)) < 1e-4
 
 
 @each_adding
-def test_scanned_equals_unrolled_equals_recomputed(base, tuned, batch, methods):
-    model, params = tuned(base, *methods, moved=True)
+def test_scanned_equals_unrolled_equals_recomputed(any_base, tuned, batch, methods):
+    model, params = tuned(any_base, *methods, moved=True)
     unrolled = logits(model, params, batch, scan_layers=False)
     for compute in ({}, {"remat": "full"}, {"remat": "minimal", "scan_layers": False}):
         np.testing.assert_allclose(logits(model, params, batch, **compute), unrolled, rtol=1e-5, atol=1e-5)
 
 
 @each_adding
-def test_packed_equals_unpacked(base, tuned, batch, methods):
-    model, params = tuned(base, *methods, moved=True)
+def test_packed_equals_unpacked(any_base, tuned, batch, methods):
+    model, params = tuned(any_base, *methods, moved=True)
     packed = logits(model, params, batch)
     for row in range(2):
         for segment in (1, 2):
@@ -145,14 +146,18 @@ def test_packed_equals_unpacked(base, tuned, batch, methods):
 
 
 @each_adding
-def test_cached_decoding_equals_teacher_forcing(base, tuned, batch, methods):
-    model, params = tuned(base, *methods, moved=True)
+def test_cached_decoding_equals_teacher_forcing(any_base, tuned, batch, methods):
+    model, params = tuned(any_base, *methods, moved=True)
     built = build(model, Compute(), params)
-    tokens, segments = batch["encoder_input_tokens"], (batch["encoder_segment_ids"] > 0).astype(np.int32)
-    encoded = built.encode(tokens, segments)
     inputs = np.asarray(batch["decoder_input_tokens"])[:, :4]
-    forced = built.decode(inputs, np.ones_like(inputs), encoded, segments)
-    cache = built.start_cache(encoded, segments, max_length=5)
+    if isinstance(model, DecoderConfig):
+        forced = built.decode(inputs, np.ones_like(inputs))
+        cache = built.start_cache(len(inputs), max_length=5)
+    else:
+        tokens, segments = batch["encoder_input_tokens"], (batch["encoder_segment_ids"] > 0).astype(np.int32)
+        encoded = built.encode(tokens, segments)
+        forced = built.decode(inputs, np.ones_like(inputs), encoded, segments)
+        cache = built.start_cache(encoded, segments, max_length=5)
     step = jax.jit(lambda tokens, position, cache: built.decode_step(tokens, position, cache))
     for position in range(inputs.shape[1]):
         hidden, cache = step(inputs[:, position], position, cache)
@@ -167,8 +172,8 @@ def test_methods_come_back_from_the_settings_of_a_run(methods):
 
 
 @pytest.mark.parametrize("methods", (EXACT | APART).values(), ids=EXACT | APART)
-def test_what_is_added_alone_is_drawn_as_with_the_rest(base, tuned, methods):
-    model, params = tuned(base, *methods)
+def test_what_is_added_alone_is_drawn_as_with_the_rest(any_base, tuned, methods):
+    model, params = tuned(any_base, *methods)
     alone = flatten(added_params(model, 0))
     assert alone.keys() == added_paths(model)
     for path, value in alone.items():

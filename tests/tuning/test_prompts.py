@@ -25,9 +25,11 @@ from flanjax.tuning.methods import from_settings, to_settings
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import Partition, added_paths, begin, flatten, merged, unflatten
 from flanjax.tuning.prefix import PrefixTuning, folded
-from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
+from flanjax.tuning.prompt import PromptTuning, prompt_table
 
 from .conftest import GATED
+
+EMBEDDING = "encoder/prompt/embedding"
 
 LENGTH, TASKS = 3, ("sort", "add")
 EVERYWHERE = r".*attention"
@@ -348,7 +350,7 @@ def test_published_prompts_are_read(test_data, task):
     method = PromptTuning(length=100, init="file", init_file=str(file))
     Partition.of(dataclasses.replace(wide, added=(method,)))
     start = {"token_embedder/embedding": np.zeros((64, 768)), EMBEDDING: np.zeros((1, 100, 768), np.float32)}
-    np.testing.assert_array_equal(method.begin(start, list)[EMBEDDING][0], np.load(file))
+    np.testing.assert_array_equal(method.begin(wide, start, list)[EMBEDDING][0], np.load(file))
 
 
 @pytest.mark.parametrize(

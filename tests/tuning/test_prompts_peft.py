@@ -15,7 +15,9 @@ from flanjax.models.t5 import build, init_params
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten, unflatten
 from flanjax.tuning.prefix import PrefixTuning, folded
-from flanjax.tuning.prompt import EMBEDDING, PromptTuning, prompt_table
+from flanjax.tuning.prompt import PromptTuning, prompt_table
+
+EMBEDDING = "encoder/prompt/embedding"
 
 LENGTH, EMBED, HEADS, HIDDEN = 3, 8, 2, 6
 

@@ -283,7 +283,7 @@ class Doubled(Method):
     def check(self, model, paths):
         pass
 
-    def begin(self, params, encode):
+    def begin(self, model, params, encode):
         return {path: 2 * value if is_kernel(path) else value for path, value in params.items()}
 
 
