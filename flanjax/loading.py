@@ -3,6 +3,7 @@
 model = flanjax.load("runs/demo")
 model.generate(["Sort: 3 1 2"])                          # ["1 2 3"]
 model.score(["Is 7 odd?"] * 2, ["yes", "no"])            # log-likelihoods, natural logarithm
+model.chat([[{"role": "user", "content": "Hi"}]])        # of a model with a chat template
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from pathlib import Path
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from flanjax.data.chat import own_chat
+from flanjax.data.chat_templates import Message
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
@@ -95,17 +98,48 @@ class Model:
           LoadingError: one text instead of a list, `max_new_tokens` or the batch size below 1, or no such prompt.
         """
         _require_texts(inputs)
+        return self._answers(self._tokens(inputs), (self.vocabulary.eos_id,), max_new_tokens, prompt, batch_size)
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_new_tokens: int = 256,
+        *,
+        prompt: str | None = None,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """The greedy reply to each conversation, in the chat template of the tokenizer or, of a run, of its training.
+
+        A conversation is a list of messages, `[{"role": "user", "content": "Hi"}]`, as transformers has them. `prompt`
+        is as in `generate`.
+
+        Raises:
+          LoadingError: there is no chat template, or as `generate`.
+          ChatTemplateError: the template refuses a conversation.
+        """
+        chat = own_chat(self.vocabulary)
+        if chat is None:
+            raise LoadingError(
+                f"{self.vocabulary.path}: no chat template comes with this tokenizer: put one beside it as "
+                "chat_template.jinja, or use generate"
+            )
+        asked = [chat.prompt(messages) for messages in conversations]
+        return self._answers(asked, chat.end_ids, max_new_tokens, prompt, batch_size)
+
+    def _answers(
+        self, tokens: list[list[int]], ends: tuple[int, ...], max_new_tokens: int, prompt: str | None, batch_size: int
+    ) -> list[str]:
         _require_positive("max_new_tokens", max_new_tokens)
         _require_positive("batch_size", batch_size)
         answers = greedy.greedy(
             self.config,
             self.compute,
             self.params,
-            self._tokens(inputs),
+            tokens,
             max_new_tokens,
-            eos_ids=(self.vocabulary.eos_id,),
+            eos_ids=ends,
             prefix_lm=self.prefix_lm,
-            prompts=self._prompts(prompt, len(inputs)),
+            prompts=self._prompts(prompt, len(tokens)),
             batch_rows=batch_size,
         )
         return [self.vocabulary.decode(ids) for ids in answers]
