@@ -189,7 +189,7 @@ def load(
     if found is RUN:
         run = read_run(folder, step=step)
         config, params, vocabulary = run.model, run.params, run.vocabulary
-        prefix_lm = run.settings.get("data", {}).get("layout") == "prefix_lm"
+        prefix_lm = run.is_prefix_lm
     elif step is not None:
         raise LoadingError(f"{folder}: step={step} needs a run directory, and this is {found.holds}")
     else:

@@ -17,7 +17,7 @@ from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.gguf import open_gguf, read_gguf
 from flanjax.interchange.gguf_file import is_gguf
 from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
-from flanjax.interchange.hf_config import read_hf_config
+from flanjax.interchange.hf_config import hf_architecture, read_hf_config
 from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config, write_hf_decoder
 from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
@@ -81,6 +81,7 @@ HF_DECODER = Format(
     config=lambda folder: read_hf_decoder_config(folder).model,
     read=read_hf_decoder,
     vocabulary=_hf_vocabulary,
+    unsaid=("init_stddev",),
 )
 HF_T5 = Format(
     holds="a Hugging Face folder of a T5, mT5 or UMT5 (config.json, model.safetensors, spiece.model)",
@@ -95,13 +96,14 @@ LLAMA2C = Format(
     config=lambda path: read_llama2c(path)[0],
     read=read_llama2c,
     vocabulary=lambda path: None,
+    unsaid=("init_stddev",),
 )
 T5X = Format(
     holds="a T5X checkpoint (a folder checkpoint_<step> with a file checkpoint), or the address of one",
     is_at=is_t5x,
     config=lambda path: read_t5x(path)[0],
     read=read_t5x,
-    vocabulary=lambda path: None,
+    vocabulary=_hf_vocabulary,
     unsaid=("mlp_activations", "relpos_max_distance", "layer_norm_epsilon"),
     left_out=lambda path: open_checkpoint(path).left_out,
 )
@@ -111,6 +113,7 @@ GGUF = Format(
     config=lambda path: open_gguf(path).config,
     read=read_gguf,
     vocabulary=gguf_vocabulary,
+    unsaid=("init_stddev",),
 )
 # The first that fits is taken.
 FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF, T5X)
@@ -161,7 +164,7 @@ def vocabulary_of(path: str | Path) -> Vocabulary | None:
 
 def hf_class(config: ModelConfig) -> str:
     """The class of transformers that opens what `write_hf_model` writes."""
-    return "AutoModelForCausalLM" if isinstance(config, DecoderConfig) else "T5ForConditionalGeneration"
+    return "AutoModelForCausalLM" if isinstance(config, DecoderConfig) else hf_architecture(config)
 
 
 def write_hf_model(
