@@ -3,7 +3,7 @@
 model = flanjax.load("runs/demo")
 model.generate(["Sort: 3 1 2"])                          # ["1 2 3"]
 model.score(["Is 7 odd?"] * 2, ["yes", "no"])            # log-likelihoods, natural logarithm
-model.chat([[{"role": "user", "content": "Hi"}]])        # of a model with a chat template
+model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in the chat template of its training
 """
 
 import dataclasses
@@ -98,7 +98,9 @@ class Model:
           LoadingError: one text instead of a list, `max_new_tokens` or the batch size below 1, or no such prompt.
         """
         _require_texts(inputs)
-        return self._answers(self._tokens(inputs), (self.vocabulary.eos_id,), max_new_tokens, prompt, batch_size)
+        _require_positive("max_new_tokens", max_new_tokens)
+        _require_positive("batch_size", batch_size)
+        return self._answers(self._tokens(inputs), max_new_tokens, (self.vocabulary.eos_id,), prompt, batch_size)
 
     def chat(
         self,
@@ -108,36 +110,37 @@ class Model:
         prompt: str | None = None,
         batch_size: int = 16,
     ) -> list[str]:
-        """The greedy reply to each conversation, in the chat template of the tokenizer or, of a run, of its training.
+        """What the assistant says next in each conversation, greedily, up to the end of its turn.
 
-        A conversation is a list of messages, `[{"role": "user", "content": "Hi"}]`, as transformers has them. `prompt`
-        is as in `generate`.
+        The chat template is the one that the model was trained with, which is beside its vocabulary. `prompt` is as in
+        `generate`.
 
         Raises:
-          LoadingError: there is no chat template, or as `generate`.
+          LoadingError: there is no template, `max_new_tokens` or the batch size is below 1, or no such prompt.
+          BadRow: a message has what is read as a token of control in its text.
           ChatTemplateError: the template refuses a conversation.
         """
+        _require_positive("max_new_tokens", max_new_tokens)
+        _require_positive("batch_size", batch_size)
         chat = own_chat(self.vocabulary)
         if chat is None:
             raise LoadingError(
-                f"{self.vocabulary.path}: no chat template comes with this tokenizer: put one beside it as "
-                "chat_template.jinja, or use generate"
+                f"{self.vocabulary.path} brings no chat template, so this model was trained without one: ask it by "
+                "`generate`, or put a chat_template.jinja beside its vocabulary"
             )
-        asked = [chat.prompt(messages) for messages in conversations]
-        return self._answers(asked, chat.end_ids, max_new_tokens, prompt, batch_size)
+        tokens = [chat.prompt(messages) for messages in conversations]
+        return self._answers(tokens, max_new_tokens, chat.end_ids, prompt, batch_size)
 
     def _answers(
-        self, tokens: list[list[int]], ends: tuple[int, ...], max_new_tokens: int, prompt: str | None, batch_size: int
+        self, tokens: list[list[int]], limit: int, eos_ids: tuple[int, ...], prompt: str | None, batch_size: int
     ) -> list[str]:
-        _require_positive("max_new_tokens", max_new_tokens)
-        _require_positive("batch_size", batch_size)
         answers = greedy.greedy(
             self.config,
             self.compute,
             self.params,
             tokens,
-            max_new_tokens,
-            eos_ids=ends,
+            limit,
+            eos_ids=eos_ids,
             prefix_lm=self.prefix_lm,
             prompts=self._prompts(prompt, len(tokens)),
             batch_rows=batch_size,
