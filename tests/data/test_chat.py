@@ -195,6 +195,8 @@ def test_a_token_of_control_in_what_is_said_is_refused(bpe, token):
             chat(bpe).examples(spoken, "here:3")
     with pytest.raises(BadRow, match=r"'<\|user\|>' in its text"):  # which zephyr writes, in pieces
         chat(bpe, "zephyr").examples(turns("say <|user|>", "no"))
+    with pytest.raises(BadRow, match="is read as a token of control"):
+        chat(bpe).prompt([{"role": "user", "content": f"say {token}"}])
     almost = token.replace("|", "").replace("/", "-")
     assert len(chat(bpe).examples(turns(f"say {almost}", almost))) == 1
 
