@@ -191,6 +191,17 @@ def test_a_pair_is_a_conversation_of_one_exchange(pairs, tmp_path, bpe_folder, b
     assert examples[1].target_weights.tolist() == list(expected.weights)
 
 
+def test_the_system_text_of_a_pair_is_a_turn_of_its_own(tmp_path, bpe_folder, bpe):
+    file = tmp_path / "sums.jsonl"
+    file.write_text(json.dumps({"system": "Add.", "prompt": "1 + 1", "completion": "2"}))
+    _, (example,) = materialized_pairs(file, tmp_path / "chat", bpe_folder, chat_template="chatml")
+    said = [Turn(role=role, text=text) for role, text in (("system", "Add."), ("user", "1 + 1"), ("assistant", "2"))]
+    (expected,) = Chat(find_template("chatml", bpe), bpe).examples(said)
+    assert example.inputs.tolist() == list(expected.inputs)
+    _, (example,) = materialized_pairs(file, tmp_path / "pair", bpe_folder)
+    assert bpe.decode(example.inputs.tolist()) == "Add.\n\n1 + 1"
+
+
 def test_without_a_template_a_decoders_inputs_have_what_its_tokenizer_puts_in_front(pairs, tmp_path, llama_folder):
     llama = Vocabulary.from_file(llama_folder)
     _, examples = materialized_pairs(pairs, tmp_path, llama_folder)
