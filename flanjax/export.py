@@ -14,10 +14,13 @@ from pathlib import Path
 from flanjax import doors
 
 FORMATS = ("hf", "peft", "t5x", "t5x_scanned")
-# A notice on `Exported.quantized`.
 QUANTIZED = (
     "the run's base is quantized, and what was exported goes with the full-precision original: "
     "the two differ by the rounding of the base"
+)
+PREFIX_LM = (
+    "the run is a prefix LM, whose inputs see each other in both directions, and a Hugging Face folder has no word for "
+    "that: transformers will read its inputs from left to right"
 )
 
 
@@ -28,14 +31,14 @@ class Exported:
     Attributes:
       step: the checkpoint's.
       logit_difference: the largest between the run's model and the merged one; None where nothing was merged.
-      quantized: the run's base is, and what was exported is not.
+      notices: what a person should know of the export.
       tasks: those that have a folder of their own, an adapter, in the output.
       hf_class: the class of transformers that opens it.
     """
 
     step: int
     logit_difference: float | None
-    quantized: bool
+    notices: tuple[str, ...]
     tasks: tuple[str, ...] = ()
     hf_class: str = ""
 
@@ -76,6 +79,8 @@ def export(
     require_new(Path(output))
     trained = read_run(run, step=step)
     quantized = trained.model != unquantized(trained.model)
+    told = {QUANTIZED: quantized, PREFIX_LM: trained.is_prefix_lm}
+    notices = tuple(notice for notice, holds in told.items() if holds)
     if format == "peft":
         # An adapter says nothing of how its base is kept.
         trained = read_run(run, step=trained.step, quantized=False) if quantized else trained
@@ -89,7 +94,7 @@ def export(
             recipe=trained.recipe,
             dtype=dtype,
         )
-        return Exported(trained.step, None, quantized, tasks)
+        return Exported(trained.step, None, notices, tasks)
     if added_paths(trained.model) and not merge:
         raise TuningError(
             f"{run} was tuned by methods that add parameters ({', '.join(m.name for m in methods_of(trained.model))}), "
@@ -104,7 +109,7 @@ def export(
     if format != "hf":
         t5, scanned = require_t5(model, "a T5X checkpoint"), format == "t5x_scanned"
         write_t5x(output, t5, params, step=trained.step, scanned=scanned, dtype=dtype or "float32")
-        return Exported(trained.step, difference, quantized)
+        return Exported(trained.step, difference, notices)
     # A decoder may be said in the words of several families: in those of the model that it was tuned from.
     base = trained.settings["init_from"]
     known = isinstance(model, DecoderConfig) and base is not None and Path(base).exists()
@@ -117,7 +122,7 @@ def export(
         source=base if known and format_of(base) is HF_DECODER else None,
         dtype=dtype or "float32",
     )
-    return Exported(trained.step, difference, quantized, hf_class=hf_class(model))
+    return Exported(trained.step, difference, notices, hf_class=hf_class(model))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,8 +142,8 @@ def _export(flags: argparse.Namespace) -> int:
     done = export(flags.run, flags.output, step=flags.step, dtype=flags.dtype, merge=flags.merge, format=flags.format)
     if done.logit_difference is not None:
         print(f"merged; the largest difference of a logit is {done.logit_difference:.2g}")
-    if done.quantized:
-        print(f"notice: {QUANTIZED}")
+    for notice in done.notices:
+        print(f"notice: {notice}")
     of_tasks = f", a folder for each of {', '.join(done.tasks)}" if done.tasks else ""
     print(f"step {done.step} of {flags.run} is in {flags.output}{of_tasks}; load it with")
     if flags.format == "peft":

@@ -3,6 +3,7 @@
 model = flanjax.load("runs/demo")
 model.generate(["Sort: 3 1 2"])                          # ["1 2 3"]
 model.score(["Is 7 odd?"] * 2, ["yes", "no"])            # log-likelihoods, natural logarithm
+model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in the chat template of its training
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from pathlib import Path
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from flanjax.data.chat import own_chat
+from flanjax.data.chat_templates import Message
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
@@ -97,15 +100,49 @@ class Model:
         _require_texts(inputs)
         _require_positive("max_new_tokens", max_new_tokens)
         _require_positive("batch_size", batch_size)
+        return self._answers(self._tokens(inputs), max_new_tokens, (self.vocabulary.eos_id,), prompt, batch_size)
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_new_tokens: int = 256,
+        *,
+        prompt: str | None = None,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """What the assistant says next in each conversation, greedily, up to the end of its turn.
+
+        The chat template is the one that the model was trained with, which is beside its vocabulary. `prompt` is as in
+        `generate`.
+
+        Raises:
+          LoadingError: there is no template, `max_new_tokens` or the batch size is below 1, or no such prompt.
+          BadRow: a message has what is read as a token of control in its text.
+          ChatTemplateError: the template refuses a conversation.
+        """
+        _require_positive("max_new_tokens", max_new_tokens)
+        _require_positive("batch_size", batch_size)
+        chat = own_chat(self.vocabulary)
+        if chat is None:
+            raise LoadingError(
+                f"{self.vocabulary.path} brings no chat template, so this model was trained without one: ask it by "
+                "`generate`, or put a chat_template.jinja beside its vocabulary"
+            )
+        tokens = [chat.prompt(messages) for messages in conversations]
+        return self._answers(tokens, max_new_tokens, chat.end_ids, prompt, batch_size)
+
+    def _answers(
+        self, tokens: list[list[int]], limit: int, eos_ids: tuple[int, ...], prompt: str | None, batch_size: int
+    ) -> list[str]:
         answers = greedy.greedy(
             self.config,
             self.compute,
             self.params,
-            self._tokens(inputs),
-            max_new_tokens,
-            eos_ids=(self.vocabulary.eos_id,),
+            tokens,
+            limit,
+            eos_ids=eos_ids,
             prefix_lm=self.prefix_lm,
-            prompts=self._prompts(prompt, len(inputs)),
+            prompts=self._prompts(prompt, len(tokens)),
             batch_rows=batch_size,
         )
         return [self.vocabulary.decode(ids) for ids in answers]
@@ -155,7 +192,7 @@ def load(
     if found is RUN:
         run = read_run(folder, step=step)
         config, params, vocabulary = run.model, run.params, run.vocabulary
-        prefix_lm = run.settings.get("data", {}).get("layout") == "prefix_lm"
+        prefix_lm = run.is_prefix_lm
     elif step is not None:
         raise LoadingError(f"{folder}: step={step} needs a run directory, and this is {found.holds}")
     else:

@@ -124,7 +124,7 @@ def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_
 
 def _finish(run: "Run", hf_class: str, console: "Console") -> None:
     """Says where things are, and exports what was asked for, which this class of transformers opens."""
-    from flanjax.export import QUANTIZED, export
+    from flanjax.export import export
 
     console.heading("Done")
     console.line(f"run directory: {run.model_dir} (metrics.jsonl, loss.png, samples.jsonl, tensorboard, checkpoints)")
@@ -133,8 +133,9 @@ def _finish(run: "Run", hf_class: str, console: "Console") -> None:
         return
     if Path(run.export_to).exists():
         console.notice(f"{run.export_to} is there already and was not written again; remove it to export anew")
-    elif export(run.model_dir, run.export_to, merge=True).quantized:
-        console.notice(QUANTIZED)
+    else:
+        for notice in export(run.model_dir, run.export_to, merge=True).notices:
+            console.notice(notice)
     console.line(f"Hugging Face folder: {run.export_to}; load it with")
     console.line(f'  transformers.{hf_class}.from_pretrained("{run.export_to}")')
     console.line(f'  flanjax.load("{run.export_to}").generate(["..."])')

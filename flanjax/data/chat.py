@@ -97,8 +97,11 @@ class Chat:
         """The ids of a conversation up to where the assistant is to speak.
 
         Raises:
+            BadRow: a message has in its text what is read as a token of control.
             ChatTemplateError: the template refuses the conversation.
         """
+        said = [Turn(role=str(message.get("role")), text=str(message.get("content"))) for message in messages]
+        self._refuse_control_tokens(said, "the conversation")
         text = self.template.render(messages, add_generation_prompt=True)
         if self.vocabulary.separate_inputs:
             return self.vocabulary.as_inputs(self.vocabulary.encode(text))
@@ -144,6 +147,9 @@ class Chat:
         counted = [id_ for id_, weight in zip(example.targets, example.weights, strict=True) if weight]
         if counted[-1] not in vocabulary.control_tokens.values():
             notes.append("no token of control ends a reply: the model does not learn where to stop")
+        with contextlib.suppress(ChatTemplateError):  # it may take one question alone
+            if self._spans((*_PROBE, *_PROBE))[1] is None:
+                notes.append("it writes earlier turns in another way when later ones follow: each reply is an example")
         own = vocabulary.own_templates.get("default")
         if template.name != OWN and own is not None and own != template.text:
             notes.append(
@@ -159,7 +165,7 @@ class Chat:
             if found := self._control.search(turn.text):
                 raise BadRow(
                     f"{place}: turn {number}, of {turn.role}, has {found[0]!r} in its text, which is read as a "
-                    "token of control: take it out, or leave such rows out (ON_BAD_ROW=skip)"
+                    "token of control: take it out (ON_BAD_ROW=skip leaves such rows out)"
                 )
 
     @functools.cached_property
@@ -230,10 +236,12 @@ class Chat:
                 # What stands after the end of a turn, mostly a line end, is the template's.
                 ends = [number for number in inside if tokens[number][0] in control]
                 inside = [number for number in inside if not ends or number <= ends[-1]]
+            if not inside:
+                raise ChatTemplateError(
+                    f"chat template {self.template.name!r}: no token begins in the reply at {_tail(text[:end])!r}"
+                )
             for number in inside:
                 weights[number] = 1
-        if 1 not in weights:
-            raise _CannotTell(f"chat template {self.template.name!r}: no token of {_tail(text)!r} is the reply's")
         cut = weights.index(1)
         ids, ends_at = [id_ for id_, _, _ in tokens], [0]
         for _, _, end in tokens:

@@ -81,6 +81,7 @@ HF_DECODER = Format(
     config=lambda folder: read_hf_decoder_config(folder).model,
     read=read_hf_decoder,
     vocabulary=_hf_vocabulary,
+    unsaid=("init_stddev",),
 )
 HF_T5 = Format(
     holds="a Hugging Face folder of a T5, mT5 or UMT5 (config.json, model.safetensors, spiece.model)",
@@ -95,6 +96,7 @@ LLAMA2C = Format(
     config=lambda path: read_llama2c(path)[0],
     read=read_llama2c,
     vocabulary=lambda path: None,
+    unsaid=("init_stddev",),
 )
 T5X = Format(
     holds="a T5X checkpoint (a folder checkpoint_<step> with a file checkpoint), or the address of one",
@@ -111,6 +113,7 @@ GGUF = Format(
     config=lambda path: open_gguf(path).config,
     read=read_gguf,
     vocabulary=gguf_vocabulary,
+    unsaid=("init_stddev",),
 )
 # The first that fits is taken.
 FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF, T5X)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flanjax.data.chat import own_chat
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, new_folder, read_json, write_json
 from flanjax.interchange.hf_decoder_families import FAMILIES, Family
@@ -306,7 +307,7 @@ def write_hf_decoder(
       vocabulary: for the tokenizer files; None takes those of `source`, if there are any.
       recipe: label to value, printed as a table on the model card; None takes the card of `source`, if there is one.
       source: the Hugging Face folder that this model was read from. Its family, its configuration keys, its generation
-        config and each tensor's dtype are taken over.
+        config, with the end of a turn in its chats, and each tensor's dtype are taken over.
       model_type: the family; by default that of `source`, or the first that has such a model.
       dtype: dtype of all tensors; by default that of `source`, or float32.
       shard_bytes: largest weights file.
@@ -343,15 +344,27 @@ def write_hf_decoder(
                 (folder / path.name).write_bytes(path.read_bytes())
         if vocabulary is not None:
             write_tokenizer(folder, vocabulary)
-            if not (folder / GENERATION_CONFIG).is_file():
-                write_json(folder / GENERATION_CONFIG, _generation_config(vocabulary))
+            path = folder / GENERATION_CONFIG
+            own = read_json(path) if path.is_file() else _generation_config(vocabulary)
+            write_json(path, _also_ending(own, vocabulary))
         if recipe is not None:
             (folder / CARD).write_text(model_card(Path(output).name, config, recipe), encoding="utf-8")
 
 
-def _generation_config(vocabulary: Vocabulary) -> dict[str, int]:
+def _generation_config(vocabulary: Vocabulary) -> dict[str, Any]:
     ids = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "pad": vocabulary.pad_id}
     return {f"{name}_token_id": token for name, token in ids.items() if token is not None}
+
+
+def _also_ending(config: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """The configuration with the end of a turn of the vocabulary's chat template among what ends an answer."""
+    chat = own_chat(vocabulary)
+    if chat is None:
+        return config
+    given = config.get("eos_token_id")
+    ends = [*(given if isinstance(given, list) else [given]), *chat.end_ids]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    return {**config, "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def _new_tensors(

@@ -47,6 +47,11 @@ class TrainedRun:
     settings: Mapping[str, Any]
 
     @property
+    def is_prefix_lm(self) -> bool:
+        """Whether it is a decoder whose inputs see each other in both directions."""
+        return bool(self.settings.get("data", {}).get("layout") == "prefix_lm")
+
+    @property
     def recipe(self) -> dict[str, str]:
         """How the model was trained, label to value, for a model card."""
         return recipe(self.settings, self.step)

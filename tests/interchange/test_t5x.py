@@ -633,6 +633,20 @@ def test_the_folder_above_lists_its_steps(written, tmp_path):
         read_t5x(tmp_path)
 
 
+def test_an_address_of_google_cloud_storage_has_its_own_bucket_and_not_the_placeholder(copied):
+    """As far as it goes without the network: where an array would be asked for."""
+    rewrite(copied, lambda tree: [spec["kvstore"].update(driver="gcs", bucket="t5x-dummy-bucket")
+                                  for _, spec in specs(tree["optimizer"])] and tree)  # fmt: skip
+    there = dataclasses.replace(open_checkpoint(copied), folder=t5x_files._store("gs://t5-data/flan/checkpoint_7"))
+    name = "encoder/encoder_norm/scale"
+    path = t5x_files._path_of(there.where, name, there.contents["target"][name])
+    assert (there.folder / path).spec().to_json() == {
+        "driver": "gcs",
+        "bucket": "t5-data",
+        "path": "flan/checkpoint_7/target.encoder.encoder_norm.scale",
+    }
+
+
 def test_addresses_that_lead_nowhere(monkeypatch):
     impatient = tensorstore.Context({"http_request_retries": {"max_retries": 1}})
     monkeypatch.setattr(t5x_files, "_context", lambda: impatient)
