@@ -181,6 +181,9 @@ def test_a_configuration_adds_tokens_and_tokenizer_json_says_what_is_put_in_fron
             {"added_tokens_decoder": {"9999": {"content": "<|x|>"}}},
             r"'<\|x\|>' as 9999, which tokenizer\.json makes \d+",
         ),
+        ({"added_tokens_decoder": {"x": {}}}, r"added_tokens_decoder must have an object for each id"),
+        ({"added_tokens_decoder": {"9999": {}}}, r"added_tokens_decoder must have an object for each id"),
+        ({"chat_template": [1]}, r"chat_template is neither a text nor a list"),
     ],
 )
 def test_a_configuration_of_another_tokenizer_is_refused(bpe_folder, tmp_path, changes, message):
