@@ -48,6 +48,7 @@ def convert(
     from flanjax.interchange.gguf_file import is_gguf
     from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
     from flanjax.interchange.peft import adapter_on, read_peft, write_folder
+    from flanjax.interchange.peft_base import Base
     from flanjax.interchange.peft_prompts import read_npy
     from flanjax.interchange.runs import is_run
     from flanjax.interchange.stored import in_memory
@@ -71,7 +72,7 @@ def convert(
             )
         if source.suffix == ".npy":
             fitting, content = read_npy(source)
-            write_folder(output, fitting, {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
+            write_folder(output, Base.of(fitting), {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
             return f"a prompt for a T5 of width {fitting.embed_dim}"
         return f"factors for {convert_tfew(source, output, dtype=dtype)}"
     if is_gguf(source):
