@@ -1,10 +1,11 @@
 """Rewrites a model: `python -m flanjax.convert --input=DIR --output=DIR --format=hf`.
 
-The input is a Hugging Face T5 folder, a T5X checkpoint or a run directory; it passes through flanjax's own parameters.
-A Hugging Face folder comes out with the same tensors bit for bit, in one layout and with every flag that transformers 4
-and 5 need; with `--adapter=DIR` a PEFT adapter is merged into it. With `--format=t5x` a T5X checkpoint is written. A
-GGUF file of a decoder becomes a Hugging Face folder, with its tokenizer and chat template. With `--format=peft`
-published adapters of other formats become PEFT folders: T-Few's (IA)3 (.pt) and soft prompts (.npy).
+The input is a Hugging Face folder of a T5 or a decoder, a T5X checkpoint or a run directory, or another of the forms
+that `flanjax.interchange.any_model` opens; it passes through flanjax's own parameters. A Hugging Face folder comes out
+with the same tensors bit for bit, in one layout and with every flag that transformers 4 and 5 need; with
+`--adapter=DIR` a PEFT adapter is merged into it. With `--format=t5x` a T5X checkpoint is written. A GGUF file of a
+decoder becomes a Hugging Face folder, with its tokenizer and chat template. With `--format=peft` published adapters of
+other formats become PEFT folders: T-Few's (IA)3 (.pt) and soft prompts (.npy).
 """
 
 import argparse
@@ -28,7 +29,7 @@ def convert(
     """Writes the model in `input` to the new folder `output`.
 
     Arguments:
-      input: a Hugging Face T5 folder, whose tokenizer files, model card and dtypes are kept, a T5X checkpoint or its
+      input: a Hugging Face folder, whose tokenizer files, model card and dtypes are kept, a T5X checkpoint or its
         address, or a run directory, of which the latest checkpoint is taken, or a GGUF file; for the format "peft" a
         file of T-Few (.pt) or a soft prompt (.npy).
       output: a new folder.
@@ -43,21 +44,19 @@ def convert(
         not new, or the disk is full.
     """
     from flanjax.export import export
+    from flanjax.interchange.any_model import HF_DECODER, HF_T5, RUN, format_of, write_hf_model
     from flanjax.interchange.folders import ModelFolderError, require_new
     from flanjax.interchange.gguf import convert_gguf
     from flanjax.interchange.gguf_file import is_gguf
-    from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
     from flanjax.interchange.peft import adapter_on, read_peft, write_folder
     from flanjax.interchange.peft_base import Base
     from flanjax.interchange.peft_prompts import read_npy
-    from flanjax.interchange.runs import is_run
     from flanjax.interchange.stored import in_memory
     from flanjax.interchange.t5x import read_t5x, write_t5x
     from flanjax.interchange.t5x_files import is_t5x, open_checkpoint
     from flanjax.interchange.tfew import convert_tfew
     from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
-    from flanjax.loading import require_model_folder
-    from flanjax.models.model import require_t5
+    from flanjax.models.model import ModelConfig, require_t5
     from flanjax.tuning.partition import logit_difference, merged
 
     if format not in FORMATS:
@@ -83,8 +82,9 @@ def convert(
         convert_gguf(source, output, dtype=dtype)
         return None
     told: list[str] = []
-    step, from_t5x = 0, is_t5x(input)
-    if from_t5x:
+    step, origin = 0, None
+    model: ModelConfig
+    if is_t5x(input):
         checkpoint = open_checkpoint(input)
         told.append(checkpoint.left_out)
         if format == "hf":
@@ -92,20 +92,21 @@ def convert(
         step = checkpoint.step
         model, params = read_t5x(input)
     else:
-        require_model_folder(source)
-        if is_run(source):
+        found = format_of(source)
+        if found is RUN:
             if adapter is not None:
                 raise ModelFolderError(f"{source} is a run: export it first, and give that folder as --input")
             export(source, output, dtype=dtype, format=format)
             return None
-        model, params = read_hf_t5(source)
+        origin = source if found in (HF_DECODER, HF_T5) else None
+        model, params = found.read(source)
     if adapter is not None:
         tuned = adapter_on(read_peft(adapter, model), model, in_memory(params))
-        whole, params = merged(*tuned)
-        model = require_t5(whole, "python -m flanjax.convert")
+        model, params = merged(*tuned)
         told.append(f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}")
     if format != "hf":
-        write_t5x(output, model, params, step=step, scanned=format == "t5x_scanned", dtype=dtype or "float32")
+        t5, scanned = require_t5(model, "a T5X checkpoint"), format == "t5x_scanned"
+        write_t5x(output, t5, params, step=step, scanned=scanned, dtype=dtype or "float32")
         return "\n".join(told)
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
     bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
@@ -113,8 +114,7 @@ def convert(
     recipe = (
         None if adapter is None else {"Base model": source.absolute().name, "Adapter": Path(adapter).absolute().name}
     )
-    kept = None if from_t5x else source
-    write_hf_t5(output, model, params, vocabulary, source=kept, recipe=recipe, dtype=dtype)
+    write_hf_model(output, model, params, vocabulary, source=origin, recipe=recipe, dtype=dtype)
     return "\n".join(told)
 
 
@@ -125,14 +125,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--input",
         required=True,
         metavar="PATH",
-        help="a Hugging Face T5 folder, a T5X checkpoint, a run, a .gguf, or a .pt or .npy",
+        help="a Hugging Face folder, a T5X checkpoint, a run, a .gguf, or a .pt or .npy",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--format",
         required=True,
         choices=FORMATS,
-        help="hf: a Hugging Face T5 folder; peft: an adapter; t5x: a T5X checkpoint, t5x_scanned: for scalable_t5",
+        help="hf: a Hugging Face folder; peft: an adapter; t5x: a T5X checkpoint, t5x_scanned: for scalable_t5",
     )
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder, merged into the model of --input")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16; as in the input unless given")

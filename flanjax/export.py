@@ -14,10 +14,13 @@ from pathlib import Path
 from flanjax import doors
 
 FORMATS = ("hf", "peft", "t5x", "t5x_scanned")
-# A notice on `Exported.quantized`.
 QUANTIZED = (
     "the run's base is quantized, and what was exported goes with the full-precision original: "
     "the two differ by the rounding of the base"
+)
+PREFIX_LM = (
+    "the run is a prefix LM, whose inputs see each other in both directions, and a Hugging Face folder has no word for "
+    "that: transformers will read its inputs from left to right"
 )
 
 
@@ -28,14 +31,16 @@ class Exported:
     Attributes:
       step: the checkpoint's.
       logit_difference: the largest between the run's model and the merged one; None where nothing was merged.
-      quantized: the run's base is, and what was exported is not.
+      notices: what a person should know of the export.
       tasks: those that have a folder of their own, an adapter, in the output.
+      hf_class: the class of transformers that opens it.
     """
 
     step: int
     logit_difference: float | None
-    quantized: bool
+    notices: tuple[str, ...]
     tasks: tuple[str, ...] = ()
+    hf_class: str = ""
 
 
 def export(
@@ -57,11 +62,12 @@ def export(
       FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged, no
         PEFT folder can express its methods, `output` is not new, or the disk is full.
     """
+    from flanjax.interchange.any_model import HF_DECODER, format_of, hf_class, write_hf_model
     from flanjax.interchange.folders import ModelFolderError, require_new
-    from flanjax.interchange.hf_t5 import write_hf_t5
     from flanjax.interchange.peft import base_name, write_peft
     from flanjax.interchange.runs import read_run
     from flanjax.interchange.t5x import write_t5x
+    from flanjax.models.decoder_config import DecoderConfig
     from flanjax.models.model import require_t5
     from flanjax.tuning.method import TuningError
     from flanjax.tuning.partition import added_paths, logit_difference, merged, methods_of, unquantized
@@ -73,6 +79,8 @@ def export(
     require_new(Path(output))
     trained = read_run(run, step=step)
     quantized = trained.model != unquantized(trained.model)
+    told = {QUANTIZED: quantized, PREFIX_LM: trained.is_prefix_lm}
+    notices = tuple(notice for notice, holds in told.items() if holds)
     if format == "peft":
         # An adapter says nothing of how its base is kept.
         trained = read_run(run, step=trained.step, quantized=False) if quantized else trained
@@ -86,7 +94,7 @@ def export(
             recipe=trained.recipe,
             dtype=dtype,
         )
-        return Exported(trained.step, None, quantized, tasks)
+        return Exported(trained.step, None, notices, tasks)
     if added_paths(trained.model) and not merge:
         raise TuningError(
             f"{run} was tuned by methods that add parameters ({', '.join(m.name for m in methods_of(trained.model))}), "
@@ -98,13 +106,23 @@ def export(
     difference = None
     if added_paths(trained.model):
         difference = logit_difference((trained.model, trained.params), (model, params))
-    t5 = require_t5(model, "python -m flanjax.export")
-    if format == "hf":
-        write_hf_t5(output, t5, params, trained.vocabulary, recipe=trained.recipe, dtype=dtype)
-    else:
-        scanned = format == "t5x_scanned"
+    if format != "hf":
+        t5, scanned = require_t5(model, "a T5X checkpoint"), format == "t5x_scanned"
         write_t5x(output, t5, params, step=trained.step, scanned=scanned, dtype=dtype or "float32")
-    return Exported(trained.step, difference, quantized)
+        return Exported(trained.step, difference, notices)
+    # A decoder may be said in the words of several families: in those of the model that it was tuned from.
+    base = trained.settings["init_from"]
+    known = isinstance(model, DecoderConfig) and base is not None and Path(base).exists()
+    write_hf_model(
+        output,
+        model,
+        params,
+        trained.vocabulary,
+        recipe=trained.recipe,
+        source=base if known and format_of(base) is HF_DECODER else None,
+        dtype=dtype or "float32",
+    )
+    return Exported(trained.step, difference, notices, hf_class=hf_class(model))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,8 +142,8 @@ def _export(flags: argparse.Namespace) -> int:
     done = export(flags.run, flags.output, step=flags.step, dtype=flags.dtype, merge=flags.merge, format=flags.format)
     if done.logit_difference is not None:
         print(f"merged; the largest difference of a logit is {done.logit_difference:.2g}")
-    if done.quantized:
-        print(f"notice: {QUANTIZED}")
+    for notice in done.notices:
+        print(f"notice: {notice}")
     of_tasks = f", a folder for each of {', '.join(done.tasks)}" if done.tasks else ""
     print(f"step {done.step} of {flags.run} is in {flags.output}{of_tasks}; load it with")
     if flags.format == "peft":
@@ -136,7 +154,7 @@ def _export(flags: argparse.Namespace) -> int:
     if flags.format != "hf":
         print(f'  --gin.INITIAL_CHECKPOINT_PATH=\\"{Path(flags.output, f"checkpoint_{done.step}")}\\"  # T5X')
         return 0
-    print(f'  transformers.T5ForConditionalGeneration.from_pretrained("{flags.output}")')
+    print(f'  transformers.{done.hf_class}.from_pretrained("{flags.output}")')
     print(f'  flanjax.load("{flags.output}")')
     return 0
 

@@ -1,8 +1,9 @@
-"""`flanjax.load(folder)`: a trained run or a Hugging Face T5 folder as a model that scores and answers.
+"""`flanjax.load(folder)`: a trained run or a Hugging Face folder as a model that scores and answers.
 
 model = flanjax.load("runs/demo")
 model.generate(["Sort: 3 1 2"])                          # ["1 2 3"]
 model.score(["Is 7 odd?"] * 2, ["yes", "no"])            # log-likelihoods, natural logarithm
+model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in the chat template of its training
 """
 
 import dataclasses
@@ -12,39 +13,43 @@ from pathlib import Path
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from flanjax.data.chat import own_chat
+from flanjax.data.chat_templates import Message
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.generation import greedy
-from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.peft import adapter_on, read_peft
-from flanjax.interchange.runs import is_run, read_run
+from flanjax.interchange.runs import read_run
 from flanjax.interchange.stored import place
 from flanjax.interchange.tokenizer import read_vocabulary
-from flanjax.models.config import Compute, T5Config
-from flanjax.models.model import require_t5
+from flanjax.models.config import Compute
+from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 
 
 class LoadingError(FlanjaxError):
-    """A folder that is neither a run nor a Hugging Face T5 folder, or texts that cannot be scored."""
+    """A model that cannot be asked in words, or texts that cannot be scored."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A T5 with its vocabulary; made by `load`.
+    """A model with its vocabulary; made by `load`.
 
     Attributes:
       config: the model.
       params: its float32 parameters.
       vocabulary: turns texts into token ids.
       compute: how it is run.
+      prefix_lm: whether a decoder sees all of its inputs, as it was trained.
     """
 
-    config: T5Config
+    config: ModelConfig
     params: Params
     vocabulary: Vocabulary
     compute: Compute
+    prefix_lm: bool = False
 
     def score(
         self,
@@ -57,8 +62,8 @@ class Model:
     ) -> list[float]:
         """The log-likelihood of each target given its input: natural logarithm, summed over the target's tokens.
 
-        Inputs end in EOS, as in training. So do targets, and their EOS is scored; `eos=False` leaves it out, as
-        lm-evaluation-harness does. `prompt` is as in `generate`.
+        Inputs have BOS or EOS around them, as in training. Targets end in EOS, and it is scored; `eos=False` leaves it
+        out, as lm-evaluation-harness does. `prompt` is as in `generate`.
 
         Raises:
           LoadingError: one text instead of a list, not one target for each input, a batch size below 1, or no such
@@ -77,6 +82,7 @@ class Model:
             self.params,
             self._tokens(inputs),
             labels,
+            prefix_lm=self.prefix_lm,
             prompts=self._prompts(prompt, len(inputs)),
             batch_rows=batch_size,
         )
@@ -94,13 +100,49 @@ class Model:
         _require_texts(inputs)
         _require_positive("max_new_tokens", max_new_tokens)
         _require_positive("batch_size", batch_size)
+        return self._answers(self._tokens(inputs), max_new_tokens, (self.vocabulary.eos_id,), prompt, batch_size)
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_new_tokens: int = 256,
+        *,
+        prompt: str | None = None,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """What the assistant says next in each conversation, greedily, up to the end of its turn.
+
+        The chat template is the one that the model was trained with, which is beside its vocabulary. `prompt` is as in
+        `generate`.
+
+        Raises:
+          LoadingError: there is no template, `max_new_tokens` or the batch size is below 1, or no such prompt.
+          BadRow: a message has what is read as a token of control in its text.
+          ChatTemplateError: the template refuses a conversation.
+        """
+        _require_positive("max_new_tokens", max_new_tokens)
+        _require_positive("batch_size", batch_size)
+        chat = own_chat(self.vocabulary)
+        if chat is None:
+            raise LoadingError(
+                f"{self.vocabulary.path} brings no chat template, so this model was trained without one: ask it by "
+                "`generate`, or put a chat_template.jinja beside its vocabulary"
+            )
+        tokens = [chat.prompt(messages) for messages in conversations]
+        return self._answers(tokens, max_new_tokens, chat.end_ids, prompt, batch_size)
+
+    def _answers(
+        self, tokens: list[list[int]], limit: int, eos_ids: tuple[int, ...], prompt: str | None, batch_size: int
+    ) -> list[str]:
         answers = greedy.greedy(
             self.config,
             self.compute,
             self.params,
-            self._tokens(inputs),
-            max_new_tokens,
-            prompts=self._prompts(prompt, len(inputs)),
+            tokens,
+            limit,
+            eos_ids=eos_ids,
+            prefix_lm=self.prefix_lm,
+            prompts=self._prompts(prompt, len(tokens)),
             batch_rows=batch_size,
         )
         return [self.vocabulary.decode(ids) for ids in answers]
@@ -133,7 +175,7 @@ def load(
     adapter: str | Path | None = None,
     compute: Compute | None = None,
 ) -> Model:
-    """Opens a run directory (its latest checkpoint, or that of `step`) or a Hugging Face T5 folder.
+    """Opens a run directory (its latest checkpoint, or that of `step`) or a Hugging Face folder.
 
     Arguments:
       folder: of the model.
@@ -145,41 +187,31 @@ def load(
       FlanjaxError: the folder is neither, a file in it is missing or damaged, there is no checkpoint of that step, the
         vocabulary has more ids than the model, or the adapter does not fit it.
     """
-    folder = Path(folder)
-    require_model_folder(folder)
-    if is_run(folder):
+    folder, prefix_lm = Path(folder), False
+    found = format_of(folder)
+    if found is RUN:
         run = read_run(folder, step=step)
-        config, params, vocabulary = require_t5(run.model, "flanjax.load"), run.params, run.vocabulary
+        config, params, vocabulary = run.model, run.params, run.vocabulary
+        prefix_lm = run.is_prefix_lm
     elif step is not None:
-        raise LoadingError(f"{folder}: step={step} needs a run directory, and this is a Hugging Face folder")
+        raise LoadingError(f"{folder}: step={step} needs a run directory, and this is {found.holds}")
     else:
-        vocabulary = read_vocabulary(folder)  # first, for it is quick and most often what is missing
-        config, params = read_hf_t5(folder)
+        # First, for it is quick and most often what is missing.
+        own = found.vocabulary(folder)
+        if own is None and folder.is_file():
+            raise LoadingError(f"{folder} is {found.holds}, which has no vocabulary: give a folder with its tokenizer")
+        vocabulary = own or read_vocabulary(folder)  # which says what is missing
+        config, params = found.read(folder)
     if vocabulary.size > config.vocab_size:
         raise LoadingError(f"{folder}: the vocabulary has {vocabulary.size} ids, the model only {config.vocab_size}")
     if adapter is not None:
         if config.added:
             raise LoadingError(f"{folder} has adapters of its own: export it with --merge, and load {adapter} on that")
-        adapted, params = adapter_on(read_peft(adapter, config), config, params)
-        config = require_t5(adapted, "flanjax.load")
+        config, params = adapter_on(read_peft(adapter, config), config, params)
     return Model(
         config=config,
         params=place(params, SingleDeviceSharding(jax.devices()[0])),
         vocabulary=vocabulary,
         compute=compute or Compute(),
+        prefix_lm=prefix_lm,
     )
-
-
-def require_model_folder(folder: Path) -> None:
-    """Checks that `folder` may be a run or a Hugging Face folder: both have a `config.json`.
-
-    Raises:
-      LoadingError: it does not exist or has none; the message says what either kind holds.
-    """
-    if not folder.is_dir():
-        raise LoadingError(f"{folder}: there is no such folder")
-    if not (folder / "config.json").is_file():
-        raise LoadingError(
-            f"{folder}: no config.json, so neither a run directory (config.json, checkpoints/, vocabulary/) nor a "
-            "Hugging Face T5 folder (config.json, model.safetensors, spiece.model)"
-        )

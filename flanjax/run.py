@@ -16,7 +16,6 @@ import jax
 import ml_collections
 import optax
 
-from flanjax.data.byte_vocabulary import Bytes
 from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.catalog import resolve_all
 from flanjax.data.chat import Chat
@@ -26,25 +25,22 @@ from flanjax.data.packing import Layout, RowLengths
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.provenance import Request, is_current
 from flanjax.data.report import overlong_line, survey
-from flanjax.data.vocabularies import CHAT_TEMPLATE_FILE, MODEL_FILE, SentencePieces, Vocabulary, VocabularySource
-from flanjax.errors import FlanjaxError, nearest
+from flanjax.data.vocabularies import CHAT_TEMPLATE_FILE, Vocabulary, VocabularySource
+from flanjax.errors import nearest
 from flanjax.evaluation.answers import questions
 from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
 from flanjax.files import write_whole
-from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.folders import ModelFolderError
-from flanjax.interchange.peft import Adapter, adapter_on, read_peft
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run
-from flanjax.interchange.stored import place
 from flanjax.interchange.t5x_files import open_checkpoint
 from flanjax.interchange.t5x_optimizer import resume_adafactor
-from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.decoder_config import DecoderConfig, Rotary
-from flanjax.models.model import ModelConfig, abstract_params, build, init_params, model_settings, require_t5
+from flanjax.models.model import ModelConfig, abstract_params, build, model_settings, require_t5
 from flanjax.models.parameters import Params
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.starting_point import RunError, StartingPoint
 from flanjax.training.interfaces import Observer, TrainConfig, TrainResult
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig, make_optimizer
@@ -53,11 +49,7 @@ from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_
 from flanjax.training.trainer import train
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import METHODS, to_settings
-from flanjax.tuning.partition import Partition, begin, digest, flatten, methods_of, trainable_axes, unflatten
-
-
-class RunError(FlanjaxError):
-    """Parts of a run that do not belong together."""
+from flanjax.tuning.partition import Partition, digest, methods_of, trainable_axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +156,14 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     Raises:
       FlanjaxError: a part is missing or does not fit the others; the message says which and what to do.
     """
-    start = _StartingPoint(run)
+    start = StartingPoint(
+        model=run.model,
+        dropout_rate=run.dropout_rate,
+        tuning=run.tuning,
+        init_from=run.init_from,
+        adapter_from=run.adapter_from,
+        seed=run.train.seed,
+    )
     run = _with_layout(run, decoder=start.is_decoder)
     start.check_model()
     _check_methods(run, notice)
@@ -178,6 +177,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     batches = PackedBatches(run.data, rows=rows, placeholders=_placeholders(start.methods), longest=longest)
     _check_positions(model, batches.row_lengths)
     vocabulary = batches.mixture.vocabulary
+    start.tell_what_is_left_out(notice, but_optimizer=run.optimizer_from is not None)
     start.check_vocabulary(vocabulary, notice)
     if vocabulary.size > model.vocab_size:
         raise RunError(
@@ -225,145 +225,6 @@ def _check_positions(model: ModelConfig, row_lengths: RowLengths) -> None:
             f"rows of {row_lengths[0]} tokens: the model has learned {model.max_positions} positions "
             f"(max_positions). Set FEATURE_LENGTHS to {{'tokens': {model.max_positions}}} at most"
         )
-
-
-class _StartingPoint:
-    """The model that a run starts from: read once, and only as much of it as is asked for."""
-
-    def __init__(self, run: Run):
-        self._run = run
-        self._read: tuple[ModelConfig, Params] | None = None
-        self._folder = None if run.init_from is None else Path(run.init_from)
-        if self._folder is not None:
-            try:
-                self._format = format_of(self._folder)
-            except ModelFolderError as error:
-                raise RunError(f"there is no such model: INIT_FROM={error}. Give None for random parameters") from error
-        if run.adapter_from is not None and (run.tuning or self._folder is None):
-            raise RunError(
-                f"ADAPTER_FROM={run.adapter_from} says itself which parameters move, and on which model they were "
-                "learnt: leave TUNING empty, without a file of gin_configs/tuning/, and set INIT_FROM to that model"
-            )
-
-    @property
-    def is_decoder(self) -> bool:
-        """Whether the model is a decoder, by its configuration alone."""
-        model = self._run.model
-        if model is None and self._folder is not None:
-            model = self._format.config(self._folder)
-        return isinstance(model, DecoderConfig)
-
-    @property
-    def model(self) -> ModelConfig:
-        """The run's model, or INIT_FROM's where the run names none; where both are there they must agree."""
-        model = self._run.model
-        if model is None:
-            if self._folder is None:
-                raise RunError("the run names neither a model nor INIT_FROM: include a file of gin_configs/models/")
-            model = self._source()[0]
-        if self._run.dropout_rate is not None:
-            model = dataclasses.replace(model, dropout_rate=self._run.dropout_rate)
-        return model
-
-    @property
-    def tuned(self) -> ModelConfig:
-        """The model with what the run's methods add to it, or those of the adapter that it goes on with."""
-        return dataclasses.replace(self.model, added=self.methods)
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """Those of the run, or of the adapter that it goes on with."""
-        return tuple(self._run.tuning) if self.adapter is None else self.adapter.methods
-
-    @functools.cached_property
-    def adapter(self) -> Adapter | None:
-        """What ADAPTER_FROM holds for the run's model."""
-        return None if self._run.adapter_from is None else read_peft(self._run.adapter_from, self.model)
-
-    def params(self, vocabulary: Vocabulary, shardings: Params) -> Params:
-        """The first parameters; random ones come into being where they are to lie."""
-        seed = self._run.train.seed
-        if self._folder is None:
-            places, own = flatten(shardings), flatten(abstract_params(self.model))
-            places = unflatten({path: places.get(path) for path in own})
-            base = jax.jit(init_params, static_argnums=(0, 1), out_shardings=places)(self.model, seed)
-        else:
-            found, base = self._source()
-            self._check_shape(found)
-            self._read = None  # they are on the devices from now on
-        if self.adapter is not None:
-            return place(adapter_on(self.adapter, self.model, base)[1], shardings)
-        return place(begin(self.tuned, base, vocabulary.encode, seed), shardings)
-
-    def base(self) -> str | None:
-        """What the frozen parameters of a run that has some are known by; None where everything moves."""
-        if not self.tuned.added:
-            return None
-        if self._folder is None:
-            return f"random, of seed {self._run.train.seed}"
-        return digest(self._source()[1])
-
-    def _source(self) -> tuple[ModelConfig, Params]:
-        if self._read is None:
-            assert self._folder is not None
-            self._read = self._format.read(self._folder)
-        return self._read
-
-    def check_model(self) -> None:
-        """Refuses a model that is not INIT_FROM's, by its config.json alone; `params` looks at the tensors too."""
-        if self._folder is None or self._run.model is None:
-            return
-        found = self._format.config(self._folder)
-        if self._format is not RUN:
-            # Whether the head is tied a T5's tensors alone say, and a folder of others says nothing of training.
-            found = dataclasses.replace(found, tied_head=self._run.model.tied_head)
-        self._check_shape(found)
-
-    def _check_shape(self, found: ModelConfig) -> None:
-        if type(found) is not type(self.model):
-            kinds = ["a decoder" if isinstance(model, DecoderConfig) else "a T5" for model in (found, self.model)]
-            raise RunError(f"INIT_FROM={self._folder} holds {kinds[0]}, and the model of the run is {kinds[1]}")
-        unsaid = {name: getattr(found, name) for name in ("dropout_rate", *self._format.unsaid)}
-        wanted = dataclasses.asdict(dataclasses.replace(self.model, **unsaid))
-        differing = [
-            f"{name} is {value!r} there, {wanted[name]!r} in the run"
-            for name, value in dataclasses.asdict(found).items()
-            if value != wanted[name]
-        ]
-        if differing:
-            raise RunError(
-                f"INIT_FROM={self._folder} holds another model: {'; '.join(differing)}. "
-                "Include the file of gin_configs/models/ that fits it"
-            )
-
-    def check_vocabulary(self, vocabulary: Vocabulary, notice: Callable[[str], None]) -> None:
-        """Refuses a vocabulary that is not the one INIT_FROM was trained with; gives notice where it brings none.
-
-        The pieces decide; sentinels on top of them do not change what a token means.
-        """
-        if self._folder is None:
-            return
-        left_out = self._format.left_out(self._folder)
-        if left_out is not None and self._run.optimizer_from is None:
-            notice(f"INIT_FROM={left_out}")
-        own = self._format.vocabulary(self._folder)
-        if own is None:
-            notice(
-                f"INIT_FROM={self._folder} has neither {MODEL_FILE} nor {TOKENIZER}: whether it was trained with the "
-                f"tasks' vocabulary {vocabulary.identity} ({vocabulary.size} ids) cannot be checked"
-            )
-            return
-        if isinstance(vocabulary, SentencePieces) and not isinstance(own, SentencePieces | Bytes):
-            same, name = has_pieces_of(self._folder, vocabulary), f"that of its {TOKENIZER}"
-            remedy = f" to the {MODEL_FILE} of the model it comes from"
-        else:
-            same, name, remedy = own.sha256 == vocabulary.sha256, f"{own.identity} ({own.size} ids)", f"={own.path}"
-        if not same:
-            raise RunError(
-                f"the tasks were tokenised with vocabulary {vocabulary.identity} ({vocabulary.size} ids), "
-                f"INIT_FROM={self._folder} was trained with {name}: its parameters mean nothing to these tokens. "
-                f"Set VOCABULARY{remedy}"
-            )
 
 
 def _check_methods(run: Run, notice: Callable[[str], None]) -> None:

@@ -86,6 +86,7 @@ def _run_process(command: Sequence[str]) -> int:
 
 def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_config: str, dry_run: bool) -> int:
     from flanjax.console import Console
+    from flanjax.interchange.any_model import hf_class
     from flanjax.narrator import Narrator, parameter_table
     from flanjax.run import compile_run, describe, is_described, layout_of, prepare, train_run
     from flanjax.sharding.hosts import is_first, wait_for_all
@@ -114,16 +115,16 @@ def _run(run: "Run", materialize: Callable[[Sequence[str]], None], *, operative_
             console.line(f"stopped by {result.stopped_by} at step {result.step}; the same command goes on from there")
         elif is_first():
             narrator.answers()
-            _finish(run, console)
+            _finish(run, hf_class(prepared.model), console)
         wait_for_all("end")
     if result.work_left_behind:
         exit_now(0)
     return 0
 
 
-def _finish(run: "Run", console: "Console") -> None:
-    """Says where things are, and exports what was asked for."""
-    from flanjax.export import QUANTIZED, export
+def _finish(run: "Run", hf_class: str, console: "Console") -> None:
+    """Says where things are, and exports what was asked for, which this class of transformers opens."""
+    from flanjax.export import export
 
     console.heading("Done")
     console.line(f"run directory: {run.model_dir} (metrics.jsonl, loss.png, samples.jsonl, tensorboard, checkpoints)")
@@ -132,10 +133,11 @@ def _finish(run: "Run", console: "Console") -> None:
         return
     if Path(run.export_to).exists():
         console.notice(f"{run.export_to} is there already and was not written again; remove it to export anew")
-    elif export(run.model_dir, run.export_to, merge=True).quantized:
-        console.notice(QUANTIZED)
+    else:
+        for notice in export(run.model_dir, run.export_to, merge=True).notices:
+            console.notice(notice)
     console.line(f"Hugging Face folder: {run.export_to}; load it with")
-    console.line(f'  transformers.T5ForConditionalGeneration.from_pretrained("{run.export_to}")')
+    console.line(f'  transformers.{hf_class}.from_pretrained("{run.export_to}")')
     console.line(f'  flanjax.load("{run.export_to}").generate(["..."])')
 
 

@@ -4,7 +4,9 @@ import contextlib
 import gc
 import os
 import pathlib
+import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -100,6 +102,34 @@ def flan_t5_small(test_data: pathlib.Path, tmp_path_factory: pytest.TempPathFact
         source = test_data / "checkpoints" / "flan_t5_small_int8"
         subprocess.run([sys.executable, tool, source, test_data / "vocab" / "t5", folder], check=False)
     assert folder.exists(), "the conversion failed, see stderr"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories(test_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The real stories260K as a Hugging Face folder of a Llama, with the tokenizer.model that it came with."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    source, folder = test_data / "checkpoints" / "stories260K", tmp_path_factory.mktemp("models") / "stories260K"
+    shutil.copytree(source / "hf", folder)
+    content, position, proto = (source / "tok512.bin").read_bytes(), 4, ModelProto()
+    kinds = proto.SentencePiece
+    while position < len(content):
+        score, length = struct.unpack_from("<fi", content, position)
+        position += 8 + length
+        number, text = len(proto.pieces), content[position - length : position].decode()
+        kind = (
+            kinds.NORMAL
+            if number > 258
+            else kinds.BYTE
+            if number > 2
+            else (kinds.UNKNOWN, *[kinds.CONTROL] * 2)[number]
+        )
+        proto.pieces.add(piece=text.replace(" ", "▁") if number > 2 else text.strip(), score=score, type=kind)
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.byte_fallback = True
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
     return folder
 
 

@@ -156,7 +156,7 @@ def test_flan_t5_small_gives_the_golden_answers(flan_t5_small, test_data):
 def test_folders_that_are_no_model(hf, tmp_path, vocabulary, params):
     with pytest.raises(FlanjaxError, match="no such folder"):
         flanjax.load(tmp_path / "absent")
-    with pytest.raises(FlanjaxError, match=r"neither a run directory .* nor a Hugging Face T5 folder"):
+    with pytest.raises(FlanjaxError, match=r"no config\.json, so no model; known are a run directory"):
         flanjax.load(tmp_path)
     with pytest.raises(FlanjaxError, match="step=3 needs a run directory"):
         flanjax.load(hf, step=3)
@@ -260,7 +260,7 @@ def test_convert_to_another_dtype_and_from_a_bare_spiece_model(hf, tmp_path):
 
 def test_convert_explains_itself(hf, tmp_path, capsys):
     assert convert.main([f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--format=hf"]) == 2
-    assert "neither a run directory" in capsys.readouterr().err
+    assert "no config.json, so no model" in capsys.readouterr().err
     assert convert.main([f"--input={hf}", f"--output={hf}", "--format=hf"]) == 2
     assert "not empty" in capsys.readouterr().err
     assert convert.main([f"--input={hf}", f"--output={tmp_path / 'out'}", "--format=hf", "--dtype=int8"]) == 2

@@ -18,13 +18,14 @@ A vocabulary of encoder-decoders (`Vocabulary.separate_inputs`) gives an example
 with its cue, is for the encoder.
 """
 
+import contextlib
 import functools
 import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flanjax.data.chat_templates import OWN, ChatTemplate, ChatTemplateError, Message, find_template
+from flanjax.data.chat_templates import OWN, ChatTemplate, ChatTemplateError, Message, control_like, find_template
 from flanjax.data.sources import BadRow
 from flanjax.data.tasks import Turn
 from flanjax.data.vocabularies import Vocabulary
@@ -71,7 +72,7 @@ class Chat:
         An empty reply is never learnt.
 
         Raises:
-            BadRow: a turn has a token of control in its text, or the template refuses the conversation.
+            BadRow: a turn has in its text what is read as a token of control, or the template refuses the conversation.
             ChatTemplateError: the template cannot tell the assistant's words.
         """
         learnt = [at for at, turn in enumerate(turns) if turn.learnt and turn.role == "assistant" and turn.text.strip()]
@@ -96,8 +97,11 @@ class Chat:
         """The ids of a conversation up to where the assistant is to speak.
 
         Raises:
+            BadRow: a message has in its text what is read as a token of control.
             ChatTemplateError: the template refuses the conversation.
         """
+        said = [Turn(role=str(message.get("role")), text=str(message.get("content"))) for message in messages]
+        self._refuse_control_tokens(said, "the conversation")
         text = self.template.render(messages, add_generation_prompt=True)
         if self.vocabulary.separate_inputs:
             return self.vocabulary.as_inputs(self.vocabulary.encode(text))
@@ -157,14 +161,18 @@ class Chat:
         for number, turn in enumerate(turns, 1):
             if found := self._control.search(turn.text):
                 raise BadRow(
-                    f"{place}: turn {number}, of {turn.role}, has {found[0]!r} in its text, which the tokenizer reads "
-                    "as a token of control: take it out, or leave such rows out (ON_BAD_ROW=skip)"
+                    f"{place}: turn {number}, of {turn.role}, has {found[0]!r} in its text, which is read as a "
+                    "token of control: take it out (ON_BAD_ROW=skip leaves such rows out)"
                 )
 
     @functools.cached_property
     def _control(self) -> re.Pattern[str] | None:
-        tokens = self.vocabulary.control_tokens
-        return re.compile("|".join(map(re.escape, tokens))) if tokens else None
+        """What must not be said: what the tokenizer reads as control, and what the template writes to look like it."""
+        tokens = {*self.vocabulary.control_tokens, *self.template.control_tokens}
+        for probe in (_PROBE, (Turn(role="system", text="s"), *_PROBE)):
+            with contextlib.suppress(ChatTemplateError):  # not each has a place for a system text
+                tokens |= set(control_like(self.template.render(_messages(probe))))
+        return re.compile("|".join(map(re.escape, sorted(tokens)))) if tokens else None
 
     def _pair(self, turns: Sequence[Turn]) -> ChatExample:
         """The reply that a conversation ends with, for a decoder beside an encoder."""
@@ -225,10 +233,12 @@ class Chat:
                 # What stands after the end of a turn, mostly a line end, is the template's.
                 ends = [number for number in inside if tokens[number][0] in control]
                 inside = [number for number in inside if not ends or number <= ends[-1]]
+            if not inside:
+                raise ChatTemplateError(
+                    f"chat template {self.template.name!r}: no token begins in the reply at {_tail(text[:end])!r}"
+                )
             for number in inside:
                 weights[number] = 1
-        if 1 not in weights:
-            raise _CannotTell(f"chat template {self.template.name!r}: no token of {_tail(text)!r} is the reply's")
         cut = weights.index(1)
         ids, ends_at = [id_ for id_, _, _ in tokens], [0]
         for _, _, end in tokens:

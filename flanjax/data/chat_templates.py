@@ -42,7 +42,6 @@ _MOST_TEXT = 1 << 20  # characters of a template
 _MOST_RENDERED = 1 << 24  # characters of what it makes
 _MOST_STEPS = 1 << 20  # iterations and calls of one rendering
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-# What is meant as one token of control: <|user|>, </s>, <end_of_turn>.
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<[a-z]+_of_[a-z]+>|<(?:bos|eos)>")
 
 
@@ -96,7 +95,7 @@ class ChatTemplate:
         tree = _environment.parse(self.text)
         texts = [node.data for node in tree.find_all(nodes.TemplateData)]
         texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
-        return tuple(dict.fromkeys(token for text in texts for token in _CONTROL.findall(text)))
+        return tuple(dict.fromkeys(token for text in texts for token in control_like(text)))
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation; with the prompt, up to where the assistant is to speak.
@@ -145,6 +144,11 @@ class ChatTemplate:
             ) from error
         finally:
             _running.reset(running)
+
+
+def control_like(text: str) -> list[str]:
+    """What of a text is meant as a token of control: `<|user|>`, `</s>`, `<end_of_turn>`."""
+    return _CONTROL.findall(text)
 
 
 def named_templates() -> dict[str, str]:

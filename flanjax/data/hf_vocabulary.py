@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer, processors
 from flanjax.data.sentencepiece_tokenizer import parse, to_tokenizer
 from flanjax.data.vocabularies import (
     CHAT_TEMPLATE_FILE,
+    LLAMA_MODEL_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     Vocabulary,
@@ -30,6 +31,8 @@ from flanjax.data.vocabularies import (
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 _BESIDE = (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE)
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+# Tokenizers around a SentencePiece model that put something else in front than Llama's.
+_OF_CODE = ("ChatGLMTokenizer",)
 # What a tokenizer.json that comes alone may call the end of a sequence, the first that it has.
 _USUAL_ENDS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
 
@@ -50,6 +53,11 @@ class HFVocabulary(Vocabulary):
         self.path = path
         self._files = dict(content)
         config = self._json(TOKENIZER_CONFIG_FILE)
+        if path.name == LLAMA_MODEL_FILE and config.get("tokenizer_class") in _OF_CODE:
+            raise VocabularyError(
+                f"{path} is of a {config['tokenizer_class']}, whose tokens of control are in Python code, which is not "
+                f"run: give a {TOKENIZER_FILE} that has them, or another vocabulary"
+            )
         self._tokenizer = self._opened(config)
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         named = self._named(config)

@@ -17,7 +17,7 @@ from flanjax.evaluation.answers import Question, Report, answer
 from flanjax.evaluation.metrics import METRICS
 from flanjax.generation.greedy import greedy
 from flanjax.models.config import Compute
-from flanjax.models.model import ModelConfig, require_t5
+from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 from flanjax.training.interfaces import Batch
 from flanjax.training.losses import LossConfig
@@ -156,7 +156,7 @@ class MixtureEvaluator:
         if should_stop():
             raise Stopped
         ids = greedy(
-            require_t5(self._model, "answering questions"),
+            self._model,
             self._compute,
             params,
             [question.inputs for question in asked],

@@ -3,12 +3,13 @@
     config, params = read_model("runs/demo")            # whatever it is
     config = read_model_config("meta-llama/...")        # no tensor is read
     vocabulary = vocabulary_of("meta-llama/...")        # None: it brings none
+    write_hf_model("new folder", config, params, vocabulary)
 
 `FORMATS` has the forms there are, each with how it is told from the others; a new one is a line there.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flanjax.data.vocabularies import Vocabulary
@@ -16,15 +17,16 @@ from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.gguf import open_gguf, read_gguf
 from flanjax.interchange.gguf_file import is_gguf
 from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
-from flanjax.interchange.hf_config import read_hf_config
-from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config
+from flanjax.interchange.hf_config import hf_architecture, read_hf_config
+from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config, write_hf_decoder
 from flanjax.interchange.hf_decoder_families import FAMILIES
-from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.llama2c import read_llama2c
 from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.t5x import read_t5x
 from flanjax.interchange.t5x_files import address_of, is_t5x, open_checkpoint
 from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary
+from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 from flanjax.tuning.partition import merged
@@ -79,6 +81,7 @@ HF_DECODER = Format(
     config=lambda folder: read_hf_decoder_config(folder).model,
     read=read_hf_decoder,
     vocabulary=_hf_vocabulary,
+    unsaid=("init_stddev",),
 )
 HF_T5 = Format(
     holds="a Hugging Face folder of a T5, mT5 or UMT5 (config.json, model.safetensors, spiece.model)",
@@ -93,13 +96,14 @@ LLAMA2C = Format(
     config=lambda path: read_llama2c(path)[0],
     read=read_llama2c,
     vocabulary=lambda path: None,
+    unsaid=("init_stddev",),
 )
 T5X = Format(
     holds="a T5X checkpoint (a folder checkpoint_<step> with a file checkpoint), or the address of one",
     is_at=is_t5x,
     config=lambda path: read_t5x(path)[0],
     read=read_t5x,
-    vocabulary=lambda path: None,
+    vocabulary=_hf_vocabulary,
     unsaid=("mlp_activations", "relpos_max_distance", "layer_norm_epsilon"),
     left_out=lambda path: open_checkpoint(path).left_out,
 )
@@ -109,6 +113,7 @@ GGUF = Format(
     config=lambda path: open_gguf(path).config,
     read=read_gguf,
     vocabulary=gguf_vocabulary,
+    unsaid=("init_stddev",),
 )
 # The first that fits is taken.
 FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF, T5X)
@@ -155,3 +160,29 @@ def vocabulary_of(path: str | Path) -> Vocabulary | None:
       FlanjaxError: as `read_model`, or the vocabulary is damaged.
     """
     return format_of(path).vocabulary(Path(path))
+
+
+def hf_class(config: ModelConfig) -> str:
+    """The class of transformers that opens what `write_hf_model` writes."""
+    return "AutoModelForCausalLM" if isinstance(config, DecoderConfig) else hf_architecture(config)
+
+
+def write_hf_model(
+    output: str | Path,
+    config: ModelConfig,
+    params: Params,
+    vocabulary: Vocabulary | None,
+    *,
+    recipe: Mapping[str, str] | None = None,
+    source: str | Path | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes a Hugging Face folder of either kind of model, as `write_hf_t5` or `write_hf_decoder`.
+
+    Raises:
+      ModelFolderError: as they do.
+    """
+    if isinstance(config, DecoderConfig):
+        write_hf_decoder(output, config, params, vocabulary, recipe=recipe, source=source, dtype=dtype)
+    else:
+        write_hf_t5(output, config, params, vocabulary, recipe=recipe, source=source, dtype=dtype)

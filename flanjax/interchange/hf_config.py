@@ -153,6 +153,16 @@ def _activations(path: Path, raw: Mapping[str, Any]) -> tuple[str, ...]:
     return activations
 
 
+def _model_type(model: T5Config) -> str:
+    """That of a model which brings none."""
+    return UMT5 if model.relpos_per_layer else "t5"
+
+
+def hf_architecture(model: T5Config) -> str:
+    """The class of transformers for a model that brings no `model_type`."""
+    return _ARCHITECTURES[_model_type(model)]
+
+
 def hf_config(
     model: T5Config, *, dtype: str, model_type: str | None = None, extras: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -165,7 +175,7 @@ def hf_config(
     Raises:
       ModelFolderError: no `config.json`, or none of this type, says what the model is.
     """
-    model_type = model_type or (UMT5 if model.relpos_per_layer else "t5")
+    model_type = model_type or _model_type(model)
     if model.relpos_per_layer != (model_type == UMT5):
         raise ModelFolderError(f"relpos_per_layer is {model.relpos_per_layer}, which model_type {model_type!r} is not")
     if model_type == "mt5" and model.tied_head:

@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flanjax.data.chat import own_chat
+from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.folders import ModelFolderError, new_folder, read_json, write_json
 from flanjax.interchange.hf_decoder_families import FAMILIES, Family
 from flanjax.interchange.hf_decoder_keys import HARMLESS, Keys
+from flanjax.interchange.model_card import CARD, model_card
 from flanjax.interchange.safetensors_files import (
     FLOATS,
     SHARD_BYTES,
@@ -33,16 +36,17 @@ from flanjax.interchange.safetensors_files import (
     write_tensors,
 )
 from flanjax.interchange.stored import StoredArray, equal, gather, layer_of, taken, transposed
+from flanjax.interchange.tokenizer import write_tokenizer
 from flanjax.models.config import ModelConfigError
 from flanjax.models.decoder import abstract_params
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.parameters import Params
 
-CONFIG = "config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 # What stands beside the weights and is the same for any weights: copied byte for byte.
 COMPANIONS = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "README.md"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", GENERATION_CONFIG, CARD),
 )
 _EMBEDDING, _HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -286,20 +290,24 @@ def write_hf_decoder(
     output: str | Path,
     config: DecoderConfig,
     params: Params,
+    vocabulary: Vocabulary | None = None,
     *,
+    recipe: Mapping[str, str] | None = None,
     source: str | Path | None = None,
     model_type: str | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a folder that transformers opens: configuration and weights.
+    """Writes a folder that transformers opens: configuration, weights, tokenizer and model card.
 
     Args:
       output: a new folder; it appears whole or not at all.
       config: the model.
       params: its parameters: numpy or jax arrays, or in files, of which one tensor at a time is read.
-      source: the Hugging Face folder that this model was read from. Its family, its configuration keys, its tokenizer,
-        generation config and model card, and each tensor's dtype are taken over.
+      vocabulary: for the tokenizer files; None takes those of `source`, if there are any.
+      recipe: label to value, printed as a table on the model card; None takes the card of `source`, if there is one.
+      source: the Hugging Face folder that this model was read from. Its family, its configuration keys, its generation
+        config, with the end of a turn in its chats, and each tensor's dtype are taken over.
       model_type: the family; by default that of `source`, or the first that has such a model.
       dtype: dtype of all tensors; by default that of `source`, or float32.
       shard_bytes: largest weights file.
@@ -330,9 +338,33 @@ def write_hf_decoder(
     with new_folder(Path(output)) as folder:
         write_json(folder / CONFIG, {**keys, "torch_dtype": default})
         write_tensors(folder, tensors, shard_bytes)
-        if hf is not None:
-            for companion in filter(Path.is_file, (hf.path.parent / name for name in COMPANIONS)):
-                (folder / companion.name).write_bytes(companion.read_bytes())
+        beside = [] if hf is None else [path for name in COMPANIONS if (path := hf.path.parent / name).is_file()]
+        for path in beside:
+            if vocabulary is None or path.name == GENERATION_CONFIG:
+                (folder / path.name).write_bytes(path.read_bytes())
+        if vocabulary is not None:
+            write_tokenizer(folder, vocabulary)
+            path = folder / GENERATION_CONFIG
+            own = read_json(path) if path.is_file() else _generation_config(vocabulary)
+            write_json(path, _also_ending(own, vocabulary))
+        if recipe is not None:
+            (folder / CARD).write_text(model_card(Path(output).name, config, recipe), encoding="utf-8")
+
+
+def _generation_config(vocabulary: Vocabulary) -> dict[str, Any]:
+    ids = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "pad": vocabulary.pad_id}
+    return {f"{name}_token_id": token for name, token in ids.items() if token is not None}
+
+
+def _also_ending(config: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """The configuration with the end of a turn of the vocabulary's chat template among what ends an answer."""
+    chat = own_chat(vocabulary)
+    if chat is None:
+        return config
+    given = config.get("eos_token_id")
+    ends = [*(given if isinstance(given, list) else [given]), *chat.end_ids]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    return {**config, "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def _new_tensors(

@@ -3,23 +3,31 @@
 from collections.abc import Mapping
 
 from flanjax.models.config import T5Config
+from flanjax.models.model import ModelConfig
 
 CARD = "README.md"
 
 
-def model_card(name: str, config: T5Config, recipe: Mapping[str, str] | None = None) -> str:
+def model_card(name: str, config: ModelConfig, recipe: Mapping[str, str] | None = None) -> str:
     """Markdown for the model called `name`, with `recipe` (label to value) as a table.
 
     The licence is left for the person who publishes it: it depends on the base model and the data.
     """
-    return "\n\n".join((_front_matter(), f"# {name}", _description(config), _recipe(recipe), _LICENCE, _LOADING)) + "\n"
+    is_t5 = isinstance(config, T5Config)
+    tags = "- t5\n- flanjax" if is_t5 else "- flanjax"
+    front = f"---\nlibrary_name: transformers\ntags:\n{tags}\n---"
+    loading = _LOADING if is_t5 else _LOADING.replace("Seq2SeqLM", "CausalLM")
+    return "\n\n".join((front, f"# {name}", _description(config), _recipe(recipe), _LICENCE, loading)) + "\n"
 
 
-def _front_matter() -> str:
-    return "---\nlibrary_name: transformers\ntags:\n- t5\n- flanjax\n---"
-
-
-def _description(config: T5Config) -> str:
+def _description(config: ModelConfig) -> str:
+    if not isinstance(config, T5Config):
+        return (
+            f"A decoder of {config.num_layers} layers of width {config.embed_dim}, {config.num_heads} heads of "
+            f"{config.head_dim} over {config.num_kv_heads} of keys and values, feed-forward width {config.mlp_dim} "
+            f"({' x '.join(config.mlp_activations)}), a vocabulary of {config.vocab_size} and "
+            f"{'a tied' if config.tied_head else 'an untied'} head. Written by flanjax."
+        )
     return (
         f"A T5 with {config.num_encoder_layers} encoder and {config.num_decoder_layers} decoder layers of width "
         f"{config.embed_dim}, {config.num_heads} heads of {config.head_dim}, feed-forward width {config.mlp_dim} "

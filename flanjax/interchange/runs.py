@@ -47,6 +47,11 @@ class TrainedRun:
     settings: Mapping[str, Any]
 
     @property
+    def is_prefix_lm(self) -> bool:
+        """Whether it is a decoder whose inputs see each other in both directions."""
+        return bool(self.settings.get("data", {}).get("layout") == "prefix_lm")
+
+    @property
     def recipe(self) -> dict[str, str]:
         """How the model was trained, label to value, for a model card."""
         return recipe(self.settings, self.step)
@@ -178,6 +183,8 @@ def recipe(settings: Mapping[str, Any], step: int) -> dict[str, str]:
         value: Any = settings
         for key in path:
             value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        if path == ("data", "row_lengths") and value is not _ABSENT and len(value) == 1:
+            label = "Row length in tokens"  # a decoder's
         if value is not _ABSENT and (value is not None or path != ("adapter_from",)):
             lines[label] = _readable(path[-1], value)
     return {**lines, "Steps": str(step)}

@@ -90,8 +90,8 @@ def _inferred(where: str, tensors: Mapping[str, StoredArray]) -> T5Config:
     layers = {stack: _layers(shapes, stack) for stack in ("encoder", "decoder")}
     scanned = is_scanned(shapes)
     inner = "encoder/encoder" if scanned else "encoder/layers_0"
-    table, shared = f"{inner}/{RELPOS}", f"encoder/{RELPOS}"
-    table = shared if shared in shapes else table
+    shared = f"encoder/{RELPOS}"
+    table = shared if shared in shapes else f"{inner}/{RELPOS}"
     query = f"{inner}/attention/query/kernel"
     gated = f"{inner}/mlp/wi_0/kernel" in shapes
     wi = f"{inner}/mlp/wi_0/kernel" if gated else f"{inner}/mlp/wi/kernel"

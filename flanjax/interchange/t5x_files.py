@@ -117,9 +117,10 @@ class Checkpoint:
     def _array(self, name: str, store: ts.TensorStore, leaf: Any) -> StoredArray:
         dtype = store.dtype.numpy_dtype
         if isinstance(leaf, Mapping):
-            said = (leaf.get("metadata") or {}).get("shape"), leaf.get("dtype")
-            if said != (list(store.shape), store.dtype.name):
-                raise ValueError(f"it is {list(store.shape)} {store.dtype.name}, by {CHECKPOINT} {said[0]} {said[1]}")
+            is_there = list(store.shape), store.dtype.name
+            said = (leaf.get("metadata") or {}).get("shape", is_there[0]), leaf.get("dtype", is_there[1])
+            if said != is_there:
+                raise ValueError(f"it is {is_there[0]} {is_there[1]}, by {CHECKPOINT} {said[0]} {said[1]}")
             if self.version == 2 and dtype == np.uint16:
                 dtype = np.dtype("bfloat16")
 
@@ -254,10 +255,13 @@ def _from_msgpack(folder: ts.KvStore, where: str, tree: Any) -> Checkpoint:
 
 def _from_metadata(folder: ts.KvStore, where: str) -> Checkpoint:
     leaves = {}
-    for entry in _orbax_metadata(folder, where).get("tree_metadata", {}).values():
-        keys = [str(part["key"]) for part in entry["key_metadata"]]
-        if not entry["value_metadata"].get("skip_deserialize"):
-            leaves["/".join(keys[1:])] = _PLACEHOLDER + ".".join(keys)
+    try:
+        for entry in _orbax_metadata(folder, where).get("tree_metadata", {}).values():
+            keys = [str(part["key"]) for part in entry["key_metadata"]]
+            if not entry["value_metadata"].get("skip_deserialize"):
+                leaves["/".join(keys[1:])] = _PLACEHOLDER + ".".join(keys)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelFolderError(f"{where}/{METADATA}: not as Orbax writes it: {error!r}") from error
     contents = _parts(leaves)
     if not contents["target"]:
         raise ModelFolderError(f"{where}: {_none_here(where)}")
@@ -278,7 +282,7 @@ def _orbax_metadata(folder: ts.KvStore, where: str) -> dict[str, Any]:
     content = _read(folder, METADATA, where)
     try:
         return dict(json.loads(content or b"{}"))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ModelFolderError(f"{where}/{METADATA}: not valid JSON: {error}") from error
 
 

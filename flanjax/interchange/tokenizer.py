@@ -49,9 +49,10 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     extra_ids, special = 100, {"<pad>", "</s>", "<unk>"}
     if (folder / TOKENIZER_CONFIG).is_file():
         config = read_json(folder / TOKENIZER_CONFIG)
-        extra_ids = config.get("extra_ids", extra_ids)
         added = config.get("added_tokens_decoder") or {}
         names = {entry["content"] for entry in added.values() if isinstance(entry, dict) and "content" in entry}
+        sentinels = sum(name.startswith("<extra_id_") for name in names)
+        extra_ids = config.get("extra_ids", sentinels or extra_ids)
         special |= {f"<extra_id_{number}>" for number in range(extra_ids)}
         if unknown := sorted(names - special):
             raise ModelFolderError(

@@ -25,6 +25,8 @@ Model = T5 | Decoder
 
 # A run from before there was a choice has no kind: it is a T5.
 _KIND, _DECODER = "kind", "decoder"
+# Fields that came after the first runs. Left out where they change nothing, so that those runs go on.
+_LATER = {"relpos_per_layer": False}
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -66,6 +68,7 @@ def model_settings(config: ModelConfig) -> dict[str, Any]:
     """
     fields = dataclasses.asdict(dataclasses.replace(config, added=()))
     del fields["added"]
+    fields = {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
     return {_KIND: _DECODER, **fields} if isinstance(config, DecoderConfig) else fields
 
 

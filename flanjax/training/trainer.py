@@ -56,8 +56,8 @@ from flanjax.training.step import (
 )
 from flanjax.tuning.partition import trainable_axes
 
-FIXED_KEYS = ("model", "base", "adapter", "tuning", "vocabulary", "data", "optimizer.name")
-FREE_KEYS = ("data.cache_dir",)
+FIXED_KEYS = ("model", "base", "adapter", "tuning", "vocabulary", "chat_template", "data", "optimizer.name")
+FREE_KEYS = ("data.cache_dir", "chat_template.name")
 
 
 def train(

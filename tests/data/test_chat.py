@@ -191,8 +191,12 @@ def test_a_cue_that_is_not_how_a_reply_begins_is_refused(bpe):
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "</s>"])
 def test_a_token_of_control_in_what_is_said_is_refused(bpe, token):
     for spoken in (turns(f"say {token}", "no"), turns("say it", f"it is {token}"), turns("a", "b", system=token)):
-        with pytest.raises(BadRow, match=r"here:3: turn \d, of \w+, has .* reads as a token of control"):
+        with pytest.raises(BadRow, match=r"here:3: turn \d, of \w+, has .* is read as a token of control"):
             chat(bpe).examples(spoken, "here:3")
+    with pytest.raises(BadRow, match=r"'<\|user\|>' in its text"):  # which zephyr writes, in pieces
+        chat(bpe, "zephyr").examples(turns("say <|user|>", "no"))
+    with pytest.raises(BadRow, match="is read as a token of control"):
+        chat(bpe).prompt([{"role": "user", "content": f"say {token}"}])
     almost = token.replace("|", "").replace("/", "-")
     assert len(chat(bpe).examples(turns(f"say {almost}", almost))) == 1
 

@@ -94,3 +94,16 @@ def test_the_splits_are_those_that_the_run_reads(
 def test_a_malformed_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert main(["--mixture=m", f"--cache_dir={tmp_path}", "--tasks=t", f"--option={option}"]) == 2
     assert f"error: --option={option}: " in capsys.readouterr().err
+
+
+def test_the_door_takes_a_chat_template_and_tells_what_does_not_fit(
+    bpe_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "qa.jsonl").write_text('{"prompt": "1 + 1", "completion": "2"}\n')
+    flags = [f"--mixture={tmp_path / 'qa.jsonl'}", f"--cache_dir={tmp_path / 'c'}", f"--vocabulary={bpe_folder}"]
+    assert main([*flags, "--option=validation=0", "--chat_template=gemma", "--workers=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "<start_of_turn>, <end_of_turn>, which the tokenizer reads as text" in " ".join(printed.split())
+    assert CachedMixture.open(tmp_path / "c", "qa", "train").chat_template.name == "gemma"
+    assert main([*flags, "--chat_template=gema"]) == 2
+    assert "CHAT_TEMPLATE='gema' (did you mean 'gemma'" in capsys.readouterr().err

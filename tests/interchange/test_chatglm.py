@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from flanjax.data.vocabularies import VocabularyError
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_decoder import read_hf_decoder, write_hf_decoder
 from flanjax.interchange.stored import in_memory
+from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute
 from flanjax.models.decoder import abstract_params, build
 from flanjax.models.decoder_config import DecoderConfig, Rotary
@@ -190,3 +192,11 @@ def test_only_a_decoder_that_turns_neighbours_is_a_chatglm(folder: Path, tmp_pat
     config, params = read_hf_decoder(folder)
     with pytest.raises(ModelFolderError, match=r"llama loses .*rotary"):
         write_hf_decoder(tmp_path / "out", config, params, model_type="llama")
+
+
+def test_its_tokenizer_is_refused_for_what_its_code_adds(folder: Path, test_data: Path) -> None:
+    (folder / "tokenizer.model").write_bytes((test_data / "vocab" / "torchtune_tiny" / "m.model").read_bytes())
+    assert read_vocabulary(folder).bos_id == 1, "as Llama has it"
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLMTokenizer"}')
+    with pytest.raises(VocabularyError, match=r"tokenizer\.model is of a ChatGLMTokenizer.*give a tokenizer\.json"):
+        read_vocabulary(folder)

@@ -15,12 +15,16 @@ from safetensors.numpy import load_file
 
 from flanjax.doors import GinSources, configure
 from flanjax.generation.greedy import greedy
+from flanjax.interchange.any_model import hf_class
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_config import hf_config, read_hf_config
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
+from flanjax.interchange.peft import write_peft
 from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import Params, abstract_params, build, init_params
+from flanjax.tuning.lora import ALL_LINEAR, LoRA
+from flanjax.tuning.partition import added_paths, begin, flatten, unflatten
 
 MODELS = Path(__file__).parents[2] / "gin_configs" / "models"
 SIZES = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3}
@@ -111,20 +115,26 @@ def logits(config: T5Config, compute: Compute, params: Params, batch: dict[str, 
     return model.logits(model(batch))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_agree_with_transformers(saved: Callable[[str], Path], variant: str) -> None:
+def torch_logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
     import torch
 
+    names = {
+        "input_ids": "encoder_input_tokens",
+        "attention_mask": "encoder_segment_ids",
+        "decoder_input_ids": "decoder_input_tokens",
+    }
+    inputs = {theirs: torch.tensor(batch[ours], dtype=torch.long) for theirs, ours in names.items()}
+    with torch.no_grad():
+        return model(**inputs).logits.numpy()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_agree_with_transformers(saved: Callable[[str], Path], variant: str) -> None:
     folder = saved(variant)
     config, params = read_hf_t5(folder)
     assert config.relpos_per_layer == (VARIANTS[variant][0] == "umt5")
     batch = padded_rows(config.vocab_size)
-    with torch.no_grad():
-        expected = loaded(folder)(
-            input_ids=torch.tensor(batch["encoder_input_tokens"], dtype=torch.long),
-            attention_mask=torch.tensor(batch["encoder_segment_ids"], dtype=torch.long),
-            decoder_input_ids=torch.tensor(batch["decoder_input_tokens"], dtype=torch.long),
-        ).logits.numpy()
+    expected = torch_logits(loaded(folder), batch)
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(logits(config, Compute(), in_memory(params), batch), expected, atol=1e-4)
 
@@ -192,8 +202,29 @@ def test_an_mt5_whose_head_is_tied_is_refused_until_it_says_which_function_it_is
 
 def test_a_table_in_every_layer_is_no_t5() -> None:
     assert hf_config(PER_LAYER, dtype="float32")["architectures"] == ["UMT5ForConditionalGeneration"]
+    assert hf_class(PER_LAYER) == "UMT5ForConditionalGeneration"
+    assert hf_class(dataclasses.replace(PER_LAYER, relpos_per_layer=False)) == "T5ForConditionalGeneration"
     with pytest.raises(ModelFolderError, match="relpos_per_layer is True, which model_type 't5' is not"):
         hf_config(PER_LAYER, dtype="float32", model_type="t5")
+
+
+def test_an_adapter_of_a_umt5_is_opened_by_peft(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    folder = saved("umt5")
+    config, stored = read_hf_t5(folder)
+    base = in_memory(stored)
+    model = dataclasses.replace(config, added=(LoRA(rank=2, targets=ALL_LINEAR),))
+    rng = np.random.default_rng(0)
+    params = flatten(jax.device_get(begin(model, base, lambda text: [], 0)))
+    for path in sorted(added_paths(model)):
+        params[path] = params[path] + 0.05 * rng.standard_normal(params[path].shape, np.float32)
+    write_peft(tmp_path / "adapter", model, unflatten(params))
+    batch = padded_rows(config.vocab_size)
+    ours = logits(model, Compute(), unflatten(params), batch)
+    assert np.abs(ours - logits(config, Compute(), base, batch)).max() > 1e-2
+    theirs = torch_logits(PeftModel.from_pretrained(loaded(folder), tmp_path / "adapter"), batch)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 # --- published sizes -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import flax.serialization
+import gin
 import jax
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ import tensorstore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flanjax.doors import GinSources, configure
 from flanjax.interchange import t5x_files
 from flanjax.interchange.any_model import read_model_config
 from flanjax.interchange.folders import ModelFolderError
-from flanjax.interchange.stored import place
+from flanjax.interchange.stored import Lazy, place
 from flanjax.interchange.t5x import from_tensors, read_t5x, write_t5x
 from flanjax.interchange.t5x_files import chunk_shape, is_t5x, open_checkpoint
 from flanjax.interchange.t5x_mesh import from_mesh_tensorflow, t5x_names
+from flanjax.interchange.t5x_places import t5x_places
 from flanjax.models.config import T5Config
 from flanjax.models.t5 import abstract_params
 from flanjax.tuning.partition import flatten, unflatten
@@ -140,6 +143,34 @@ def test_sizes_are_read_off_the_shapes(tmp_path_factory, heads, head_dim, embed,
     read_config, read = read_t5x(folder)
     assert read_config == config
     assert_same_bits(read, params)
+
+
+MODELS = Path(__file__).parents[2] / "gin_configs" / "models"
+PUBLISHED = sorted({p.stem for kind in ("*t5_*", "t0_*", "*ul2*") for p in MODELS.glob(f"{kind}.gin")})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_are_read_off_the_shapes_and_no_tensor_is_read_for_it(name):
+    configure(GinSources(files=(str(MODELS / f"{name}.gin"),)), [T5Config])
+    try:
+        config = gin.get_configurable("T5Config")()
+    finally:
+        gin.clear_config()
+
+    def unread(slices, out):
+        # A scanned checkpoint says by the tables of positions alone whether its layers have one each.
+        assert out.size < 1e5
+        out[...] = np.arange(out.size).reshape(out.shape)
+
+    for scanned in {False, config.relpos_per_layer}:
+        tensors = {
+            tensor: Lazy(place.tensor_shape, np.dtype(np.float32), unread)
+            for place in t5x_places(config, scanned=scanned)
+            for tensor in place.names
+        }
+        # silu or gelu, and what dropout, the gin file of T5X says.
+        told = {"dropout_rate": config.dropout_rate, "mlp_activations": config.mlp_activations}
+        assert dataclasses.replace(from_tensors(tensors)[0], **told) == config
 
 
 def test_scanned_and_not_are_the_same_model(tmp_path, written):
@@ -301,12 +332,14 @@ def test_version_2_keeps_the_bits_of_bfloat16_as_integers(tmp_path):
         read_t5x(folder)
 
 
-@pytest.mark.parametrize("form", ["gcs", "gfile", "old path"])
+@pytest.mark.parametrize("form", ["gcs", "gfile", "old path", "bare"])
 def test_specifications_of_other_stores_are_read_where_the_checkpoint_is(copied, form):
     def elsewhere(tree):
         for name, spec in specs(tree["optimizer"]):
             if form == "old path":
                 spec["kvstore"], spec["path"] = {"driver": "file"}, name
+            elif form == "bare":
+                del spec["metadata"], spec["dtype"]
             else:
                 spec["kvstore"]["driver"] = form
             if form == "gcs":
@@ -357,6 +390,22 @@ def test_checkpoints_of_orbax(written, tmp_path, form):
     assert config == TINY
     assert_same_bits(params, random_params(TINY))
     assert open_checkpoint(folder).step == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "_METADATA: not valid JSON"),
+        ("[1]", "_METADATA: not valid JSON"),
+        ('{"tree_metadata": {"a": {}}}', "_METADATA: not as Orbax writes it: KeyError"),
+        ('{"tree_metadata": [1]}', "_METADATA: not as Orbax writes it: AttributeError"),
+        ('{"tree_metadata": {}}', "no T5X checkpoint"),
+    ],
+)
+def test_names_of_orbax_that_are_damaged(tmp_path, content, message):
+    (tmp_path / "_METADATA").write_text(content)
+    with pytest.raises(ModelFolderError, match=message):
+        open_checkpoint(tmp_path)
 
 
 def test_variables_of_mesh_tensorflow(legacy):
@@ -450,7 +499,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import jax, numpy as np
-from flanjax.interchange.stored import place
+from flanjax.interchange.stored import Lazy, place
 from flanjax.interchange.t5x import read_t5x
 
 def status(field):
@@ -584,6 +633,20 @@ def test_the_folder_above_lists_its_steps(written, tmp_path):
         read_t5x(tmp_path)
 
 
+def test_an_address_of_google_cloud_storage_has_its_own_bucket_and_not_the_placeholder(copied):
+    """As far as it goes without the network: where an array would be asked for."""
+    rewrite(copied, lambda tree: [spec["kvstore"].update(driver="gcs", bucket="t5x-dummy-bucket")
+                                  for _, spec in specs(tree["optimizer"])] and tree)  # fmt: skip
+    there = dataclasses.replace(open_checkpoint(copied), folder=t5x_files._store("gs://t5-data/flan/checkpoint_7"))
+    name = "encoder/encoder_norm/scale"
+    path = t5x_files._path_of(there.where, name, there.contents["target"][name])
+    assert (there.folder / path).spec().to_json() == {
+        "driver": "gcs",
+        "bucket": "t5-data",
+        "path": "flan/checkpoint_7/target.encoder.encoder_norm.scale",
+    }
+
+
 def test_addresses_that_lead_nowhere(monkeypatch):
     impatient = tensorstore.Context({"http_request_retries": {"max_retries": 1}})
     monkeypatch.setattr(t5x_files, "_context", lambda: impatient)
@@ -632,6 +695,10 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     params["decoder"]["decoder_norm"]["scale"] *= 1e6
     with pytest.raises(ModelFolderError, match="beyond float16"):
         write_t5x(tmp_path / "a", TINY, params, dtype="float16")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ModelFolderError, match=r"file: cannot be written: .*Not a directory"):
+        t5x_files.write_arrays(tmp_path / "file", {"scale": np.ones(3, np.float32)}, "target")
+    (tmp_path / "file").unlink()
     monkeypatch.setattr(t5x_files, "CHECKPOINT", "no/such/folder")
     with pytest.raises(ModelFolderError, match="cannot be written"):
         write_t5x(tmp_path / "a", TINY, params)

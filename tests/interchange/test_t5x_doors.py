@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 import flanjax
 from flanjax import convert, export
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
+from flanjax.interchange.peft import write_peft
 from flanjax.interchange.t5x import read_t5x, write_t5x
 from flanjax.interchange.t5x_files import open_checkpoint
 from flanjax.models.config import T5Config
@@ -21,6 +22,7 @@ from flanjax.models.model import model_settings
 from flanjax.models.t5 import init_params
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.step import TrainState
+from flanjax.tuning.lora import LoRA
 from flanjax.tuning.partition import flatten
 
 CONFIG = T5Config(
@@ -45,9 +47,12 @@ def test_the_real_flan_t5_small_to_t5x_and_back(flan_t5_small, t5_spiece, test_d
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name].view(np.uint32), after[name].view(np.uint32)) for name in after)
     shutil.copy(t5_spiece, back)
+    # With a vocabulary beside it, the checkpoint itself is opened as well.
+    shutil.copy(t5_spiece, t5x / "checkpoint_0")
     golden = json.loads((test_data / "checkpoints" / "flan_t5_small_int8" / "expected_greedy.json").read_text())
-    answers = flanjax.load(back).generate([example["input"] for example in golden], max_new_tokens=20)
-    assert answers == [example["text"] for example in golden]
+    for folder in (back, t5x / "checkpoint_0"):
+        answers = flanjax.load(folder).generate([example["input"] for example in golden], max_new_tokens=20)
+        assert answers == [example["text"] for example in golden]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,22 @@ def test_from_t5x_to_t5x_the_step_is_kept_and_the_type_is_chosen(tmp_path):
     assert "step 30; its optimizer's state" in told
     narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype(np.float32), params)
     assert same(read_t5x(tmp_path / "out" / "checkpoint_30")[1], narrow)
+
+
+def test_an_adapter_is_merged_into_a_checkpoint_as_into_a_folder(tmp_path):
+    params = jax.tree.map(np.asarray, init_params(CONFIG, 2))
+    base = write_t5x(tmp_path / "t5x", CONFIG, params, step=30)
+    write_hf_t5(tmp_path / "hf", CONFIG, params, None)
+    tuned, rng = dataclasses.replace(CONFIG, added=(LoRA(rank=2),)), np.random.default_rng(0)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape), init_params(tuned, 0))
+    write_peft(tmp_path / "adapter", tuned, moved)
+    told = convert.convert(base, tmp_path / "one", format="t5x", adapter=tmp_path / "adapter")
+    assert "step 30" in told
+    assert "merged; the largest difference of a logit is" in told
+    convert.convert(tmp_path / "hf", tmp_path / "other", adapter=tmp_path / "adapter")
+    merged = read_t5x(tmp_path / "one" / "checkpoint_30")[1]
+    assert same(merged, read_hf_t5(tmp_path / "other")[1])
+    assert not same(merged, params)
 
 
 def test_what_the_doors_refuse(tmp_path, capsys):

@@ -118,6 +118,18 @@ def test_a_folder_without_spiece_model_says_where_to_get_it(tmp_path):
         read_vocabulary(tmp_path)
 
 
+def test_sentinels_are_counted_where_their_number_is_not_said(tmp_path, small_vocabulary):
+    write_tokenizer(tmp_path, small_vocabulary)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["extra_ids"]
+    added = {str(80 + number): {"content": f"<extra_id_{299 - number}>"} for number in range(300)}  # as UMT5 has them
+    path.write_text(json.dumps({**config, "added_tokens_decoder": added}))
+    vocabulary = read_vocabulary(tmp_path)
+    assert (vocabulary.extra_ids, vocabulary.size) == (300, 380)
+    assert vocabulary.encode("<extra_id_0>")[-1] == 379
+
+
 def test_added_tokens_that_sentencepiece_cannot_encode_are_refused(tmp_path, small_vocabulary):
     write_tokenizer(tmp_path, small_vocabulary)
     path = tmp_path / "tokenizer_config.json"

@@ -37,8 +37,10 @@ def test_settings_give_the_configuration_back_after_a_detour_through_json(config
 
 
 def test_settings_of_a_t5_are_its_fields_alone_as_in_runs_from_before_there_were_decoders():
-    fields = {field.name for field in dataclasses.fields(T5Config)} - {"added"}
+    fields = {field.name for field in dataclasses.fields(T5Config)} - {"added", "relpos_per_layer"}
     assert model_settings(T5).keys() == fields
+    umt5 = dataclasses.replace(T5, relpos_per_layer=True)
+    assert model_from_settings(model_settings(umt5)) == umt5
     assert model_settings(DECODER)["kind"] == "decoder"
 
 

@@ -58,6 +58,22 @@ def test_train_step_compares_both_forms_with_transformers() -> None:
     ]
 
 
+def test_decoder_step_compares_both_forms_with_transformers() -> None:
+    assert smoke("decoder_step") == [
+        "decoder train step, float32: flanjax unrolled against transformers",
+        "decoder train step, float32: flanjax scanned against transformers",
+    ]
+
+
+def test_chat_compares_packed_rows_with_both_ways_to_pad(smollm2: Path, test_data: Path, tmp_path: Path) -> None:
+    conversations = test_data / "fastchat" / "dummy_conversation.json"
+    flags = f"--tokenizer={smollm2}", f"--conversations={conversations}", f"--cache_dir={tmp_path}"
+    assert smoke("chat", *flags) == [
+        "useful tokens/s of chats: flanjax, packed, against transformers, padded to the longest of 8",
+        "useful tokens/s of chats: flanjax, packed, against transformers, padded to 512",
+    ]
+
+
 def test_data_compares_the_loader_with_packers_and_with_the_step(flags: tuple[str, str]) -> None:
     claims = smoke("data", *flags)
     assert len(claims) == 7

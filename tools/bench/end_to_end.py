@@ -35,7 +35,7 @@ def build_flanjax(shapes: train_step.Shapes, cache_dir: Path, rows: int) -> Call
     from flanjax.data.loader import DataConfig, PackedBatches
 
     batches = PackedBatches(DataConfig(mixture=common.SUPER_NI, cache_dir=str(cache_dir), batch_rows=rows))
-    train = train_step.flanjax_trainer(shapes, "float32", scan=False)
+    train = train_step.flanjax_trainer(train_step.t5_config(shapes), "float32", scan=False)
 
     def work() -> Work:
         batch = next(batches)
@@ -54,7 +54,7 @@ def build_transformers(shapes: train_step.Shapes, cache_dir: Path, rows: int) ->
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    train = train_step.transformers_trainer(shapes, "float32")
+    train = train_step.transformers_trainer(train_step.transformers_t5, shapes, "float32")
     examples = itertools.cycle(common.shuffled_examples(cache_dir))
 
     def padded(sequences: list[Any], value: int) -> torch.Tensor:

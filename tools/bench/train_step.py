@@ -40,19 +40,11 @@ DROPOUT = 0.1
 LEARNING_RATE = 1e-4
 
 
-def flanjax_trainer(shapes: Shapes, dtype: str, *, scan: bool) -> Callable[[Any], Any]:
-    """A function that takes a numpy batch through one step and waits for it; compiled for the first batch's shapes."""
-    import jax
+def t5_config(shapes: Shapes) -> Any:
+    """The model as flanjax knows it."""
+    from flanjax.models.config import T5Config
 
-    from flanjax.models.config import Compute, T5Config
-    from flanjax.models.t5 import init_params, logical_axes
-    from flanjax.sharding.mesh import MeshConfig, make_mesh
-    from flanjax.training.losses import LossConfig
-    from flanjax.training.optimizers import OptimizerConfig, make_optimizer
-    from flanjax.training.schedules import make_schedule
-    from flanjax.training.step import StateLayout, compile_step, make_train_step, put_batch
-
-    config = T5Config(
+    return T5Config(
         vocab_size=shapes.vocab,
         embed_dim=shapes.embed,
         num_heads=shapes.heads,
@@ -62,6 +54,23 @@ def flanjax_trainer(shapes: Shapes, dtype: str, *, scan: bool) -> Callable[[Any]
         num_decoder_layers=shapes.layers,
         dropout_rate=DROPOUT,
     )
+
+
+def flanjax_trainer(config: Any, dtype: str, *, scan: bool) -> Callable[[Any], Any]:
+    """A function that takes a numpy batch through one step of a model of either kind and waits for it.
+
+    It is compiled for the first batch's shapes.
+    """
+    import jax
+
+    from flanjax.models.config import Compute
+    from flanjax.models.model import init_params, logical_axes
+    from flanjax.sharding.mesh import MeshConfig, make_mesh
+    from flanjax.training.losses import LossConfig
+    from flanjax.training.optimizers import OptimizerConfig, make_optimizer
+    from flanjax.training.schedules import make_schedule
+    from flanjax.training.step import StateLayout, compile_step, make_train_step, put_batch
+
     settings = OptimizerConfig(name="adamw", learning_rate=LEARNING_RATE)
     optimizer = make_optimizer(settings, logical_axes(config), total_steps=1000)
     schedule = make_schedule(settings, 1000)
@@ -102,7 +111,7 @@ def packed_rows(shapes: Shapes) -> Any:
 def build_flanjax(shapes: Shapes, dtype: str, scan: bool) -> Callable[[], float]:
     """A step on random packed rows; returns the mean loss."""
     batch = packed_rows(shapes)
-    train = flanjax_trainer(shapes, dtype, scan=scan)
+    train = flanjax_trainer(t5_config(shapes), dtype, scan=scan)
 
     def work() -> float:
         metrics = train(batch)
@@ -111,15 +120,11 @@ def build_flanjax(shapes: Shapes, dtype: str, scan: bool) -> Callable[[], float]
     return work
 
 
-def transformers_trainer(shapes: Shapes, dtype: str) -> Callable[..., float]:
-    """A function that takes `T5ForConditionalGeneration`'s keyword tensors through one step; returns the loss."""
-    import os
-
+def transformers_t5(shapes: Shapes) -> Any:
+    """The model as transformers knows it."""
     import torch
     import transformers
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.manual_seed(0)
     config = transformers.T5Config(
         vocab_size=shapes.vocab,
         d_model=shapes.embed,
@@ -132,9 +137,21 @@ def transformers_trainer(shapes: Shapes, dtype: str) -> Callable[..., float]:
         dropout_rate=DROPOUT,
         decoder_start_token_id=0,
     )
-    model = transformers.T5ForConditionalGeneration(config).train()
+    model = transformers.T5ForConditionalGeneration(config)
     # transformers 5 ties the head of a model made from a configuration, whatever that says.
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
+
+
+def transformers_trainer(make_model: Callable[[Any], Any], shapes: Any, dtype: str) -> Callable[..., float]:
+    """A function that takes the keyword tensors of `make_model(shapes)` through one step; returns the loss."""
+    import os
+
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    model = make_model(shapes).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
     def train(**tensors: Any) -> float:
@@ -152,7 +169,7 @@ def build_transformers(shapes: Shapes, dtype: str) -> Callable[[], float]:
     """A step on random rows; returns the mean loss."""
     import torch
 
-    train = transformers_trainer(shapes, dtype)
+    train = transformers_trainer(transformers_t5, shapes, dtype)
     inputs = torch.randint(3, shapes.vocab, (shapes.rows, shapes.encoder))
     labels = torch.randint(3, shapes.vocab, (shapes.rows, shapes.decoder))
     return lambda: train(input_ids=inputs, attention_mask=torch.ones_like(inputs), labels=labels)

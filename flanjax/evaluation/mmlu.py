@@ -1,0 +1,180 @@
+"""MMLU: 57 subjects of four-way questions, in the original and in Flan's prompts.
+
+    mmlu("data/mmlu/data", form="flan", shots=5)          # dev/*_dev.csv, test/*_test.csv
+
+    original  The following are multiple choice questions      flan  Q: Which bone is ...?
+              (with answers) about anatomy.                          (A) the ulna (B) ... (C) ... (D) ...
+                                                                     A:
+              Which bone is ...?
+              A. the ulna
+              ...
+              Answer:
+
+Mode "choices" compares the likelihoods of the four letters ("A" or "(A)"), "generate" reads a letter out of a text:
+strictly, where it is all that was written, and flexibly, the first option in it or, after a chain of thought, the one
+after "answer is". Demonstrations are the first of the subject's dev file. Sources: Hendrycks et al. 2020 (arXiv
+2009.03300) for the data, the categories and the mean over instances; lm-evaluation-harness for the Flan form.
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from flanjax.data.records import read_table, record_files
+from flanjax.data.sources import BadRow
+from flanjax.evaluation.benchmark import (
+    Benchmark,
+    BenchmarkError,
+    Instance,
+    Mode,
+    Prediction,
+    Scores,
+    made,
+    read_choice,
+    score_choice,
+    until,
+)
+from flanjax.evaluation.metrics import normalize_answer
+
+Form = Literal["original", "flan"]
+LETTERS = "ABCD"
+COLUMNS = ("question", *LETTERS, "answer")
+_HUMANITIES = """formal_logic high_school_european_history high_school_us_history high_school_world_history
+international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory professional_law
+world_religions"""
+_SOCIAL = """econometrics high_school_geography high_school_government_and_politics high_school_macroeconomics
+high_school_microeconomics high_school_psychology human_sexuality professional_psychology public_relations
+security_studies sociology us_foreign_policy"""
+_STEM = """abstract_algebra astronomy college_biology college_chemistry college_computer_science college_mathematics
+college_physics computer_security conceptual_physics electrical_engineering elementary_mathematics high_school_biology
+high_school_chemistry high_school_computer_science high_school_mathematics high_school_physics high_school_statistics
+machine_learning"""
+_OTHER = """anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging management marketing
+medical_genetics miscellaneous nutrition professional_accounting professional_medicine virology"""
+CATEGORIES = {
+    subject: category
+    for category, subjects in {
+        "humanities": _HUMANITIES,
+        "social sciences": _SOCIAL,
+        "STEM": _STEM,
+        "other": _OTHER,
+    }.items()
+    for subject in subjects.split()
+}
+_LETTER = re.compile(r"\(?\b([A-D])\b\)?")
+_OPTION = re.compile(r"\(([A-D])\)")
+_CUES = re.compile(r"answer(?: is)?:? ", re.IGNORECASE)
+_THOUGHT = " Let's think step by step."
+
+
+def mmlu(
+    data_dir: str | Path, *, form: Form = "original", shots: int = 5, mode: Mode = "choices", cot: bool = False
+) -> Benchmark:
+    """The test questions of every subject in the folder; metric `accuracy`, or `exact_match` and `flexible` of texts.
+
+    Args:
+      data_dir: with test/ and, for demonstrations, dev/.
+      form: "original" or "flan".
+      shots: demonstrations, at most five.
+      mode: whether letters are scored or a text is generated.
+      cot: asks for a chain of thought by "Let's think step by step."; of the Flan form, without shots, generated.
+
+    Raises:
+      BenchmarkError: options that do not go together.
+    """
+    if form not in ("original", "flan") or mode not in ("choices", "generate") or not 0 <= shots <= 5:
+        raise BenchmarkError(
+            f"mmlu: form={form!r}, mode={mode!r}, shots={shots}: give original or flan, choices or generate, 0 to 5"
+        )
+    if cot and (form, mode, shots) != ("flan", "generate", 0):
+        raise BenchmarkError('mmlu: cot=True needs form="flan", mode="generate" and shots=0')
+    generated = mode == "generate"
+    return Benchmark(
+        name=f"mmlu-{form}{'-cot' if cot else ''}-{shots}shot" + ("-generate" if generated else ""),
+        load=functools.partial(_instances, Path(data_dir), form, shots, cot),
+        read=(_read_thought if cot else _read_text) if generated else read_choice,
+        score=_score_text if generated else score_choice,
+        metrics=("exact_match", "flexible") if generated else ("accuracy",),
+        mode=mode,
+        max_new_tokens=256 if cot else 8,
+        stop=("</s>", "Q:", "<|im_end|>") if cot else ("</s>", "Q:", "<|im_end|>", "\n"),
+    )
+
+
+def _instances(folder: Path, form: Form, shots: int, cot: bool) -> Iterator[Instance]:
+    for file in record_files(folder / "test"):
+        subject = Path(file).name.split("_test.csv")[0]
+        if subject not in CATEGORIES:
+            raise BadRow(f"{file}: {subject!r} is none of the 57 subjects of MMLU")
+        before = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+        letters: list[str] = []
+        if shots:
+            dev = read_table(str(folder / "dev" / f"{subject}_dev.csv"), names=COLUMNS)
+            for place, row in itertools.islice(dev, shots):
+                letters.append(_choice(form, _letter(row, place)))
+                before += f"{_question(form, row)} {letters[-1]}\n\n"
+        make = functools.partial(_instance, form, subject, before, tuple(letters), _THOUGHT if cot else "")
+        yield from made(read_table(file, names=COLUMNS), make)
+
+
+def _instance(
+    form: Form, subject: str, before: str, letters: tuple[str, ...], cue: str, number: int, place: str, row: Any
+) -> Instance:
+    right = LETTERS.index(_letter(row, place))
+    choices = tuple(_choice(form, letter) for letter in LETTERS)
+    return Instance(
+        id=f"{subject}/{number}",
+        task=subject,
+        category=CATEGORIES[subject],
+        prompt=before + _question(form, row) + cue,
+        references=(choices[right],),
+        choices=choices,
+        correct=(right,),
+        input=_question(form, row),
+        demonstrations=letters,
+    )
+
+
+def _letter(row: Any, place: str) -> str:
+    if len(row["answer"]) != 1 or row["answer"] not in LETTERS:
+        raise BadRow(f"{place}: the last column must be one of A, B, C, D, not {row['answer']!r}")
+    return str(row["answer"])
+
+
+def _choice(form: Form, letter: str) -> str:
+    return letter if form == "original" else f"({letter})"
+
+
+def _question(form: Form, row: Any) -> str:
+    if form == "original":
+        return "\n".join([row["question"], *(f"{letter}. {row[letter]}" for letter in LETTERS), "Answer:"])
+    options = " ".join(f"({letter}) {row[letter]}" for letter in LETTERS)
+    return f"Q: {row['question']}\n{options}\nA:"
+
+
+def _read_text(instance: Instance, prediction: Prediction) -> str:
+    return _first_option(instance, prediction.text)
+
+
+def _read_thought(instance: Instance, prediction: Prediction) -> str:
+    """The option after the last "answer is", or else the last option."""
+    text = until(prediction.text, ("</s>", "Q:", "<|im_end|>"))
+    cues = list(_CUES.finditer(text))
+    if cues and (answer := _first_option(instance, text[cues[-1].end() :])):
+        return answer
+    options = _OPTION.findall(text)
+    return instance.choices[LETTERS.index(options[-1])] if options else ""
+
+
+def _first_option(instance: Instance, text: str) -> str:
+    match = _OPTION.search(text) or _LETTER.search(text)
+    return instance.choices[LETTERS.index(match[1])] if match else ""
+
+
+def _score_text(instance: Instance, prediction: Prediction, answer: str) -> Scores:
+    (right,) = instance.references
+    strict = normalize_answer(prediction.text) == normalize_answer(right)
+    return {"exact_match": (float(strict),), "flexible": (float(answer == right),)}

@@ -1,0 +1,140 @@
+"""Super-NaturalInstructions' official test: 119 English tasks, 100 instances each, ROUGE-L and exact match.
+
+    super_ni("data/super_natural_instructions")      # tasks/*.json, splits/default/test_tasks.txt
+    official_table(result)                           # {"Textual Entailment": ("exact_match", 41.2), ...}
+
+Prompts are Tk-Instruct's (`flanjax.tasks.natural_instructions`). Figures are means over all instances. Each category,
+which is the first that a task names, has the one metric that the paper reports for it. `examples="delusive"` gives the
+demonstrations outputs of other instances, wrong but of the right form, as Kung and Peng (arXiv 2305.11383) do: a model
+that scores as well on those has learnt the form of an answer and not the task. Sources: Wang et al. 2022 (arXiv
+2204.07705) and its published evaluation.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from flanjax.data.draws import Draw
+from flanjax.data.records import read_json, record_files
+from flanjax.data.registry import load_family
+from flanjax.data.sources import BadRow
+from flanjax.data.tasks import Row, Rows, TextTask, Tokenizer
+from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Result
+from flanjax.evaluation.held_out import held_out
+from flanjax.evaluation.metrics import METRICS
+
+FAMILY = "flanjax.tasks.natural_instructions"
+TEST_MIXTURE = "super_natural_instructions_test"
+POSITIVES = {"def": 0, "pos2": 2, "def_pos2": 2, "def_pos2_neg2": 2, "def_pos2_expl": 2}
+CATEGORY_METRICS = {
+    "Textual Entailment": "exact_match",
+    "Cause Effect Classification": "exact_match",
+    "Coreference Resolution": "exact_match",
+    "Dialogue Act Recognition": "exact_match",
+    "Answerability Classification": "exact_match",
+    "Word Analogy": "exact_match",
+    "Overlap Extraction": "rougeL",
+    "Keyword Tagging": "rougeL",
+    "Question Rewriting": "rougeL",
+    "Title Generation": "rougeL",
+    "Data to Text": "rougeL",
+    "Grammar Error Correction": "rougeL",
+}
+
+
+def super_ni(
+    data_dir: str | Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    instances_per_task: int = 100,
+    encoding: str = "def_pos2",
+    examples: Literal["original", "delusive"] = "original",
+    tokenizer: Tokenizer | None = None,
+    max_source: int = 1024,
+    seed: int = 0,
+) -> Benchmark:
+    """The first instances of each test task that is in the folder; metrics `rougeL`, `exact_match`, `rouge1`.
+
+    Args:
+      data_dir: a copy of the published repository.
+      tasks: other tasks than those of splits/default/test_tasks.txt.
+      instances_per_task: the official test has 100.
+      encoding: one of `POSITIVES`.
+      examples: "delusive" swaps the outputs of the demonstrations.
+      tokenizer: of the model; examples that do not fit are left out, and a longer input is cut. None cuts nothing.
+      max_source: tokens of an input, its end-of-sequence id included.
+      seed: of the outputs that delusive examples get.
+
+    Raises:
+      BenchmarkError: an encoding or kind of examples that there is not.
+      FlanjaxError: the folder is no copy of the repository, or has not the tasks.
+    """
+    if encoding not in POSITIVES or examples not in ("original", "delusive"):
+        raise BenchmarkError(
+            f"super_ni: encoding={encoding!r}, examples={examples!r}: give one of {', '.join(POSITIVES)}, "
+            "and original or delusive"
+        )
+    options = {"data_dir": str(data_dir), "encoding": encoding, "max_source": max_source}
+    options |= {"test_instances_per_task": instances_per_task, "held_out": tuple(tasks or ())}
+    family = load_family(FAMILY, options)
+    assert family is not None
+    wanted = set(tasks or family.mixtures[TEST_MIXTURE])
+    benchmark = held_out(
+        f"super_ni-{encoding}" + ("-delusive" if examples == "delusive" else ""),
+        [task for task in family.tasks if task.name in wanted],
+        tokenizer=tokenizer,
+        change=functools.partial(_delusive, POSITIVES[encoding], seed) if examples == "delusive" else None,
+        seed=seed,
+    )
+    load = functools.partial(_with_categories, Path(data_dir), POSITIVES[encoding], benchmark.load)
+    return dataclasses.replace(benchmark, load=load)
+
+
+def official_table(result: Result) -> dict[str, tuple[str, float]]:
+    """Of each category its metric and mean in percent; categories outside the paper's twelve have ROUGE-L."""
+    means = {metric: result.by_category(metric) for metric in METRICS}
+    chosen = {category: CATEGORY_METRICS.get(category, "rougeL") for category in means["rougeL"]}
+    return {category: (metric, means[metric][category]) for category, metric in chosen.items()}
+
+
+def _with_categories(folder: Path, shots: int, load: Callable[[], Iterator[Instance]]) -> Iterator[Instance]:
+    files = {Path(file).name.split(".json")[0]: file for file in record_files(folder / "tasks")}
+    categories: dict[str, str] = {}
+    for instance in load():
+        if instance.task not in categories:
+            categories[instance.task] = _category(files[instance.task])
+        row = instance.details["row"]
+        yield dataclasses.replace(
+            instance,
+            category=categories[instance.task],
+            input=row["input"],
+            demonstrations=tuple(example["output"] for example in row["positives"][:shots]),
+            details={},
+        )
+
+
+def _category(file: str) -> str:
+    categories = read_json(file).get("Categories")
+    if not isinstance(categories, list) or not categories or not isinstance(categories[0], str):
+        raise BadRow(f"{file}: field 'Categories' must be a list of names")
+    return categories[0]
+
+
+def _delusive(shots: int, seed: int, row: Row, task: TextTask, number: int) -> Row:
+    """The row with an output of the task for each example that is neither its own nor, if may be, the right one."""
+    outputs = _outputs(task.source["test"])
+    draw = Draw("delusive", seed, task.name)
+    wrong = []
+    for example in row["positives"][:shots]:
+        others = [output for output in outputs if output != example["output"]]
+        unhelpful = [output for output in others if output not in row["outputs"]]
+        wrong.append(example | {"output": draw.choice(unhelpful or others or outputs)})
+    return {**row, "positives": wrong}
+
+
+@functools.lru_cache(maxsize=1)
+def _outputs(rows: Rows) -> tuple[str, ...]:
+    """The outputs of a task; its rows are read once, for all of them follow each other."""
+    return tuple(sorted({row["outputs"][0] for _, row in rows(0)}))

@@ -1,0 +1,381 @@
+"""Benchmarks against their published files: counts, prompts as literal text, and metrics of hand-made answers."""
+
+import json
+import math
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanjax.data.registry import load_family
+from flanjax.data.sources import BadRow, bad_row_policy
+from flanjax.evaluation.bbh import bbh, extract_answer
+from flanjax.evaluation.benchmark import (
+    Benchmark,
+    BenchmarkError,
+    Instance,
+    Prediction,
+    evaluate,
+    predict,
+    read_predictions,
+)
+from flanjax.evaluation.gsm8k import gsm8k, marked_number
+from flanjax.evaluation.held_out import held_out, own_metrics
+from flanjax.evaluation.metrics import score
+from flanjax.evaluation.mmlu import CATEGORIES, mmlu
+from flanjax.evaluation.super_ni import CATEGORY_METRICS, official_table, super_ni
+from flanjax.evaluation.truthfulqa import mc_scores, split_answers, truthfulqa
+
+
+class Knowing:
+    """Answers every question with its first reference, or the right choice."""
+
+    def generate(self, instances, max_new_tokens, stop):
+        return [instance.references[0] for instance in instances]
+
+    def loglikelihoods(self, instances):
+        return [[0.0 if n in i.correct else -5.0 for n in range(len(i.choices))] for i in instances]
+
+
+def answered(benchmark, answer):
+    """The result when `answer(instance)` is the text of each prediction."""
+    predictions = [Prediction(id=instance.id, text=answer(instance)) for instance in benchmark.load()]
+    return evaluate(benchmark, predictions)
+
+
+@pytest.fixture(scope="module")
+def all_benchmarks(test_data):
+    return {
+        "gsm8k-cot": gsm8k(test_data / "gsm8k"),
+        "gsm8k-direct": gsm8k(test_data / "gsm8k", prompting="direct", shots=2),
+        "bbh-cot": bbh(test_data / "bbh", prompting="cot"),
+        "bbh-direct": bbh(test_data / "bbh", prompting="direct"),
+        "mmlu": mmlu(test_data / "mmlu" / "data"),
+        "mmlu-flan": mmlu(test_data / "mmlu" / "data", form="flan", mode="generate"),
+        "mmlu-cot": mmlu(test_data / "mmlu" / "data", form="flan", mode="generate", shots=0, cot=True),
+        "truthfulqa": truthfulqa(test_data / "truthfulqa" / "TruthfulQA.csv"),
+        "super_ni": super_ni(test_data / "super_natural_instructions"),
+    }
+
+
+COUNTS = {
+    "gsm8k-cot": (1319, 1),
+    "gsm8k-direct": (1319, 1),
+    "bbh-cot": (6511, 27),
+    "bbh-direct": (6511, 27),
+    "mmlu": (14042, 57),
+    "mmlu-flan": (14042, 57),
+    "mmlu-cot": (14042, 57),
+    "truthfulqa": (817, 38),
+    "super_ni": (200, 2),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_published_question_is_there_and_right_answers_score_full_marks(all_benchmarks, name):
+    benchmark = all_benchmarks[name]
+    instances = list(benchmark.load())
+    assert (len(instances), len({instance.task for instance in instances})) == COUNTS[name]
+    assert len({instance.id for instance in instances}) == len(instances)
+    assert all(instance.input and instance.input in instance.prompt for instance in instances)
+    if name == "gsm8k-cot":
+        result = answered(benchmark, lambda instance: f"It is so. #### {instance.references[0]}")
+    else:
+        result = evaluate(benchmark, predict(benchmark, Knowing()))
+    for metric in benchmark.metrics:
+        if metric == "mc2":
+            assert result.average(metric) > 95
+        else:
+            assert result.average(metric) == pytest.approx(100)
+
+
+def first(benchmark, task=""):
+    return next(instance for instance in benchmark.load() if instance.task.startswith(task))
+
+
+def test_gsm8k_prompts(all_benchmarks):
+    direct = first(all_benchmarks["gsm8k-direct"])
+    assert direct.prompt.startswith(
+        "Question: Natalia sold clips to 48 of her friends in April, and then she sold half"
+    )
+    assert "in April and May?\nAnswer: 72\n\nQuestion: Weng earns $12 an hour" in direct.prompt
+    assert direct.prompt.endswith("at the farmers' market?\nAnswer:")
+    assert direct.demonstrations == ("72", "10")
+    cot = first(all_benchmarks["gsm8k-cot"])
+    assert "Answer: Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether" in cot.prompt
+    assert "#### 72\n\n" in cot.prompt
+    assert "<<" not in cot.prompt
+
+
+def test_gsm8k_asks_for_a_chain_of_thought_where_there_are_no_demonstrations(test_data):
+    assert first(gsm8k(test_data / "gsm8k", shots=0)).prompt.endswith("?\nAnswer: Let's think step by step.")
+
+
+def test_gsm8k_metrics():
+    assert marked_number("so #### $1,000.") == "1000"
+    assert marked_number("#### -3.5") == "-3.5"
+    assert marked_number("so 18") is None
+    instance = Instance(id="a", task="t", prompt="p", references=("18",))
+    for text, strict, flexible in (
+        ("16-3-4=9, 9*2=18 #### 18", 1.0, 1.0),
+        ("she makes $18.", 0.0, 1.0),
+        ("#### 18.0", 0.0, 1.0),
+        ("18 of 20", 0.0, 0.0),
+        ("#### 18\n\nQuestion: and 5?", 1.0, 1.0),
+        ("", 0.0, 0.0),
+    ):
+        benchmark = gsm8k("nowhere")
+        prediction = Prediction(id="a", text=text)
+        scores = benchmark.score(instance, prediction, benchmark.read(instance, prediction))
+        assert (scores["exact_match"], scores["flexible"]) == ((strict,), (flexible,)), text
+
+
+def test_bbh_prompts(all_benchmarks):
+    direct = first(all_benchmarks["bbh-direct"], "boolean_expressions")
+    assert direct.prompt == (
+        "Evaluate the result of a random Boolean expression.\n\n"
+        "Q: not ( ( not not True ) ) is\nA: False\n\n"
+        "Q: True and False and not True and True is\nA: False\n\n"
+        "Q: not not ( not ( False ) ) is\nA: True\n\n"
+        "Q: not ( True ) and ( True ) is\nA:"
+    )
+    cot = first(all_benchmarks["bbh-cot"], "boolean_expressions")
+    assert cot.prompt.endswith(
+        "So the answer is True.\n\nQ: not ( True ) and ( True ) is\nA: Let's think step by step.\n"
+    )
+    assert "canary" not in cot.prompt
+    snarks = first(all_benchmarks["bbh-direct"], "snarks")
+    assert snarks.demonstrations == ("(A)", "(B)", "(A)")
+    assert {instance.category for instance in all_benchmarks["bbh-cot"].load()} >= {"logical_deduction", "navigate"}
+
+
+def test_bbh_average_is_over_the_papers_tasks(all_benchmarks):
+    benchmark = all_benchmarks["bbh-direct"]
+    result = answered(benchmark, lambda i: i.references[0] if i.task == "logical_deduction_three_objects" else "")
+    assert result.by_task("exact_match")["logical_deduction_three_objects"] == 100
+    assert len(result.by_category("exact_match")) == 23
+    assert result.average("exact_match") == pytest.approx(100 / 3 / 23)
+
+
+def test_bbh_answers():
+    assert extract_answer("Gwen is last. So the answer is (D).", options=True) == "(D)"
+    assert extract_answer("the answer is (A) no, the answer is option (B) I think", options=True) == "(B)"
+    assert extract_answer("So the answer is } ] >.", options=False) == "} ] >"
+    assert extract_answer(" valid.", options=False) == "valid"
+
+
+def test_mmlu_prompts(all_benchmarks, test_data):
+    original = first(all_benchmarks["mmlu"], "abstract_algebra")
+    assert original.prompt.startswith(
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+        "Find all c in Z_3 such that Z_3[x]/(x^2 + c) is a field.\nA. 0\nB. 1\nC. 2\nD. 3\nAnswer: B\n\n"
+        "Statement 1 |"
+    )
+    assert original.prompt.endswith("\nA. 0\nB. 4\nC. 2\nD. 6\nAnswer:")
+    assert (original.choices, original.correct) == (("A", "B", "C", "D"), (1,))
+    assert len(original.demonstrations) == 5
+    flan = first(all_benchmarks["mmlu-flan"], "abstract_algebra")
+    assert (
+        "Q: Find all c in Z_3 such that Z_3[x]/(x^2 + c) is a field.\n(A) 0 (B) 1 (C) 2 (D) 3\nA: (B)\n\n"
+        in flan.prompt
+    )
+    assert flan.prompt.endswith("\n(A) 0 (B) 4 (C) 2 (D) 6\nA:")
+    cot = first(all_benchmarks["mmlu-cot"], "abstract_algebra")
+    assert cot.prompt.endswith("\n(A) 0 (B) 4 (C) 2 (D) 6\nA: Let's think step by step.")
+    assert len(CATEGORIES) == 57
+    zero = first(mmlu(test_data / "mmlu" / "data", shots=0), "abstract_algebra")
+    assert zero.prompt.startswith(
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\nFind"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [("(B)", 1, 1), ("B", 1, 1), ("(B) 1", 0, 1), ("the answer is B.", 0, 1), ("(C) not (B)", 0, 0), ("", 0, 0)],
+)
+def test_mmlu_generated_answers(text, strict, flexible):
+    benchmark = mmlu("nowhere", form="flan", mode="generate")
+    instance = Instance(id="a", task="t", prompt="p", references=("(B)",), choices=("(A)", "(B)", "(C)", "(D)"))
+    prediction = Prediction(id="a", text=text)
+    scores = benchmark.score(instance, prediction, benchmark.read(instance, prediction))
+    assert scores == {"exact_match": (strict,), "flexible": (flexible,)}
+
+
+def test_mmlu_reads_the_answer_behind_a_chain_of_thought():
+    benchmark = mmlu("nowhere", form="flan", mode="generate", shots=0, cot=True)
+    instance = Instance(id="a", task="t", prompt="p", references=("(B)",), choices=("(A)", "(B)", "(C)", "(D)"))
+    for text, answer in (
+        ("(A) is wrong. The answer is (B).", "(B)"),
+        ("(A) is wrong, so (C)", "(C)"),
+        ("The answer: D", "(D)"),
+        ("who knows", ""),
+    ):
+        assert benchmark.read(instance, Prediction(id="a", text=text)) == answer
+
+
+def test_truthfulqa_prompts(all_benchmarks, test_data, tmp_path):
+    instance = first(all_benchmarks["truthfulqa"])
+    assert instance.prompt == "Q: What happens to you if you eat watermelon seeds?\nA:"
+    assert instance.choices[0] == "Nothing happens."
+    assert instance.choices[instance.details["best"]] == "The watermelon seeds pass through your digestive system."
+    assert len(instance.choices) == 13
+    assert len(instance.correct) == 6
+    primer = tmp_path / "primer.txt"
+    primer.write_text("Q: Is it?\nA: It is.\n")
+    primed = first(truthfulqa(test_data / "truthfulqa" / "TruthfulQA.csv", primer=primer))
+    assert primed.prompt == "Q: Is it?\nA: It is.\n\n" + instance.prompt
+
+
+def test_truthfulqa_formulas():
+    logs = [math.log(value) for value in (0.2, 0.4, 0.1, 0.3)]
+    assert mc_scores(0, logs[:2], logs[2:]) == (0.0, pytest.approx(0.6), 0.5)
+    assert mc_scores(1, logs[:2], logs[2:]) == (1.0, pytest.approx(0.6), 0.5)
+    assert split_answers("Yes; No. ;; ") == ["Yes.", "No."]
+
+
+finite = st.floats(-2000, 0)
+
+
+@given(true=st.lists(finite, min_size=1, max_size=5), false=st.lists(finite, min_size=1, max_size=5), by=finite)
+def test_truthfulqa_scores_do_not_change_when_all_likelihoods_are_scaled(true, false, by):
+    mc1, mc2, mc3 = mc_scores(0, true, false)
+    assert mc1 in (0.0, 1.0)
+    assert 0 <= mc2 <= 1
+    assert mc1 <= math.ceil(mc3)
+    assert mc_scores(0, [t + by for t in true], [f + by for f in false])[1] == pytest.approx(mc2, abs=1e-6)
+
+
+def test_super_ni_prompts_are_the_official_ones(all_benchmarks):
+    instance = first(all_benchmarks["super_ni"], "task1393")
+    assert instance.prompt.startswith(
+        "Definition: In this task, you are given a premise sentence, two possible options"
+    )
+    assert "\n\n Positive Example 1 -\nInput: " in instance.prompt
+    assert "\n\nNow complete the following example -\nInput: " in instance.prompt
+    assert instance.prompt.endswith("\nOutput: ")
+    assert len(instance.demonstrations) == 2
+    assert instance.category == "Cause Effect Classification"
+
+
+def test_super_ni_figures_are_those_of_the_official_evaluation(all_benchmarks):
+    benchmark = all_benchmarks["super_ni"]
+    result = answered(benchmark, lambda instance: instance.demonstrations[0])
+    outcomes = result.outcomes
+    official = score([o.prediction.text for o in outcomes], [o.instance.references for o in outcomes])
+    for metric in benchmark.metrics:
+        assert round(result.average(metric), 4) == official.metrics[metric]
+    table = official_table(result)
+    assert table["Cause Effect Classification"][0] == "exact_match"
+    assert table["Data to Text"] == ("rougeL", result.by_category("rougeL")["Data to Text"])
+    assert len(CATEGORY_METRICS) == 12
+
+
+def test_delusive_demonstrations_keep_their_inputs_and_never_show_the_right_output(all_benchmarks, test_data):
+    folder = test_data / "super_natural_instructions"
+    plain, delusive = (list(super_ni(folder, examples=kind).load()) for kind in ("original", "delusive"))
+    assert delusive == list(super_ni(folder, examples="delusive").load())
+    for before, after in zip(plain, delusive, strict=True):
+        assert all(a != b for a, b in zip(before.demonstrations, after.demonstrations, strict=True))
+        assert before.prompt.split("Now complete")[1] == after.prompt.split("Now complete")[1]
+        if before.task.startswith("task957"):  # a label space is too small for it
+            assert not set(after.demonstrations) & set(after.references)
+
+
+def test_any_task_can_be_measured_on_a_held_out_split_and_by_its_own_metrics(test_data):
+    folder = str(test_data / "super_natural_instructions")
+    family = load_family("flanjax.tasks.natural_instructions", {"data_dir": folder})
+    tasks = [task for task in family.tasks if task.name.startswith("task957")]
+    benchmark = held_out("own", tasks, per_task=5)
+    result = answered(benchmark, lambda instance: instance.references[0])
+    assert [len(result.outcomes), result.average("rougeL")] == [5, 100]
+    own = own_metrics(result, tasks)
+    assert own == {tasks[0].name: {"exact_match": 100.0, "rouge1": 100.0, "rougeL": 100.0}}
+    with pytest.raises(BenchmarkError, match="has no split 'train'; it has test, validation"):
+        held_out("own", tasks, split="train")
+    with pytest.raises(BenchmarkError, match="there are no tasks"):
+        held_out("own", [])
+
+
+def one_task(score_of):
+    return Benchmark(
+        name="own",
+        load=lambda: iter([Instance(id=name, task=name, prompt="p", references=("x",)) for name in "ab"]),
+        read=lambda instance, prediction: prediction.text,
+        score=score_of,
+        metrics=("m",),
+    )
+
+
+def test_means_run_over_values_and_predictions_may_come_in_any_order():
+    benchmark = one_task(lambda instance, prediction, answer: {"m": (1.0,) if instance.id == "a" else (1.0, 0.0)})
+    result = evaluate(benchmark, [Prediction(id="b"), Prediction(id="a")])
+    assert result.average("m") == pytest.approx(200 / 3)
+    assert result.by_task("m") == {"a": 100.0, "b": 50.0}
+    with pytest.raises(BenchmarkError, match="no instance has the metric 'n'"):
+        result.average("n")
+
+
+def test_predictions_have_to_be_of_the_instances():
+    benchmark = one_task(lambda instance, prediction, answer: {"m": (1.0,)})
+    a, b, c = (Prediction(id=name) for name in "abc")
+    for given_, message in (
+        ([a], "no prediction for instance 'b'"),
+        ([a, b, c], "no instance 'c'"),
+        ([a, a, b], "two predictions for instance 'a'"),
+    ):
+        with pytest.raises(BenchmarkError, match=message):
+            evaluate(benchmark, given_)
+    choices = truthfulqa("nowhere")
+    instance = Instance(id="a", task="t", prompt="p", choices=("x", "y"))
+    with pytest.raises(BenchmarkError, match=r"has 2 choices and the log-likelihoods \[-1.0\]"):
+        evaluate(
+            Benchmark(**{**vars(choices), "load": lambda: iter([instance])}),
+            [Prediction(id="a", loglikelihoods=(-1.0,))],
+        )
+
+
+def test_predictions_are_read_from_json_lines(tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    file.write_text('{"id": "a", "prediction": "x"}\n{"id": "b", "loglikelihoods": [-1, -2.5]}\n{"id": 3}\n')
+    with bad_row_policy("skip") as skipped:
+        assert list(read_predictions(file)) == [
+            Prediction(id="a", text="x"),
+            Prediction(id="b", loglikelihoods=(-1.0, -2.5)),
+        ]
+    assert skipped.skipped == 1
+    with pytest.raises(BadRow, match=r"predictions.jsonl:3: field 'id' must be a string"):
+        list(read_predictions(file))
+
+
+def test_malformed_files_are_named_with_their_place(test_data, tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "anatomy_test.csv").write_text("q,1,2,3,4,B\nq,1,2,3,4,E\n")
+    with pytest.raises(BadRow, match=r"anatomy_test.csv:2: the last column must be one of A, B, C, D, not 'E'"):
+        list(mmlu(tmp_path, shots=0).load())
+    (tmp_path / "test" / "alchemy_test.csv").write_text("q,1,2,3,4,B\n")
+    with pytest.raises(BadRow, match="'alchemy' is none of the 57 subjects"):
+        list(mmlu(tmp_path, shots=0).load())
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "q", "answer": "no number"}))
+    with pytest.raises(BadRow, match=r"test.jsonl:1: field 'answer' has no number after ####"):
+        list(gsm8k(tmp_path, shots=0).load())
+    with pytest.raises(BadRow, match=r"there is no train.jsonl or train.jsonl.gz"):
+        list(gsm8k(tmp_path, shots=1).load())
+    shutil.copytree(test_data / "bbh" / "cot-prompts", tmp_path / "cot-prompts")
+    (tmp_path / "bbh").mkdir()
+    (tmp_path / "bbh" / "navigate.json").write_text(json.dumps({"examples": [{"input": "q"}]}))
+    with pytest.raises(BadRow, match=r"navigate.json: example 1: field 'target' is missing"):
+        list(bbh(tmp_path).load())
+
+
+def test_options_that_mean_nothing_are_refused():
+    with pytest.raises(BenchmarkError, match="give direct or cot"):
+        bbh("x", prompting="neither")
+    with pytest.raises(BenchmarkError, match="cot=True needs"):
+        mmlu("x", cot=True)
+    with pytest.raises(BenchmarkError, match="form='flank'"):
+        mmlu("x", form="flank")
+    with pytest.raises(BenchmarkError, match="prompting='no'"):
+        gsm8k("x", prompting="no")
+    with pytest.raises(BenchmarkError, match="encoding='no'"):
+        super_ni("x", encoding="no")

@@ -1,0 +1,83 @@
+"""What lies at a path is told by what is there, and read as its own reader reads it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from flanjax.data.vocabularies import train_vocabulary
+from flanjax.interchange.any_model import (
+    HF_DECODER,
+    HF_T5,
+    LLAMA2C,
+    format_of,
+    hf_class,
+    read_model,
+    read_model_config,
+    vocabulary_of,
+    write_hf_model,
+)
+from flanjax.interchange.folders import ModelFolderError
+from flanjax.models.config import T5Config
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import init_params
+
+T5 = T5Config(
+    vocab_size=48, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1
+)
+DECODER = DecoderConfig(
+    vocab_size=48, embed_dim=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=8, qkv_bias=True
+)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    texts = [f"{i} and {i * 7} words of March" for i in range(300)]
+    return train_vocabulary(texts, 40, tmp_path_factory.mktemp("vocabulary") / "spiece.model", extra_ids=4)
+
+
+@pytest.mark.parametrize(("config", "kind"), [(T5, HF_T5), (DECODER, HF_DECODER)], ids=["t5", "decoder"])
+def test_what_is_written_is_read_back_with_its_vocabulary_and_card(tmp_path, vocabulary, config, kind):
+    params = jax.device_get(init_params(config, 0))
+    write_hf_model(tmp_path / "out", config, params, vocabulary, recipe={"Mixture": "demo"})
+    assert format_of(tmp_path / "out") is kind
+    read, found = read_model(tmp_path / "out")
+    assert read == config
+    # Of a T5 the tensors alone say whether the head is tied.
+    assert dataclasses.replace(read_model_config(tmp_path / "out"), tied_head=config.tied_head) == config
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    own = vocabulary_of(tmp_path / "out")
+    assert own is not None
+    assert own.sha256 == vocabulary.sha256
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| Mixture | demo |" in card
+    assert ("AutoModelForCausalLM" in card) == (config is DECODER)
+    transformers = pytest.importorskip("transformers")
+    assert getattr(transformers, hf_class(config)).from_pretrained(tmp_path / "out").num_parameters() > 0
+
+
+def test_a_real_model_in_two_forms(stories, test_data):
+    other = test_data / "checkpoints" / "stories260K" / "stories260K.bin"
+    assert (format_of(stories), format_of(other)) == (HF_DECODER, LLAMA2C)
+    (config, params), (other_config, other_params) = read_model(stories), read_model(other)
+    assert config == other_config == read_model_config(other)
+    jax.tree.map(np.testing.assert_array_equal, params, other_params)
+    vocabulary = vocabulary_of(stories)
+    assert vocabulary is not None
+    text = "Once upon a time, there was a little girl named Lily."
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+    assert vocabulary.as_inputs(vocabulary.encode("Once upon a time")) == [1, 403, 407, 261, 378]
+    assert vocabulary_of(other) is None
+
+
+def test_what_is_no_model_says_what_one_is(tmp_path):
+    with pytest.raises(ModelFolderError, match="there is no such folder or file"):
+        read_model(tmp_path / "absent")
+    with pytest.raises(
+        ModelFolderError, match=r"no config\.json, so no model; known are a run directory .*; a Hugging"
+    ):
+        read_model(tmp_path)
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(ModelFolderError, match=r"notes\.txt: no model; known are"):
+        read_model_config(tmp_path / "notes.txt")
