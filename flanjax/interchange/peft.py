@@ -18,6 +18,7 @@ import numpy as np
 from flanjax.errors import nearest
 from flanjax.interchange import peft_ia3, peft_lora
 from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
+from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.model_card import CARD, adapter_card
 from flanjax.interchange.peft_base import Base
 from flanjax.interchange.peft_config import CONFIG, WEIGHTS, AdapterConfig, AdapterTensors
@@ -58,7 +59,8 @@ _COMMON = {
 def read_peft(folder: str | Path, base: ModelConfig, *, model_type: str | None = None) -> Adapter:
     """Reads an adapter for a base model of these sizes.
 
-    `model_type` is the family whose names a decoder's modules have; None takes the first that has such a model.
+    `model_type` is the family whose names a decoder's modules have; None takes the first that has such a model and the
+    names of the adapter's tensors.
 
     Raises:
       ModelFolderError: there is no such folder, a file in it is missing, damaged or pickled; its type is not read here;
@@ -73,9 +75,27 @@ def read_peft(folder: str | Path, base: ModelConfig, *, model_type: str | None =
             "may be merged where it was trained, with merge_and_unload()"
         )
     try:
-        return _READERS[kind](config, Base.of(base, model_type), AdapterTensors(config))
+        tensors = AdapterTensors(config)
+        return _READERS[kind](config, _named(base, model_type, tensors), tensors)
     except TuningError as error:
         raise config.error(str(error)) from error
+
+
+def _named(base: ModelConfig, model_type: str | None, tensors: AdapterTensors) -> Base:
+    """The base by the names that the tensors have, or those that it has first."""
+    first = Base.of(base, model_type)
+    if model_type is not None or not first.causal:
+        return first
+    names = [name.rpartition(".")[0] for name in tensors.shapes()]
+    for family in FAMILIES:
+        try:
+            one = Base.of(base, family)
+        except ModelFolderError:  # it has no such model
+            continue
+        known = one.modules.keys() | one.norms.keys()
+        if all(name in known or name.rpartition(".")[0] in known for name in names if name):
+            return one
+    return first
 
 
 def adapter_on(adapter: Adapter, base: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:

@@ -120,8 +120,8 @@ def read_prefix(config: AdapterConfig, base: Base, tensors: AdapterTensors) -> A
     heads = config.number("num_attention_heads", own_heads, whole=True)
     if (width, heads) != (own_heads * head_dim, own_heads):
         raise config.error(
-            f"token_dim is {width} for {heads} heads, and the keys of this model have {own_heads} of {head_dim}, "
-            f"{own_heads * head_dim} together: it is a prefix of another model, or peft sized it by the model's width"
+            f"token_dim is {width} for {heads} heads, and this model has {own_heads} of {head_dim}, "
+            f"{own_heads * head_dim} together, for its keys: it is a prefix of another, or peft sized it by d_model"
         )
     if pairs < layers or (base.causal and pairs != layers):
         raise config.error(f"num_layers is {pairs}, and the decoder has {layers}: peft itself leaves some without")
