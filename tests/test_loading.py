@@ -120,6 +120,19 @@ def test_no_inputs_and_empty_texts(model):
     assert model.score([""], [""])[0] < 0
 
 
+def test_a_chat_is_the_text_of_its_template(model, hf, tmp_path):
+    question = [{"role": "user", "content": PROMPTS[0]}]
+    with pytest.raises(FlanjaxError, match=r"brings no chat template, so this model was trained without one"):
+        model.chat([question])
+    shutil.copytree(hf, tmp_path / "chat")
+    (tmp_path / "chat" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %} yes")
+    chatting = flanjax.load(tmp_path / "chat")
+    assert chatting.chat([question], max_new_tokens=6) == model.generate([f"{PROMPTS[0]} yes"], 6)
+    assert chatting.chat([]) == []
+    with pytest.raises(FlanjaxError, match="max_new_tokens is 0"):
+        chatting.chat([question], max_new_tokens=0)
+
+
 def test_texts_that_cannot_be_scored(model):
     with pytest.raises(FlanjaxError, match="give a list of texts"):
         model.generate("yes")

@@ -24,7 +24,7 @@ from flanjax.interchange.hf_decoder import CONFIG, Place, hf_places, parse_confi
 from flanjax.interchange.hf_decoder_families import Family
 from flanjax.interchange.hf_decoder_keys import Keys
 from flanjax.interchange.safetensors_files import FLOATS, NewTensor, disagreements, in_dtype, write_tensors
-from flanjax.interchange.stored import StoredArray, cast, lazy, stacked, taken, transposed
+from flanjax.interchange.stored import StoredArray, cast, gather, lazy, taken
 from flanjax.models.decoder_config import DecoderConfig, Rotary
 from flanjax.models.parameters import Params
 from flanjax.models.positions import rotary_frequencies
@@ -80,14 +80,11 @@ def read_gguf(path: str | Path) -> tuple[DecoderConfig, Params]:
       ModelFolderError: as `open_gguf`.
     """
     decoder = open_gguf(path)
-    leaves: dict[str, list[StoredArray]] = {}
-    places = hf_places(decoder.family, decoder.config)
-    for name, place in places.items():
-        tensor = cast(decoder.tensors[name], np.float32)
-        leaves.setdefault(place.paths[0], []).append(transposed(tensor) if place.transposed else tensor)
-    layered = {place.paths[0] for place in places.values() if place.layer is not None}
-    flat = {path: stacked(parts) if path in layered else parts[0] for path, parts in leaves.items()}
-    return decoder.config, unflatten_dict(flat, sep="/")
+    leaves = gather(
+        (place.paths[0], place.layer, place.split(cast(decoder.tensors[name], np.float32))[0])
+        for name, place in hf_places(decoder.family, decoder.config).items()
+    )
+    return decoder.config, unflatten_dict(leaves, sep="/")
 
 
 def convert_gguf(path: str | Path, output: str | Path, *, dtype: str | None = None) -> None:

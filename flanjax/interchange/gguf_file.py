@@ -23,6 +23,7 @@ import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.gguf_types import OTHER_TYPES, TYPES, TensorType
+from flanjax.interchange.stored import in_file
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -71,11 +72,7 @@ class GgufTensor:
         start, stop, step = index[-1].indices(self.shape[-1])
         first, last = start // size, -(-stop // size)
         lying = (*self.shape[:-1], self.shape[-1] // size)
-        try:
-            stored = np.memmap(self.path, self.type.block, "r", self.start, lying)
-        except (OSError, ValueError) as error:
-            raise ModelFolderError(f"{self.path}: {self.name} can no longer be read: {error}") from error
-        blocks = np.asarray(stored)[(*index[:-1], slice(first, last))]
+        blocks = in_file(self.path, self.type.block, lying, self.start)[(*index[:-1], slice(first, last))]
         numbers = np.empty((*blocks.shape, size), self.dtype)
         # In parts, for dequantising takes several arrays of the size of its result.
         parts = 1 + numbers.nbytes // _PART_BYTES

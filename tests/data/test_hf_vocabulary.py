@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flanjax.data.hf_vocabulary import HFVocabulary
@@ -78,7 +78,10 @@ def test_any_text_comes_back_and_its_pieces_join_to_it(bpe, text):
 
 
 @settings(max_examples=60)
-@given(text=st.text(max_size=30), control=st.sampled_from(["<|im_end|>", "<|endoftext|>", "</s>"]))
+@given(
+    text=st.text(max_size=30).filter(lambda text: ">" not in text),
+    control=st.sampled_from(["<|im_end|>", "<|endoftext|>", "</s>"]),
+)
 def test_a_token_of_control_is_read_where_a_template_writes_it_and_nowhere_else(bpe, text, control):
     id_ = bpe.control_tokens[control]
     assert id_ not in bpe.encode(text + control + text)
@@ -91,8 +94,7 @@ def test_a_token_of_control_is_read_where_a_template_writes_it_and_nowhere_else(
 @given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40))
 def test_a_sentencepiece_model_alone_gives_the_ids_of_sentencepiece(llama, llama_folder, text):
     processor = sentencepiece.SentencePieceProcessor(str(llama_folder / "tokenizer.model"))
-    if "\0" in text or "▁" in text:  # sentencepiece ends at the one and takes the other for a space
-        return
+    assume("\0" not in text and "▁" not in text)  # sentencepiece ends at the one and takes the other for a space
     assert llama.encode(text) == processor.encode(text)
 
 

@@ -1,5 +1,7 @@
 """The real SmolLM2-135M-Instruct, from a 4-bit GGUF file to an answer, as transformers and the gguf package have it."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute
 from flanjax.models.decoder import build
 
+ROOT = Path(__file__).resolve().parents[2]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris.<|im_end|>"
 PROMPT = (
@@ -78,6 +81,15 @@ def test_it_answers_as_transformers_does(smollm2, tokenizer):
     # Logits reach 38, and transformers' own are up to 1.1e-4 from those that it computes in float64.
     np.testing.assert_allclose(ours[len(asked) - 1], expected[len(asked) - 1], atol=1e-4, rtol=0)
     np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=0)
+
+
+def test_the_documented_example_says_so(smollm2_gguf, tmp_path, monkeypatch, capsys):
+    documented = (ROOT / "docs" / "models.md").read_text().split("### A small model that answers")[1]
+    lines = [line[4:] for line in documented.split("## ")[0].splitlines() if line.startswith("    ")]
+    (tmp_path / smollm2_gguf.name).symlink_to(smollm2_gguf)
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(lines), {})
+    assert capsys.readouterr().out == "The capital of France is Paris.\n"
 
 
 def test_numbers_are_cut_into_digits(tokenizer):
