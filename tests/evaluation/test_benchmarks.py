@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -453,3 +455,12 @@ def test_options_that_mean_nothing_are_refused():
         gsm8k("x", prompting="no")
     with pytest.raises(BenchmarkError, match="encoding='no'"):
         super_ni("x", encoding="no")
+
+
+def test_benchmarks_need_no_accelerator_library():
+    heavy = {"jax", "tensorflow", "torch", "seqio", "gin", "nltk", "matplotlib"}
+    names = [f"flanjax.evaluation.{name}" for name in ("super_ni", "mmlu", "bbh", "gsm8k", "truthfulqa", "ifeval")]
+    names += [f"flanjax.evaluation.{name}" for name in ("baselines", "perturbations", "report", "preferences")]
+    script = f"import sys, {', '.join(names)}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
