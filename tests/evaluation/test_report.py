@@ -1,5 +1,6 @@
 """The report of an evaluation: its figures are those of the results, and its three forms say the same."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -8,7 +9,7 @@ import pytest
 
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.bbh import bbh
-from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Prediction, evaluate, read_predictions
+from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate, read_predictions
 from flanjax.evaluation.perturbations import perturbed
 from flanjax.evaluation.report import Measured, summarize, write_report
 from flanjax.evaluation.report_pages import Heading, Picture, Table, Words, html_page, markdown_page
@@ -183,7 +184,7 @@ def test_a_benchmark_of_many_tasks_and_no_baseline_is_reported(test_data, tmp_pa
     first = {}
     for instance in benchmark.load():
         first.setdefault(instance.task, instance)
-    small = Benchmark(**{**vars(benchmark), "load": lambda: iter(first.values())})
+    small = dataclasses.replace(benchmark, load=lambda: iter(first.values()))
     result = evaluate(small, [Prediction(id=each.id, text="(A)") for each in first.values()])
     (summary,) = write_report(tmp_path, "t", [Measured(result=result)], samples=20)
     assert (len(summary["by_task"]), len(summary["by_category"])) == (27, 23)
