@@ -51,6 +51,7 @@ def gsm8k(data_dir: str | Path, *, prompting: Literal["direct", "cot"] = "cot", 
         metrics=("exact_match", "flexible"),
         max_new_tokens=256 if prompting == "cot" else 16,
         stop=STOP,
+        say="#### {}".format if prompting == "cot" else str,
     )
 
 
@@ -105,7 +106,7 @@ def _problem(place: str, row: Any) -> tuple[str, str, str]:
     """Question, solution without marker and annotations, and number of a published row."""
     question, answer = text_field(row, "question", place), text_field(row, "answer", place)
     number = marked_number(answer)
-    if number is None:
+    if number is None or not _NUMBER.fullmatch(number):
         raise BadRow(f"{place}: field 'answer' has no number after ####: {excerpt(answer[-60:])}")
     return question, _ANNOTATION.sub("", answer.split("####")[0]).strip(), number
 
