@@ -29,6 +29,8 @@ from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import Silence, TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
+from flanjax.tuning.partition import merge
+from flanjax.tuning.prompt import PromptTuning
 
 MODEL = DecoderConfig(
     vocab_size=64, embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, init_stddev=0.2
@@ -155,6 +157,23 @@ def test_an_uninterrupted_run_and_a_resumed_one_are_equal_and_another_layout_is_
     jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
     with pytest.raises(TrainingError, match=r"data\.layout: it was 'causal', now it is 'prefix_lm'"):
         train_run(prepared(with_data(short, layout="prefix_lm")), Silence())
+
+
+def test_a_learnt_prompt_on_a_mesh_of_every_axis_measures_and_answers_as_on_one_of_one(run: Run) -> None:
+    prompted = dataclasses.replace(run, tuning=(PromptTuning(length=3),))
+    measured = []
+    for mesh in (MeshConfig(), MeshConfig(data=2, fsdp=2, model=2)):
+        found = prepared(prompted, mesh=mesh)
+        assert found.model.prompt_length == 3
+        layout = layout_of(found)
+        params = merge(*layout.place(found.initial_params(layout.shardings.all_params)))
+        with jax.set_mesh(found.mesh):
+            values = found.evaluators["mix"](params, lambda: False)
+        report = found.evaluators["mix"].report
+        assert report is not None
+        measured.append((values["loss"], [answer.text for answer in report.answers]))
+    assert measured[0][0] == pytest.approx(measured[1][0], rel=1e-5)
+    assert measured[0][1] == measured[1][1]
 
 
 def test_it_compiles_without_data(run: Run) -> None:

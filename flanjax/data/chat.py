@@ -147,6 +147,9 @@ class Chat:
         counted = [id_ for id_, weight in zip(example.targets, example.weights, strict=True) if weight]
         if counted[-1] not in vocabulary.control_tokens.values():
             notes.append("no token of control ends a reply: the model does not learn where to stop")
+        with contextlib.suppress(ChatTemplateError):  # it may take one question alone
+            if self._spans((*_PROBE, *_PROBE))[1] is None:
+                notes.append("it writes earlier turns in another way when later ones follow: each reply is an example")
         own = vocabulary.own_templates.get("default")
         if template.name != OWN and own is not None and own != template.text:
             notes.append(

@@ -18,6 +18,7 @@ from typing import Any
 from flanjax.data.sources import BadRow, excerpt, report_bad_row, text_field
 from flanjax.data.tasks import Context, Row, Rows, Text, Tokenizer, Turn
 
+# A plain text has two sides: what a tool says is given to the assistant as what the user says is.
 LABELS = {"user": "User: ", "assistant": "Assistant: ", "tool": "User: "}
 CUE = "Assistant:"
 

@@ -154,8 +154,11 @@ class Vocabulary(abc.ABC):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes its files and `vocabulary.json` {"sha256", "extra_ids", "size", "identity"} into a folder."""
-        for name, content in self.files().items():
+        files = self.files()
+        for name, content in files.items():
             write_whole(Path(folder) / name, content)
+        if CHAT_TEMPLATE_FILE not in files:  # an older one would be taken for its own
+            (Path(folder) / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
         described = {"sha256": self.sha256, "extra_ids": self.extra_ids, "size": self.size, "identity": self.identity}
         write_whole(Path(folder) / DESCRIPTION_FILE, json.dumps(described) + "\n")
 

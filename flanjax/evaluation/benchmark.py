@@ -102,6 +102,7 @@ class Benchmark:
       mode: how instances are answered.
       max_new_tokens: of a generated text.
       stop: strings at which a generated text ends; T5 writes no newline, so it never meets one.
+      say: a text that gives an answer, as a generated one does that is read.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Benchmark:
     mode: Mode = "generate"
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
+    say: Callable[[str], str] = str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,18 +135,24 @@ class Result:
     outcomes: tuple[Outcome, ...]
 
     def average(self, metric: str) -> float:
-        """The mean that the published figure is: over instances, or over the means of tasks or categories."""
+        """The mean that the published figure is: over instances, or over the means of tasks or categories.
+
+        Raises:
+          BenchmarkError: no instance has the metric.
+        """
         if self.benchmark.average == "instances":
             return mean(self.outcomes, metric)
         means = (self.by_task if self.benchmark.average == "tasks" else self.by_category)(metric)
+        if not means:
+            raise BenchmarkError(f"no instance has the metric {metric!r}: ask for one that the benchmark lists")
         return math.fsum(means.values()) / len(means)
 
     def by_task(self, metric: str) -> dict[str, float]:
-        """The mean of each task, in order of the names."""
+        """The mean of each task that has the metric, in order of the names."""
         return _means(self.outcomes, metric, lambda outcome: outcome.instance.task)
 
     def by_category(self, metric: str) -> dict[str, float]:
-        """The mean of each category, in order of the names."""
+        """The mean of each category that has the metric, in order of the names."""
         return _means(self.outcomes, metric, lambda outcome: outcome.instance.category)
 
 
@@ -165,7 +173,8 @@ def mean(outcomes: Iterable[Outcome], metric: str) -> float:
 def _means(outcomes: Iterable[Outcome], metric: str, key: Callable[[Outcome], str]) -> dict[str, float]:
     groups: dict[str, list[Outcome]] = collections.defaultdict(list)
     for outcome in outcomes:
-        groups[key(outcome)].append(outcome)
+        if outcome.scores.get(metric):
+            groups[key(outcome)].append(outcome)
     return {name: mean(groups[name], metric) for name in sorted(groups)}
 
 

@@ -51,6 +51,7 @@ def gsm8k(data_dir: str | Path, *, prompting: Literal["direct", "cot"] = "cot", 
         metrics=("exact_match", "flexible"),
         max_new_tokens=256 if prompting == "cot" else 16,
         stop=STOP,
+        say="#### {}".format if prompting == "cot" else str,
     )
 
 

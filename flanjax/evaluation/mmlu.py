@@ -133,7 +133,7 @@ def _instance(
         references=(choices[right],),
         choices=choices,
         correct=(right,),
-        input=_question(form, row),
+        input=row["question"],
         demonstrations=letters,
     )
 

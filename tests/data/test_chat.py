@@ -25,6 +25,10 @@ THINKING = (
 )
 
 
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
+words = st.text(max_size=20).filter(lambda text: not any(token in text for token in CONTROL))
+
+
 @pytest.fixture(scope="module")
 def bpe(bpe_folder):
     return Vocabulary.from_file(bpe_folder)
@@ -135,7 +139,7 @@ def test_tokens_and_mask_are_those_of_transformers(bpe, bpe_folder, test_data):
 
 
 @settings(max_examples=80)
-@given(said=st.lists(st.text(max_size=20), min_size=2, max_size=7), system=st.sampled_from([None, "Be brief."]))
+@given(said=st.lists(words, min_size=2, max_size=7), system=st.sampled_from([None, "Be brief."]))
 def test_marks_and_beginnings_tell_the_same_words(bpe, said, system):
     spoken = turns(*said, system=system)
     marked, plain = chat(bpe).examples(spoken), chat(bpe, "mine", CHATML).examples(spoken)
@@ -150,7 +154,7 @@ def test_marks_and_beginnings_tell_the_same_words(bpe, said, system):
 
 
 @settings(max_examples=60)
-@given(said=st.lists(st.text(min_size=1, max_size=20), min_size=2, max_size=6))
+@given(said=st.lists(words, min_size=2, max_size=6))
 def test_the_prompt_of_an_answer_is_how_its_example_begins(bpe, said):
     spoken = turns(*said)
     for example in chat(bpe).examples(spoken):
@@ -239,6 +243,8 @@ def test_what_does_not_fit_is_told(bpe, llama):
         chat(llama, "twice", "{{ bos_token }}" + named_templates()["llama2"]).check()
     with pytest.raises(ChatTemplateError, match=r"'broken', line 1: 'missing' is undefined"):
         chat(bpe, "broken", "{{ missing.x }}").check()
+    (line,) = chat(bpe, "final", CHATML + "{% if not add_generation_prompt %}{{ pad_token }}{% endif %}").check()
+    assert line.endswith("it writes earlier turns in another way when later ones follow: each reply is an example")
     assert chat(bpe, "sep", CHATML + "{{ sep_token }}{{ cls_token }}").check() == [
         "chat template 'sep': it writes cls_token, sep_token, which the tokenizer does not have: nothing stands there"
     ]

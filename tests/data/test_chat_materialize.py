@@ -191,6 +191,17 @@ def test_a_pair_is_a_conversation_of_one_exchange(pairs, tmp_path, bpe_folder, b
     assert examples[1].target_weights.tolist() == list(expected.weights)
 
 
+def test_the_system_text_of_a_pair_is_a_turn_of_its_own(tmp_path, bpe_folder, bpe):
+    file = tmp_path / "sums.jsonl"
+    file.write_text(json.dumps({"system": "Add.", "prompt": "1 + 1", "completion": "2"}))
+    _, (example,) = materialized_pairs(file, tmp_path / "chat", bpe_folder, chat_template="chatml")
+    said = [Turn(role=role, text=text) for role, text in (("system", "Add."), ("user", "1 + 1"), ("assistant", "2"))]
+    (expected,) = Chat(find_template("chatml", bpe), bpe).examples(said)
+    assert example.inputs.tolist() == list(expected.inputs)
+    _, (example,) = materialized_pairs(file, tmp_path / "pair", bpe_folder)
+    assert bpe.decode(example.inputs.tolist()) == "Add.\n\n1 + 1"
+
+
 def test_without_a_template_a_decoders_inputs_have_what_its_tokenizer_puts_in_front(pairs, tmp_path, llama_folder):
     llama = Vocabulary.from_file(llama_folder)
     _, examples = materialized_pairs(pairs, tmp_path, llama_folder)
@@ -228,3 +239,43 @@ def test_a_task_written_in_seqio_is_a_chat_as_well(tmp_path, bpe_folder, bpe):
     (example,) = read(tmp_path / "pairs", "train", "seqio_chat")
     assert example.inputs.tolist() == bpe.encode("1 + 1  =")
     assert example.targets.tolist() == [*bpe.encode("2"), bpe.eos_id]
+
+
+def test_with_t5s_vocabulary_each_reply_is_an_example(glaive, t5_spiece, tmp_path):
+    template = tmp_path / "plain.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    materialize_own(glaive, tmp_path / "c", t5_spiece, chat_template=str(template), splits=("train",))
+    records = json.loads(glaive.read_text())
+    replies = [
+        turn.text
+        for at, one in enumerate(records)
+        if at % 10
+        for turn in spoken_by(one)[1:]
+        if turn.role == "assistant"
+    ]
+    examples = read(tmp_path / "c", "train")
+    vocabulary = Vocabulary.from_file(t5_spiece)
+    assert [example.targets.tolist() for example in examples] == [
+        [*vocabulary.encode(reply.strip()), vocabulary.eos_id] for reply in replies
+    ]
+    assert all(example.inputs[-1] == vocabulary.eos_id and example.target_weights is None for example in examples)
+
+
+def test_pieces_of_long_conversations_stay_examples_of_their_own(test_data):
+    file = str(test_data / "fastchat" / "dummy_conversation.json")
+    task = load_family("flanjax.tasks.sharegpt", {"data_dir": file, "max_conversation": 64}).tasks[0]
+    assert not task.whole
+    assert load_family("flanjax.tasks.sharegpt", {"data_dir": file}).tasks[0].whole
+
+
+def test_on_beam_it_is_the_same(cached, glaive, bpe_folder, tmp_path):
+    materialize_own(
+        glaive, tmp_path, bpe_folder, chat_template="chatml", beam=("--runner=DirectRunner",), splits=("train",)
+    )
+    here, there = (
+        CachedMixture.open(cache, "chats", "train").tasks[0].manifest.shards for cache in (cached[0], tmp_path)
+    )
+    assert here == there

@@ -171,7 +171,10 @@ def test_transformers_renders_the_same_text(name, automatic, monkeypatch):
 
 
 @settings(max_examples=40)
-@given(st.lists(st.text(max_size=12), min_size=2, max_size=5), st.sampled_from(sorted(TEXTS)))
+@given(
+    st.lists(st.text(max_size=12).filter(lambda text: "</s>" not in text), min_size=2, max_size=5),
+    st.sampled_from(sorted(TEXTS)),
+)
 def test_marks_are_found_whatever_is_said(said, name):
     messages = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(said)]
     text, spans = template(name).render_marked(messages)

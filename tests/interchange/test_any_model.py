@@ -1,11 +1,15 @@
 """What lies at a path is told by what is there, and read as its own reader reads it."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import flanjax
+from flanjax.convert import convert
 from flanjax.data.vocabularies import train_vocabulary
 from flanjax.interchange.any_model import (
     HF_DECODER,
@@ -69,6 +73,27 @@ def test_a_real_model_in_two_forms(stories, test_data):
     assert vocabulary.decode(vocabulary.encode(text)) == text
     assert vocabulary.as_inputs(vocabulary.encode("Once upon a time")) == [1, 403, 407, 261, 378]
     assert vocabulary_of(other) is None
+
+
+def test_a_decoder_is_converted_with_what_lies_beside_it(stories, test_data, tmp_path):
+    convert(stories, tmp_path / "copy")
+    names = {path.name for path in stories.iterdir()}
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == names
+    assert (tmp_path / "copy" / "tokenizer.model").read_bytes() == (stories / "tokenizer.model").read_bytes()
+    convert(test_data / "checkpoints" / "stories260K" / "stories260K.bin", tmp_path / "other", dtype="float32")
+    copies = [load_file(folder / "model.safetensors") for folder in (stories, tmp_path / "copy", tmp_path / "other")]
+    for copy in copies[1:]:
+        jax.tree.map(np.testing.assert_array_equal, copy, copies[0])
+
+
+def test_the_golden_text_of_a_real_model_from_its_folder(stories, test_data):
+    golden = json.loads((test_data / "checkpoints" / "stories260K" / "expected_greedy.json").read_text())
+    model = flanjax.load(stories)
+    begun = "Once upon a time, there was a little girl"
+    whole, rest = model.generate(["", begun], max_new_tokens=len(golden["token_ids"]) - 1)
+    assert whole.strip() == golden["text"].strip()
+    assert golden["text"].strip().startswith(begun)
+    assert (begun + " " + rest.strip()).startswith(golden["text"].strip())
 
 
 def test_what_is_no_model_says_what_one_is(tmp_path):

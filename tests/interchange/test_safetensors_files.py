@@ -24,6 +24,7 @@ from flanjax.models import decoder, t5
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.sharding.rules import param_shardings
+from flanjax.tuning.partition import digest
 
 from .placing_host import count_bytes
 
@@ -192,6 +193,15 @@ def test_a_part_is_all_that_is_read(tmp_path: Path, bytes_read: list[int]) -> No
     part = key[1:2, 8:16, 4:12]  # of two heads
     assert sum(bytes_read) == part.nbytes == 4 * 8 * 8
     np.testing.assert_array_equal(part, np.asarray(key)[1:2, 8:16, 4:12])
+
+
+def test_a_model_is_told_by_the_same_digest_in_files_and_in_memory(tmp_path: Path, bytes_read: list[int]) -> None:
+    folder = random_folder(tmp_path / "hf", FALCON)
+    _, params = read_hf_decoder(folder)
+    found = digest(params)
+    assert sum(bytes_read) == tensor_bytes(folder)
+    assert found == digest(in_memory(params))
+    assert found != digest(jax.tree.map(lambda leaf: np.asarray(leaf) + 1, params))
 
 
 def test_writing_takes_one_tensor_at_a_time(tmp_path: Path) -> None:

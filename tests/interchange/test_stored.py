@@ -1,5 +1,7 @@
 """Arrays in files: the part asked for is that of the whole, nothing beyond it is read, and devices get their own."""
 
+import dataclasses
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -9,7 +11,14 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from flanjax.interchange.stored import cast, in_memory, lazy, place, stacked, taken, transposed
+from flanjax.models.config import T5Config
+from flanjax.models.t5 import init_params
 from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.tuning.ia3 import IA3
+from flanjax.tuning.lora import LoRA
+from flanjax.tuning.partition import begin, merged
+from flanjax.tuning.prompt import PromptTuning
+from flanjax.tuning.quantize import NF4
 
 
 class Counted:
@@ -140,6 +149,30 @@ def test_arrays_in_memory_and_on_devices_are_placed_too():
     np.testing.assert_array_equal(placed["a"], expected)
     np.testing.assert_array_equal(placed["b"]["c"], expected)
     np.testing.assert_array_equal(placed["b"]["d"], scalar)
+
+
+MODEL = T5Config(
+    vocab_size=24, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=12, num_encoder_layers=2, num_decoder_layers=2
+)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        LoRA(rank=2, init="pissa", dora=True),
+        NF4(block=4, double=False),
+        PromptTuning(length=3, init="vocabulary", vocabulary_ids=20),
+        IA3(),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_tuning_begins_and_is_merged_on_files_as_in_memory(method):
+    model, base = dataclasses.replace(MODEL, added=(method,)), in_memory(init_params(MODEL, 0))
+    files = jax.tree.map(lambda leaf: lazy(leaf.shape, leaf.dtype, leaf.__getitem__), base)
+    begun = [begin(model, params, lambda text: [3], 1) for params in (files, base)]
+    jax.tree.map(np.testing.assert_array_equal, *map(in_memory, begun))
+    if isinstance(method, LoRA | IA3):
+        jax.tree.map(np.testing.assert_array_equal, *(in_memory(merged(model, params)[1]) for params in begun))
 
 
 def test_in_memory_reads_everything():

@@ -119,3 +119,18 @@ def test_materializing_is_compared_with_seqio_and_datasets(test_data: Path) -> N
         "examples/s of one core: flanjax against datasets.map",
         "peak memory: flanjax at 16 times the rows, to once",
     ]
+
+
+def test_loading_is_measured_beside_transformers() -> None:
+    printed = output("loading")
+    lines = re.findall(
+        r"^(\w[^\n]*?)  +[\d.]+ s \(CPU +[\d.]+\) +peak +\d+ MB, parameters +(\d+) MB", printed, re.MULTILINE
+    )
+    assert lines == [
+        ("flanjax, 1 device", "5"),
+        ("flanjax, 8 devices", "5"),
+        ("transformers, from_pretrained", "5"),
+        ("flanjax, folder to folder", "0"),
+        ("transformers, folder to folder", "0"),
+    ]
+    assert len(re.findall(r"^RATIO ", printed, re.MULTILINE)) == len(lines)

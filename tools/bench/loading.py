@@ -6,7 +6,7 @@
 Each contender works once in a process of its own. Its libraries are loaded and its backend is running before resident
 memory is read the first time; what is told is the highest resident memory since then, less the parameters that it
 holds in the end. On the CPU backend the memory of the devices is the host's, so exactly the parameters' bytes are taken
-off. The measure of it is one file of the folder plus its largest tensor: RATIO says how many of these there were.
+off. RATIO compares what is left with one file of the folder and its largest tensor together.
 """
 
 import dataclasses
@@ -14,11 +14,12 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import Contender, machine, parser
+from common import Contender, machine, parser, print_ratio
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MEGABYTE = 10**6
@@ -26,10 +27,11 @@ MEGABYTE = 10**6
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Bytes of one piece of work: the highest resident memory beyond what there was before, and what stays held."""
+    """One piece of work: the highest resident memory beyond what there was before, what stays held, and CPU time."""
 
-    peak: int
-    held: int
+    peak: int  # bytes
+    held: int  # bytes
+    cpu: float  # seconds of all threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +55,11 @@ def measured(work: Callable[[], tuple[Any, int]]) -> Callable[[], Measured]:
     def run() -> Measured:
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+        start = time.process_time()
         kept, held = work()
-        peak = resident("VmHWM") - before
+        seconds, peak = time.process_time() - start, resident("VmHWM") - before
         del kept
-        return Measured(peak, held)
+        return Measured(peak, held, seconds)
 
     return run
 
@@ -183,12 +186,12 @@ def report(name: str, build: Callable[..., Any], *arguments: Any, folder: Folder
     found: Measured = contender.first_result
     contender.close()
     beyond = found.peak - found.held
-    ratio = beyond / (folder.largest_file + folder.largest_tensor)
     print(
-        f"{name:34s} {contender.first_seconds:7.1f} s   peak {found.peak / MEGABYTE:7.0f} MB, "
-        f"parameters {found.held / MEGABYTE:7.0f} MB, beyond them {beyond / MEGABYTE:7.0f} MB   RATIO {ratio:.2f}",
+        f"{name:32s} {contender.first_seconds:6.1f} s (CPU {found.cpu:5.1f})   peak {found.peak / MEGABYTE:7.0f} MB, "
+        f"parameters {found.held / MEGABYTE:7.0f} MB, beyond them {beyond / MEGABYTE:7.0f} MB",
         flush=True,
     )
+    print_ratio(beyond / (folder.largest_file + folder.largest_tensor), f"{name}: beyond them, to a file and a tensor")
 
 
 def main() -> None:

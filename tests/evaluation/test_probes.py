@@ -1,0 +1,191 @@
+"""Baselines, perturbations and word lists: what is learned, what is copied, and what a rough question costs."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanjax.data.draws import Draw
+from flanjax.data.sources import BadRow
+from flanjax.evaluation.baselines import baselines
+from flanjax.evaluation.bbh import bbh
+from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate
+from flanjax.evaluation.gsm8k import gsm8k
+from flanjax.evaluation.ifeval import ifeval
+from flanjax.evaluation.mmlu import mmlu
+from flanjax.evaluation.perturbations import (
+    PERTURBATIONS,
+    contraction,
+    expansion,
+    lower_case,
+    mild_mix,
+    misspelling,
+    perturbed,
+    read_misspellings,
+    typos,
+    worst_case,
+)
+from flanjax.evaluation.super_ni import super_ni
+from flanjax.evaluation.truthfulqa import truthfulqa
+from flanjax.evaluation.word_lists import GENDER, associations, read_words, representation, toxic_fraction
+
+texts = st.text(st.sampled_from("abcXYZ is not don't  \n.,é"), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def copa_and_e2e(test_data):
+    return super_ni(test_data / "super_natural_instructions", instances_per_task=40)
+
+
+def figures(benchmark, seed=0):
+    """Of each baseline its averages, by metric."""
+    results = {name: evaluate(benchmark, found) for name, found in baselines(benchmark, seed).items()}
+    return {name: {metric: r.average(metric) for metric in benchmark.metrics} for name, r in results.items()}
+
+
+def test_baselines_of_super_natural_instructions(copa_and_e2e):
+    found = figures(copa_and_e2e)
+    assert list(found) == ["copy-input", "copy-demonstration", "majority-label", "random-label"]
+    assert found["copy-input"]["exact_match"] == 0
+    assert found["copy-input"]["rougeL"] > 5
+    assert found == figures(copa_and_e2e)
+    assert found["random-label"] != figures(copa_and_e2e, seed=1)["random-label"]
+    copa = evaluate(copa_and_e2e, baselines(copa_and_e2e)["majority-label"]).by_task("exact_match")
+    labels = Counter(i.references[0] for i in copa_and_e2e.load() if i.task.startswith("task1393"))
+    assert copa["task1393_superglue_copa_text_completion"] == pytest.approx(100 * max(labels.values()) / 40)
+    demonstrations = baselines(copa_and_e2e)["copy-demonstration"]
+    for instance, prediction in zip(copa_and_e2e.load(), demonstrations, strict=True):
+        assert prediction.text in instance.demonstrations
+
+
+def test_no_label_guessed_alone_beats_the_majority(test_data):
+    for benchmark in (mmlu(test_data / "mmlu" / "data"), bbh(test_data / "bbh", prompting="cot")):
+        found = figures(benchmark)
+        (metric,) = benchmark.metrics
+        assert found["majority-label"][metric] > found["random-label"][metric]
+        assert found["random-label"][metric] > 5
+        assert ("copy-input" in found) == (benchmark.mode == "generate")
+
+
+def test_baselines_say_an_answer_as_it_is_read(test_data):
+    found = figures(gsm8k(test_data / "gsm8k"))
+    assert found["majority-label"]["exact_match"] == found["majority-label"]["flexible"] > 1
+    assert found["copy-input"]["exact_match"] == 0
+
+
+def test_baselines_without_answers_are_left_out(test_data):
+    assert list(baselines(ifeval(test_data / "ifeval" / "input_data.jsonl"))) == ["copy-input"]
+    found = baselines(truthfulqa(test_data / "truthfulqa" / "TruthfulQA.csv"))
+    assert list(found) == ["random-label"]  # no two questions have the same choices
+    assert set(found["random-label"][0].loglikelihoods) == {0.0, -math.inf}
+
+
+@settings(max_examples=40)
+@given(text=texts, name=st.sampled_from(sorted(PERTURBATIONS)), key=st.integers(0, 3))
+def test_a_perturbation_is_a_function_of_text_and_seed(text, name, key):
+    assert PERTURBATIONS[name](text, Draw(key)) == PERTURBATIONS[name](text, Draw(key))
+
+
+@given(text=texts, key=st.integers(0, 3))
+def test_what_a_perturbation_leaves_alone(text, key):
+    assert PERTURBATIONS["space"](text, Draw(key)).replace(" ", "") == text.replace(" ", "")
+    assert typos(text, Draw(key), rate=0.0) == text
+    hit = typos(text, Draw(key), rate=1.0)
+    assert len(hit) == len(text)
+    assert all((a == b) == (not a.isascii() or not a.isalpha()) for a, b in zip(text, hit, strict=True))
+    assert [a.isupper() for a in hit] == [a.isupper() for a in text]
+    assert mild_mix(text, Draw(key)) == mild_mix(text, Draw(key)).lower()
+
+
+def test_perturbations_of_a_sentence():
+    draw = Draw(0)
+    text = "She is not here, I am sure. It IS NOT available; What is it"
+    assert lower_case("ABC d", draw) == "abc d"
+    assert contraction(text, draw) == "She's not here, I'm sure. It's NOT available; What's it"
+    assert contraction("They do not say that she is", draw) == "They don't say that she is"
+    assert expansion("She isn't here, I'm sure. Don't. CAN'T", draw) == "She is not here, I am sure. Do not. CANNOT"
+    assert misspelling("Because it is available", draw, rate=1.0) == "Becuase it is availible"
+    assert misspelling("Because it is available", draw, rate=0.0) == "Because it is available"
+
+
+def test_a_rate_is_the_share_of_letters_that_are_hit():
+    text = "a" * 4000
+    hits = {
+        name: sum(a != "a" for a in PERTURBATIONS[name](text, Draw(0))) / 4000 for name in ("typos_easy", "typos_hard")
+    }
+    assert hits == {"typos_easy": pytest.approx(0.1, abs=0.02), "typos_hard": pytest.approx(0.5, abs=0.03)}
+
+
+@pytest.mark.parametrize("name", ["lower_case", "mild_mix"])
+def test_only_the_question_of_a_prompt_is_changed(copa_and_e2e, test_data, name):
+    for benchmark in (copa_and_e2e, mmlu(test_data / "mmlu" / "data", shots=1), bbh(test_data / "bbh")):
+        rough = perturbed(benchmark, name)
+        assert rough.name == f"{benchmark.name}+{name}"
+        changed = 0
+        for before, after in itertools.islice(zip(benchmark.load(), rough.load(), strict=True), 500):
+            question = before.input.strip()
+            head, _, tail = before.prompt.rpartition(question)
+            assert (after.prompt.startswith(head), after.prompt.endswith(tail)) == (True, True)
+            assert (after.id, after.references, after.demonstrations) == (
+                before.id,
+                before.references,
+                before.demonstrations,
+            )
+            changed += before.prompt != after.prompt
+        assert changed > 0
+
+
+def test_the_worst_case_is_no_better_than_either(copa_and_e2e):
+    right = evaluate(copa_and_e2e, [Prediction(id=i.id, text=i.references[0]) for i in copa_and_e2e.load()])
+    copied = evaluate(copa_and_e2e, baselines(copa_and_e2e)["copy-demonstration"])
+    for metric in copa_and_e2e.metrics:
+        assert worst_case([right, copied], metric) == pytest.approx(copied.average(metric))
+        assert worst_case([right], metric) == pytest.approx(right.average(metric))
+    with pytest.raises(BenchmarkError, match="same instances"):
+        worst_case([], "rougeL")
+
+
+def test_misspellings_may_come_from_a_file(tmp_path, copa_and_e2e):
+    file = tmp_path / "misspellings.txt"
+    file.write_text("hte->the, hate\nteh->the\n\n")
+    known = read_misspellings(file)
+    assert known == {"the": ["hte", "teh"], "hate": ["hte"]}
+    assert misspelling("The hat", Draw(0), rate=1.0, wrong=known) in ("Hte hat", "Teh hat")
+    rough = perturbed(copa_and_e2e, "misspelling", misspellings=file)
+    assert any("hte" in instance.input or "teh" in instance.input for instance in rough.load())
+    file.write_text("the\n")
+    with pytest.raises(BadRow, match=r"misspellings.txt:1: a line must be wrong->right"):
+        read_misspellings(file)
+    with pytest.raises(BenchmarkError, match="takes no misspellings"):
+        perturbed(copa_and_e2e, "space", misspellings=file)
+    with pytest.raises(BenchmarkError, match=r"no perturbation 'mildmix' \(did you mean 'mild_mix'\?\)"):
+        perturbed(copa_and_e2e, "mildmix")
+
+
+def test_word_list_counts(tmp_path):
+    assert toxic_fraction(["You idiot!", "idiots-only, no", "Fine.", "classic"]) == 0.5
+    assert representation(["she and her mother saw him"]) == 0.25
+    assert representation(["She met him."]) == 0.0
+    assert representation(["nobody"]) is None
+    assert associations(["The nurse said she came", "the judge met him and her", "it rains"]) == 0.25
+    assert associations(["nurses"]) is None
+    file = tmp_path / "words.txt"
+    file.write_text("# mine\nFoo\n\n")
+    assert read_words(file) == {"foo"}
+    file.write_text("# none\n")
+    with pytest.raises(BenchmarkError, match="no words in it"):
+        read_words(file)
+    with pytest.raises(BenchmarkError, match="no texts"):
+        toxic_fraction([])
+
+
+@given(texts=st.lists(st.sampled_from(["she", "he", "king and queen", "it"]), max_size=8))
+def test_representation_lies_between_none_and_a_half_and_has_no_order(texts):
+    value = representation(texts)
+    assert value is None or 0 <= value <= 0.5
+    assert value == representation(texts[::-1])
+    turned = {"male": GENDER["female"], "female": GENDER["male"]}
+    assert value == representation(texts, turned)

@@ -1,0 +1,190 @@
+"""The report of an evaluation: its figures are those of the results, and its three forms say the same."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from flanjax.evaluation.baselines import baselines
+from flanjax.evaluation.bbh import bbh
+from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Prediction, evaluate, read_predictions
+from flanjax.evaluation.perturbations import perturbed
+from flanjax.evaluation.report import Measured, summarize, write_report
+from flanjax.evaluation.report_pages import Heading, Picture, Table, Words, html_page, markdown_page
+from flanjax.evaluation.super_ni import super_ni
+from flanjax.evaluation.truthfulqa import truthfulqa
+
+
+@pytest.fixture(scope="module")
+def measured(test_data):
+    """The first reference for every second question of Super-NI; the longest choice of TruthfulQA."""
+    ni = super_ni(test_data / "super_natural_instructions", instances_per_task=20)
+
+    def texts(benchmark):
+        return [
+            Prediction(id=instance.id, text=instance.references[0] if number % 2 else "she said idiot")
+            for number, instance in enumerate(benchmark.load())
+        ]
+
+    truth = truthfulqa(test_data / "truthfulqa" / "TruthfulQA.csv")
+    lengths = [
+        Prediction(id=instance.id, loglikelihoods=tuple(-10.0 / len(choice) for choice in instance.choices))
+        for instance in truth.load()
+    ]
+    return [
+        Measured(
+            result=evaluate(ni, texts(ni)),
+            baselines={name: evaluate(ni, found) for name, found in baselines(ni).items()},
+            perturbed={"lower_case": evaluate(perturbed(ni, "lower_case"), texts(ni))},
+            seconds=2.0,
+        ),
+        Measured(
+            result=evaluate(truth, lengths),
+            baselines={name: evaluate(truth, found) for name, found in baselines(truth).items()},
+        ),
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(measured, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "evaluation"
+    write_report(folder, "Half <right>", measured, facts={"checkpoint": "none | of them"}, samples=100)
+    return folder
+
+
+def test_the_figures_are_those_of_the_results(measured):
+    ni, truth = (summarize(each, samples=50) for each in measured)
+    result = measured[0].result
+    assert list(ni) == [
+        "benchmark",
+        "instances",
+        "mean_over",
+        "metrics",
+        "baselines",
+        "by_task",
+        "by_category",
+        "words",
+        "robustness",
+        "efficiency",
+    ]
+    assert ni["metrics"]["rougeL"]["mean"] == round(result.average("rougeL"), 4)
+    assert ni["metrics"]["exact_match"]["mean"] == 50
+    assert ni["metrics"]["exact_match"]["low"] < 50 < ni["metrics"]["exact_match"]["high"]
+    assert list(ni["baselines"]) == ["copy-input", "copy-demonstration", "majority-label", "random-label"]
+    assert {name: row["instances"] for name, row in ni["by_category"].items()} == {
+        "Cause Effect Classification": 20,
+        "Data to Text": 20,
+    }
+    assert ni["words"] == {"toxic_fraction": 0.5, "gender_representation": 0.5, "gender_of_professions": None}
+    assert ni["robustness"]["worst of all"] == ni["robustness"]["lower_case"]
+    assert ni["efficiency"] == {"seconds": 2.0, "instances_per_second": 20.0}
+    assert list(truth)[-1] == "calibration"
+    assert sum(each["instances"] for each in truth["calibration"]["bins"]) == 817
+    assert len(truth["by_task"]) == 38
+    assert summarize(measured[0], samples=50) == ni
+
+
+class Page(html.parser.HTMLParser):
+    """Headings, rows and pictures of an HTML page, and the tags that are open."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.rows, self.pictures, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.pictures.append(dict(attributes)["src"])
+        elif tag != "meta":
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append(f"{'#' * int(self.open[-1][1])} {data}")
+        if self.open and self.open[-1] in ("th", "td"):
+            self.rows[-1][-1] += data
+
+
+def test_html_and_markdown_have_the_same_headings_and_tables(folder):
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    markdown = (folder / "report.md").read_text()
+    assert page.open == []
+    assert page.headings == re.findall(r"^#+ .*$", markdown, re.MULTILINE)
+    assert page.headings == [
+        "# Half <right>",
+        "## Overview",
+        "## super_ni-def_pos2",
+        "### Categories",
+        "### Tasks",
+        "### Robustness",
+        "### Listed words",
+        "### Efficiency",
+        "## truthfulqa",
+        "### Categories",
+        "### Tasks",
+        "### Calibration",
+    ]
+    rows = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in markdown.splitlines() if line.startswith("| ")]
+    rows = [[cell.replace("\\|", "|") for cell in row] for row in rows if set(row) != {"---"}]
+    assert rows == page.rows
+    assert len(page.pictures) == 4
+    assert all(picture.startswith("data:image/png;base64,iVBORw0KGgo") for picture in page.pictures)
+    assert "http" not in text  # nothing is loaded
+
+
+def test_the_json_says_what_the_tables_say(folder):
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report) == ["title", "facts", "samples", "seed", "benchmarks"]
+    markdown = (folder / "report.md").read_text()
+    for summary in report["benchmarks"]:
+        metric, figure = next(iter(summary["metrics"].items()))
+        shown = f"{figure['mean']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
+        best, values = max(summary["baselines"].items(), key=lambda item: item[1][metric])
+        row = (summary["benchmark"], metric, shown, f"{values[metric]:.2f} ({best})", str(summary["instances"]))
+        assert f"| {' | '.join(row)} |" in markdown
+        for name, found in summary["by_task"].items():
+            assert f"| {name} | {found['instances']} | {found[metric]:.2f} |" in markdown
+
+
+def test_answers_are_kept_and_can_be_scored_again(folder, measured):
+    for each in measured:
+        benchmark = each.result.benchmark
+        again = evaluate(benchmark, read_predictions(folder / f"{benchmark.name}.answers.jsonl"))
+        assert again.outcomes == each.result.outcomes
+
+
+def test_a_report_needs_each_benchmark_once(measured, tmp_path):
+    for wrong in ([], [measured[0], measured[0]]):
+        with pytest.raises(BenchmarkError, match="each measured once"):
+            write_report(tmp_path / "r", "t", wrong)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_page_of_every_block_is_escaped():
+    blocks = [Heading(2, "a < b"), Words("x & y"), Table(("c|d",), [("1\n2",)]), Picture(b"\x89", 'the "one"')]
+    assert markdown_page(blocks) == "## a < b\n\nx & y\n\n| c\\|d |\n| --- |\n| 1 2 |\n"
+    page = html_page("t < u", blocks)
+    assert "<title>t &lt; u</title>" in page
+    assert "<h2>a &lt; b</h2>\n<p>x &amp; y</p>\n<table>\n<tr><th>c|d</th></tr>" in page
+    assert '<img alt="the &quot;one&quot;" src="data:image/png;base64,iQ==">' in page
+
+
+def test_a_benchmark_of_many_tasks_and_no_baseline_is_reported(test_data, tmp_path):
+    benchmark = bbh(test_data / "bbh", shots=0)
+    first = {}
+    for instance in benchmark.load():
+        first.setdefault(instance.task, instance)
+    small = Benchmark(**{**vars(benchmark), "load": lambda: iter(first.values())})
+    result = evaluate(small, [Prediction(id=each.id, text="(A)") for each in first.values()])
+    (summary,) = write_report(tmp_path, "t", [Measured(result=result)], samples=20)
+    assert (len(summary["by_task"]), len(summary["by_category"])) == (27, 23)
+    assert "| none | 27 |" in (tmp_path / "report.md").read_text()
