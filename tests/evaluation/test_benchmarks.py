@@ -399,6 +399,11 @@ def test_malformed_files_are_named_with_their_place(test_data, tmp_path):
     (tmp_path / "bbh" / "navigate.json").write_text(json.dumps({"examples": [{"input": "q"}]}))
     with pytest.raises(BadRow, match=r"navigate.json: example 1: field 'target' is missing"):
         list(bbh(tmp_path).load())
+    (tmp_path / "cot-prompts" / "navigate.txt").write_text("-----\nGo.\n\nQ: 1\nA: Let's think step by step. 2")
+    with pytest.raises(BadRow, match=r"navigate.txt: 1 demonstrations, fewer than the 3"):
+        list(bbh(tmp_path).load())
+    with pytest.raises(BadRow, match=r"navigate.txt: demonstration 1 has no .* or no 'answer is'"):
+        list(bbh(tmp_path, shots=1).load())
 
 
 anything = st.recursive(
