@@ -49,6 +49,7 @@ def convert(
     from flanjax.interchange.gguf import convert_gguf
     from flanjax.interchange.gguf_file import is_gguf
     from flanjax.interchange.peft import adapter_on, read_peft, write_folder
+    from flanjax.interchange.peft_base import Base
     from flanjax.interchange.peft_prompts import read_npy
     from flanjax.interchange.stored import in_memory
     from flanjax.interchange.t5x import read_t5x, write_t5x
@@ -70,7 +71,7 @@ def convert(
             )
         if source.suffix == ".npy":
             fitting, content = read_npy(source)
-            write_folder(output, fitting, {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
+            write_folder(output, Base.of(fitting), {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
             return f"a prompt for a T5 of width {fitting.embed_dim}"
         return f"factors for {convert_tfew(source, output, dtype=dtype)}"
     if is_gguf(source):

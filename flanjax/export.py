@@ -63,7 +63,7 @@ def export(
         PEFT folder can express its methods, `output` is not new, or the disk is full.
     """
     from flanjax.interchange.any_model import HF_DECODER, format_of, hf_class, write_hf_model
-    from flanjax.interchange.folders import ModelFolderError, require_new
+    from flanjax.interchange.folders import ModelFolderError, read_json, require_new
     from flanjax.interchange.peft import base_name, write_peft
     from flanjax.interchange.runs import read_run
     from flanjax.interchange.t5x import write_t5x
@@ -79,20 +79,24 @@ def export(
     require_new(Path(output))
     trained = read_run(run, step=step)
     quantized = trained.model != unquantized(trained.model)
+    # A decoder may be said in the words of several families: in those of the model that it was tuned from.
+    base = trained.settings["init_from"]
+    known = isinstance(trained.model, DecoderConfig) and base is not None and Path(base).exists()
+    source = base if known and format_of(base) is HF_DECODER else None
     told = {QUANTIZED: quantized, PREFIX_LM: trained.is_prefix_lm}
     notices = tuple(notice for notice, holds in told.items() if holds)
     if format == "peft":
         # An adapter says nothing of how its base is kept.
         trained = read_run(run, step=trained.step, quantized=False) if quantized else trained
-        base = base_name(trained.settings["init_from"])
         tasks = write_peft(
             output,
             trained.model,
             trained.params,
             begun=trained.begun,
-            base_name=base,
+            base_name=base_name(base),
             recipe=trained.recipe,
             dtype=dtype,
+            model_type=None if source is None else read_json(Path(source) / "config.json")["model_type"],
         )
         return Exported(trained.step, None, notices, tasks)
     if added_paths(trained.model) and not merge:
@@ -110,16 +114,13 @@ def export(
         t5, scanned = require_t5(model, "a T5X checkpoint"), format == "t5x_scanned"
         write_t5x(output, t5, params, step=trained.step, scanned=scanned, dtype=dtype or "float32")
         return Exported(trained.step, difference, notices)
-    # A decoder may be said in the words of several families: in those of the model that it was tuned from.
-    base = trained.settings["init_from"]
-    known = isinstance(model, DecoderConfig) and base is not None and Path(base).exists()
     write_hf_model(
         output,
         model,
         params,
         trained.vocabulary,
         recipe=trained.recipe,
-        source=base if known and format_of(base) is HF_DECODER else None,
+        source=source,
         dtype=dtype or "float32",
     )
     return Exported(trained.step, difference, notices, hf_class=hf_class(model))

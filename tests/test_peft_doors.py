@@ -14,10 +14,10 @@ import flanjax
 from flanjax import convert, export
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.errors import FlanjaxError
-from flanjax.interchange.hf_t5 import write_hf_t5
+from flanjax.interchange.any_model import write_hf_model
 from flanjax.models.config import T5Config
-from flanjax.models.model import model_settings
-from flanjax.models.t5 import init_params
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import init_params, model_settings
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.step import TrainState
 from flanjax.tuning.ia3 import IA3
@@ -31,6 +31,9 @@ from flanjax.tuning.select import Train
 CONFIG = T5Config(
     vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
 )
+DECODER = DecoderConfig(
+    vocab_size=64, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, init_stddev=0.2
+)
 QUESTIONS, ANSWERS = ["sort 7 words", "yes or no?", "3 of 12 words"], ["yes", "no", "sort 12 words"]
 
 
@@ -40,10 +43,11 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
     return train_vocabulary(texts, 40, tmp_path_factory.mktemp("vocabulary") / "spiece.model", extra_ids=10)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    write_hf_t5(folder, CONFIG, jax.tree.map(lambda leaf: np.asarray(leaf) * 2, init_params(CONFIG, 3)), vocabulary)
+@pytest.fixture(scope="module", params=[CONFIG, DECODER], ids=["t5", "decoder"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Path:
+    folder, config = tmp_path_factory.mktemp("models") / "base", request.param
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) * 2, init_params(config, 3))
+    write_hf_model(folder, config, params, vocabulary)
     return folder
 
 
@@ -52,13 +56,13 @@ def tuned(base: Path, vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., P
     """tuned(LoRA()) is a run directory whose trainable parameters have values at random."""
 
     def make(*methods: Method) -> Path:
-        folder, model = tmp_path / "run", dataclasses.replace(CONFIG, added=methods)
-        plain = flanjax.load(base).params
+        opened = flanjax.load(base)
+        folder, model, plain = tmp_path / "run", dataclasses.replace(opened.config, added=methods), opened.params
         trainable, _ = Partition.of(model).split(begin(model, plain, vocabulary.encode, 0))
         rng = np.random.default_rng(0)
         trainable = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.asarray(rng.standard_normal(leaf.shape)), trainable)
         settings = {
-            "model": model_settings(CONFIG),
+            "model": model_settings(model),
             "tuning": to_settings(methods),
             "base": digest(plain),
             "init_from": str(base),

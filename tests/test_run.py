@@ -357,7 +357,7 @@ def test_a_run_goes_on_with_the_adafactor_of_a_t5x_checkpoint(run: Run, tmp_path
 
 def test_what_cannot_be_merged_is_told_and_its_promised_export_refused_at_the_start(run: Run, tmp_path: Path) -> None:
     _, notices = prepared(run, tuning=(BitFit(),))
-    assert [notice for notice in notices if "T5 has no biases, so they are added" in notice]
+    assert [notice for notice in notices if "to a model without biases, as T5, they are added" in notice]
     with pytest.raises(RunError, match=r"EXPORT_TO=.*/hf: what BitFit, BottleneckAdapter adds fits no plain"):
         prepared(run, tuning=(BitFit(), BottleneckAdapter()), export_to=str(tmp_path / "hf"))
 

@@ -162,11 +162,21 @@ class HFVocabulary(Vocabulary):
         tokenizer.no_truncation()
         there = tokenizer.get_added_tokens_decoder()
         described = config.get("added_tokens_decoder") or {}
-        for key, entry in sorted(described.items(), key=lambda item: int(item[0])):
-            if int(key) in there:
+        try:
+            added = sorted(
+                (int(key), {name: entry[name] for name in _ADDED if name in entry or name == "content"})
+                for key, entry in described.items()
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise VocabularyError(
+                f"{self.path.parent / TOKENIZER_CONFIG_FILE}: added_tokens_decoder must have an object for each id "
+                f"({error})"
+            ) from error
+        for key, entry in added:
+            if key in there:
                 continue
-            tokenizer.add_tokens([AddedToken(**{name: entry[name] for name in _ADDED if name in entry})])
-            if tokenizer.token_to_id(entry["content"]) != int(key):
+            tokenizer.add_tokens([AddedToken(**entry)])
+            if tokenizer.token_to_id(entry["content"]) != key:
                 raise VocabularyError(
                     f"{self.path.parent / TOKENIZER_CONFIG_FILE}: added_tokens_decoder has {entry['content']!r} as "
                     f"{key}, which {TOKENIZER_FILE} makes {tokenizer.token_to_id(entry['content'])}: the two files are "
@@ -217,12 +227,20 @@ class HFVocabulary(Vocabulary):
 
     def _templates(self, config: Mapping[str, Any]) -> dict[str, str]:
         """chat_template.jinja, or the `chat_template` of the configuration: one text, or several with names."""
-        if CHAT_TEMPLATE_FILE in self._files:
-            return {"default": self._files[CHAT_TEMPLATE_FILE].decode()}
         given = config.get("chat_template")
-        if isinstance(given, str):
-            return {"default": given}
-        return {str(entry["name"]): str(entry["template"]) for entry in given or ()}
+        try:
+            if CHAT_TEMPLATE_FILE in self._files:
+                return {"default": self._files[CHAT_TEMPLATE_FILE].decode()}
+            if isinstance(given, str):
+                return {"default": given}
+            return {str(entry["name"]): str(entry["template"]) for entry in given or ()}
+        except UnicodeDecodeError as error:
+            raise VocabularyError(f"{self.path.parent / CHAT_TEMPLATE_FILE} is not UTF-8 text: {error}") from error
+        except (TypeError, KeyError) as error:
+            raise VocabularyError(
+                f"{self.path.parent / TOKENIZER_CONFIG_FILE}: chat_template is neither a text nor a list of "
+                '{"name", "template"}'
+            ) from error
 
 
 _ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")

@@ -126,6 +126,11 @@ class Vocabulary(abc.ABC):
             file = file / next(iter(there), TOKENIZER_CONFIG_FILE if is_byte_folder(file) else MODEL_FILE)
         if file.name == TOKENIZER_CONFIG_FILE:
             return Bytes.read(file)
+        if file.suffix == ".gguf":
+            raise VocabularyError(
+                f"{file} is a GGUF file: give the folder that python -m flanjax.convert --input={file.name} "
+                "--output=FOLDER --format=hf makes of it"
+            )
         if file.suffix == ".json" or file.name == LLAMA_MODEL_FILE:
             from flanjax.data.hf_vocabulary import HFVocabulary
 
@@ -154,8 +159,11 @@ class Vocabulary(abc.ABC):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes its files and `vocabulary.json` {"sha256", "extra_ids", "size", "identity"} into a folder."""
-        for name, content in self.files().items():
+        files = self.files()
+        for name, content in files.items():
             write_whole(Path(folder) / name, content)
+        if CHAT_TEMPLATE_FILE not in files:  # an older one would be taken for its own
+            (Path(folder) / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
         described = {"sha256": self.sha256, "extra_ids": self.extra_ids, "size": self.size, "identity": self.identity}
         write_whole(Path(folder) / DESCRIPTION_FILE, json.dumps(described) + "\n")
 

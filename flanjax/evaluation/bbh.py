@@ -101,6 +101,8 @@ def _prompt(file: Path, cot: bool, shots: int) -> tuple[str, tuple[str, ...]]:
     """What stands before a question: description and demonstrations; and the answers or rationales of those."""
     text = b"".join(line for _, line in read_lines(str(file))).decode(errors="replace").replace("\r\n", "\n")
     description, *published = text.split("-----\n", 1)[-1].strip().split("\n\nQ: ")
+    if len(published) < shots:
+        raise BadRow(f"{file}: {len(published)} demonstrations, fewer than the {shots} that are asked for")
     answers, parts = [], [description + "\n\n"]
     for number, demonstration in enumerate(published[:shots], 1):
         question, cue, rationale = demonstration.partition(CUE)

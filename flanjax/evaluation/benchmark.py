@@ -196,7 +196,7 @@ def evaluate(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Result:
 
     Raises:
       BenchmarkError: an instance has none or two, one is of no instance, one has not a value for each choice, or
-        there are no instances.
+        none that is finite, or there are no instances.
     """
     named: dict[str, Prediction] = {}
     for prediction in predictions:
@@ -217,11 +217,13 @@ def evaluate(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Result:
 
 def _outcome(benchmark: Benchmark, instance: Instance, prediction: Prediction) -> Outcome:
     if benchmark.mode == "choices" and (
-        len(prediction.loglikelihoods) != len(instance.choices) or any(map(math.isnan, prediction.loglikelihoods))
+        len(prediction.loglikelihoods) != len(instance.choices)
+        or any(map(math.isnan, prediction.loglikelihoods))
+        or not math.isfinite(max(prediction.loglikelihoods))
     ):
         raise BenchmarkError(
             f"{benchmark.name}: instance {instance.id!r} has {len(instance.choices)} choices and the log-likelihoods "
-            f"{list(prediction.loglikelihoods)}: give a number for each"
+            f"{list(prediction.loglikelihoods)}: give a number for each, not all infinite"
         )
     answer = benchmark.read(instance, prediction)
     scores = benchmark.score(instance, prediction, answer)

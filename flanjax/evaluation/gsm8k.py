@@ -106,7 +106,7 @@ def _problem(place: str, row: Any) -> tuple[str, str, str]:
     """Question, solution without marker and annotations, and number of a published row."""
     question, answer = text_field(row, "question", place), text_field(row, "answer", place)
     number = marked_number(answer)
-    if number is None:
+    if number is None or not _NUMBER.fullmatch(number):
         raise BadRow(f"{place}: field 'answer' has no number after ####: {excerpt(answer[-60:])}")
     return question, _ANNOTATION.sub("", answer.split("####")[0]).strip(), number
 

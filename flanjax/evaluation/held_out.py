@@ -107,7 +107,7 @@ def _instances(
                 continue
             if text is not None:
                 yield Instance(
-                    id=text.id or f"{task.name}/{number}",
+                    id=f"{task.name}/{number}",
                     task=task.name,
                     prompt=text.inputs,
                     turns=text.turns[:-1],

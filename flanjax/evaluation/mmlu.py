@@ -68,6 +68,7 @@ _LETTER = re.compile(r"\(?\b([A-D])\b\)?")
 _OPTION = re.compile(r"\(([A-D])\)")
 _CUES = re.compile(r"answer(?: is)?:? ", re.IGNORECASE)
 _THOUGHT = " Let's think step by step."
+_ENDS = ("</s>", "Q:", "<|im_end|>")
 
 
 def mmlu(
@@ -100,7 +101,7 @@ def mmlu(
         metrics=("exact_match", "flexible") if generated else ("accuracy",),
         mode=mode,
         max_new_tokens=256 if cot else 8,
-        stop=("</s>", "Q:", "<|im_end|>") if cot else ("</s>", "Q:", "<|im_end|>", "\n"),
+        stop=_ENDS if cot else (*_ENDS, "\n"),
     )
 
 
@@ -156,17 +157,22 @@ def _question(form: Form, row: Any) -> str:
 
 
 def _read_text(instance: Instance, prediction: Prediction) -> str:
-    return _first_option(instance, prediction.text)
+    return _first_option(instance, _written(prediction))
 
 
 def _read_thought(instance: Instance, prediction: Prediction) -> str:
     """The option after the last "answer is", or else the last option."""
-    text = until(prediction.text, ("</s>", "Q:", "<|im_end|>"))
+    text = until(prediction.text, _ENDS)
     cues = list(_CUES.finditer(text))
     if cues and (answer := _first_option(instance, text[cues[-1].end() :])):
         return answer
     options = _OPTION.findall(text)
     return instance.choices[LETTERS.index(options[-1])] if options else ""
+
+
+def _written(prediction: Prediction) -> str:
+    """The first line that is not blank, as far as no other question begins in it."""
+    return until(prediction.text.strip(), (*_ENDS, "\n"))
 
 
 def _first_option(instance: Instance, text: str) -> str:
@@ -176,5 +182,5 @@ def _first_option(instance: Instance, text: str) -> str:
 
 def _score_text(instance: Instance, prediction: Prediction, answer: str) -> Scores:
     (right,) = instance.references
-    strict = normalize_answer(prediction.text) == normalize_answer(right)
+    strict = normalize_answer(_written(prediction)) == normalize_answer(right)
     return {"exact_match": (float(strict),), "flexible": (float(answer == right),)}

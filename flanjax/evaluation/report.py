@@ -1,11 +1,15 @@
 """The report of an evaluation: every figure beside what needs no understanding, as JSON, Markdown and HTML.
 
-write_report("runs/a/evaluation", "Flan-T5 small", [Measured(result=result, baselines=baseline_results)])
+    write_report("runs/a/evaluation", "Flan-T5 small", [Measured(result=result, baselines=baseline_results)])
 
-report.json          all figures; percentages under "metrics", "baselines", "by_task", shares elsewhere
-report.md            the same as tables
-report.html          the same with plots, in one file that needs no other
-NAME.answers.jsonl   each answer with its scores; `read_predictions` reads it, so that two runs can be compared
+    report.json          all figures; percentages under "metrics", "baselines", "by_task", shares elsewhere
+    report.md            the same as tables
+    report.html          the same with plots, in one file that needs no other
+    NAME.answers.jsonl   each answer with its scores; `read_predictions` reads it
+
+Two runs are compared from the answers that they kept:
+
+    write_comparison("runs/b/against_a", ("a", "b"), [(result_of_a, result_of_b)])      # comparison.json, .md, .html
 """
 
 import dataclasses
@@ -20,7 +24,7 @@ from flanjax.evaluation.calibration import choice_confidences, expected_calibrat
 from flanjax.evaluation.perturbations import worst_case
 from flanjax.evaluation.report_pages import Block, Heading, Picture, Table, Words, html_page, markdown_page
 from flanjax.evaluation.report_plots import plot_averages, plot_reliability, plot_tasks
-from flanjax.evaluation.significance import SAMPLES, interval
+from flanjax.evaluation.significance import SAMPLES, compare, interval
 from flanjax.evaluation.word_lists import associations, representation, toxic_fraction
 from flanjax.files import write_whole
 
@@ -129,6 +133,54 @@ def write_report(
     write_whole(folder / "report.html", html_page(title, blocks))
     write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return summaries
+
+
+def write_comparison(
+    folder: str | Path,
+    names: tuple[str, str],
+    pairs: Sequence[tuple[Result, Result]],
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> list[Summary]:
+    """Writes comparison.json, .md and .html of two runs, and returns what each metric of each benchmark has gained.
+
+    Args:
+      folder: where; it is made.
+      names: of the first and of the second run, which is measured against the first.
+      pairs: the results of both on each benchmark, over the same instances.
+      samples: of the bootstrap and of the permutations.
+      seed: of both.
+
+    Raises:
+      BenchmarkError: there are no pairs, or one is not of the same instances.
+      FileError: a file cannot be written.
+    """
+    if not pairs:
+        raise BenchmarkError("there is nothing to compare: give the results of two runs on a benchmark")
+    found = []
+    for first, second in pairs:
+        for metric in first.benchmark.metrics:
+            averages = {"first": first.average(metric), "second": second.average(metric)}
+            gain = dataclasses.asdict(compare(first, second, metric, samples=samples, seed=seed))
+            found.append({"benchmark": first.benchmark.name, "metric": metric, **_rounded(averages | gain)})
+    columns = ("benchmark", "metric", *names, "difference (95 % interval)", "p", "better", "worse", "equal")
+    title = f"{names[1]} against {names[0]}"
+    text = "p is that of a paired permutation test over instances; better and worse count instances of the second run."
+    blocks: list[Block] = [Heading(1, title), Words(text), Table(columns, [_gain(each) for each in found])]
+    report = {"first": names[0], "second": names[1], "samples": samples, "seed": seed, "metrics": found}
+    folder = Path(folder)
+    write_whole(folder / "comparison.md", markdown_page(blocks))
+    write_whole(folder / "comparison.html", html_page(title, blocks))
+    write_whole(folder / "comparison.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return found
+
+
+def _gain(each: Mapping[str, Any]) -> tuple[str, ...]:
+    difference = f"{each['difference']:+.2f} ({each['low']:+.2f} to {each['high']:+.2f})"
+    counts = (str(each[count]) for count in ("better", "worse", "equal"))
+    scores = (f"{each[side]:.2f}" for side in ("first", "second"))
+    return (each["benchmark"], each["metric"], *scores, difference, f"{each['p_value']:.4f}", *counts)
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

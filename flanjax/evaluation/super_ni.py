@@ -108,11 +108,17 @@ def _with_categories(folder: Path, shots: int, load: Callable[[], Iterator[Insta
         row = instance.details["row"]
         yield dataclasses.replace(
             instance,
+            id=row["id"],
             category=categories[instance.task],
-            input=row["input"],
+            input=_shown(row["input"].strip(), instance.prompt),
             demonstrations=tuple(example["output"] for example in row["positives"][:shots]),
             details={},
         )
+
+
+def _shown(question: str, prompt: str) -> str:
+    """What the prompt has of the question: of one that was cut to fit, what follows its label."""
+    return question if question in prompt else prompt.rpartition("Input: ")[2]
 
 
 def _category(file: str) -> str:

@@ -16,16 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from flanjax.errors import nearest
+from flanjax.interchange import peft_ia3, peft_lora
 from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
+from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.model_card import CARD, adapter_card
+from flanjax.interchange.peft_base import Base
 from flanjax.interchange.peft_config import CONFIG, WEIGHTS, AdapterConfig, AdapterTensors
 from flanjax.interchange.peft_ia3 import read_ia3, write_ia3
 from flanjax.interchange.peft_layers import Adapter, Content, write_norms
 from flanjax.interchange.peft_lora import on_unchanged_base, read_lora, write_lora
 from flanjax.interchange.peft_prompts import as_prompts, read_prefix, read_prompt, write_prefix, write_prompt
 from flanjax.interchange.safetensors_files import FLOATS, write_file
-from flanjax.models.config import T5Config
-from flanjax.models.model import ModelConfig, require_t5
+from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
@@ -34,7 +36,7 @@ from flanjax.tuning.partition import TRAINABLE, Partition, added_paths, flatten,
 from flanjax.tuning.prefix import PrefixTuning, folded
 from flanjax.tuning.prompt import PromptMethod, PromptTuning
 
-_READERS: dict[str, Callable[[AdapterConfig, T5Config, AdapterTensors], Adapter]] = {
+_READERS: dict[str, Callable[[AdapterConfig, Base, AdapterTensors], Adapter]] = {
     "IA3": read_ia3,
     "LORA": read_lora,
     "PREFIX_TUNING": read_prefix,
@@ -48,15 +50,17 @@ _WRITERS: dict[type, Callable[..., Content]] = {
     PromptTuning: write_prompt,
 }
 _COMMON = {
-    "task_type": "SEQ_2_SEQ_LM",
     "auto_mapping": None,
     "inference_mode": True,
     "revision": None,
 }
 
 
-def read_peft(folder: str | Path, base: ModelConfig) -> Adapter:
+def read_peft(folder: str | Path, base: ModelConfig, *, model_type: str | None = None) -> Adapter:
     """Reads an adapter for a base model of these sizes.
+
+    `model_type` is the family whose names a decoder's modules have; None takes the first that has such a model and the
+    names of the adapter's tensors.
 
     Raises:
       ModelFolderError: there is no such folder, a file in it is missing, damaged or pickled; its type is not read here;
@@ -71,9 +75,27 @@ def read_peft(folder: str | Path, base: ModelConfig) -> Adapter:
             "may be merged where it was trained, with merge_and_unload()"
         )
     try:
-        return _READERS[kind](config, require_t5(base, "a PEFT folder"), AdapterTensors(config))
+        tensors = AdapterTensors(config)
+        return _READERS[kind](config, _named(base, model_type, tensors), tensors)
     except TuningError as error:
         raise config.error(str(error)) from error
+
+
+def _named(base: ModelConfig, model_type: str | None, tensors: AdapterTensors) -> Base:
+    """The base by the names that the tensors have, or those that it has first."""
+    first = Base.of(base, model_type)
+    if model_type is not None or not first.causal:
+        return first
+    names = [name.rpartition(".")[0] for name in tensors.shapes()]
+    for family in FAMILIES:
+        try:
+            one = Base.of(base, family)
+        except ModelFolderError:  # it has no such model
+            continue
+        known = one.modules.keys() | one.norms.keys()
+        if all(name in known or name.rpartition(".")[0] in known for name in names if name):
+            return one
+    return first
 
 
 def adapter_on(adapter: Adapter, base: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
@@ -96,6 +118,7 @@ def write_peft(
     base_name: str | None = None,
     recipe: Mapping[str, str] | None = None,
     dtype: str | None = None,
+    model_type: str | None = None,
 ) -> tuple[str, ...]:
     """Writes what tuning methods added as a folder that PEFT opens on the base model.
 
@@ -109,12 +132,13 @@ def write_peft(
       base_name: of the base model, for the configuration and the card; None leaves it out.
       recipe: label to value, printed as a table on the card.
       dtype: of the tensors; float32 by default.
+      model_type: as `read_peft`.
 
     Raises:
       TuningError: no PEFT folder can express the methods; the message says why, and what to do instead.
       ModelFolderError: `output` is not new, `dtype` is unknown, a value is not finite, or the disk refuses.
     """
-    base = dataclasses.replace(require_t5(model, "a PEFT folder"), added=())
+    base = Base.of(model, model_type)
     flat, own_paths = flatten(params), added_paths(model)
     method = _only_adapter(model)
     moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE} - own_paths
@@ -123,7 +147,7 @@ def write_peft(
         raise TuningError(f"{min(beside)} was trained beside a {type(method).__name__}, and PEFT saves that alone")
     norms = write_norms(base, beside) if beside else Content({}, {})
     contents, meant = {}, {}
-    for name, (one, values) in _in_peft(method, model, params, begun).items():
+    for name, (one, values) in _in_peft(method, base, model, params, begun).items():
         content = _WRITERS[type(one)](one, base, values)
         contents[name] = Content(content.config | norms.config, content.tensors | norms.tensors)
         meant[name] = values | beside
@@ -132,7 +156,7 @@ def write_peft(
 
 
 def _in_peft(
-    method: Method, model: ModelConfig, params: Params, begun: Flat | None
+    method: Method, base: Base, model: ModelConfig, params: Params, begun: Flat | None
 ) -> Mapping[str, tuple[Method, Flat]]:
     """The adapters that PEFT has for a method, with their parameters, by the folders that they lie in; "" for none."""
     if isinstance(method, PromptMethod):
@@ -141,12 +165,16 @@ def _in_peft(
         return {"": folded(method, model, params)}
     flat = flatten(params)
     added = {path: flat[path] for path in added_paths(model)}
-    return {"": on_unchanged_base(method, added, begun) if isinstance(method, LoRA) else (method, added)}
+    if isinstance(method, LoRA):
+        plain, added = on_unchanged_base(method, added, begun)
+        return {"": peft_lora.as_modules(plain, base, added)}
+    assert isinstance(method, IA3)
+    return {"": peft_ia3.as_modules(method, base, added)}
 
 
 def write_folder(
     output: str | Path,
-    base: ModelConfig,
+    base: Base,
     contents: Mapping[str, Content],
     *,
     base_name: str | None = None,
@@ -171,11 +199,14 @@ def write_folder(
                     f"{output / name}: {bad[0]} holds NaN or infinity as {dtype or 'float32'}: it is not written"
                 )
             (folder / name).mkdir(exist_ok=True)
-            write_json(folder / name / CONFIG, {**_COMMON, "base_model_name_or_path": base_name, **content.config})
+            task = {"task_type": "CAUSAL_LM" if base.causal else "SEQ_2_SEQ_LM"}
+            common = {**task, **_COMMON, "base_model_name_or_path": base_name}
+            write_json(folder / name / CONFIG, {**common, **content.config})
             write_file(folder / name / WEIGHTS, tensors)
             card = adapter_card((output / name).name, content.config["peft_type"], base_name, recipe)
             (folder / name / CARD).write_text(card, encoding="utf-8")
-            found = read_peft(folder / name, base).params
+            family = base.model_type if base.causal else None
+            found = read_peft(folder / name, base.config, model_type=family).params
             for path, value in ({} if meant is None else found | meant[name]).items():
                 wanted = np.asarray(value).astype(dtype or "float32").astype(np.float32)
                 if path not in found or not np.array_equal(found[path], wanted):

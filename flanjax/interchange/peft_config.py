@@ -1,11 +1,10 @@
-"""`adapter_config.json` and PEFT's rules of which modules it means, for a T5 of known sizes.
+"""`adapter_config.json` and PEFT's rules of which modules it means, for a base model of known sizes.
 
 PEFT names modules as transformers does, "encoder.block.0.layer.0.SelfAttention.q". A list of targets holds whole names
 or ends of names, a text is a regular expression of the whole name (huggingface/peft, tuners_utils.py).
 """
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,33 +14,13 @@ from typing import Any
 import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError, read_json
-from flanjax.interchange.hf_t5 import Place, hf_places
+from flanjax.interchange.peft_base import Base, Module
 from flanjax.interchange.safetensors_files import FLOATS, StoredTensor, file_tensors
-from flanjax.models.config import T5Config
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
-# What `target_modules` may name beside projections, and flanjax has no adapters for.
-_ELSEWHERE = ("lm_head", "shared", "encoder.embed_tokens", "decoder.embed_tokens")
-
-
-def modules(base: T5Config) -> dict[str, Place]:
-    """The projections of the layers by PEFT's name, and where each one's kernel lies."""
-    places = _places(dataclasses.replace(base, added=()))
-    return {n: place for n, place in places.items() if place.path.endswith("/kernel") and place.layer is not None}
-
-
-def norms(base: T5Config) -> dict[str, Place]:
-    """The layer norms likewise."""
-    places = _places(dataclasses.replace(base, added=()))
-    return {name: place for name, place in places.items() if place.path.endswith("norm/scale")}
-
-
-@functools.cache
-def _places(plain: T5Config) -> Mapping[str, Place]:
-    return {name.removesuffix(".weight"): place for name, place in hf_places(plain).items()}
 
 
 def selects(rule: str | Sequence[str], name: str) -> bool:
@@ -56,10 +35,10 @@ def ends_with(rule: Iterable[str], name: str) -> bool:
     return any(name.endswith(one) for one in rule)
 
 
-def shortest(chosen: Collection[str], base: T5Config, rule: Callable[[list[str], str], bool] = selects) -> list[str]:
+def shortest(chosen: Collection[str], base: Base, rule: Callable[[list[str], str], bool] = selects) -> list[str]:
     """What to write for a set of modules: the last parts of their names where those mean no other, else whole names."""
     last = sorted({name.rpartition(".")[2] for name in chosen})
-    everything = [*modules(base), *norms(base), *_ELSEWHERE]
+    everything = [*base.modules, *base.norms, *base.elsewhere]
     meant = {name for name in everything if rule(last, name)}
     return last if meant == set(chosen) else sorted(chosen)
 
@@ -163,19 +142,19 @@ class AdapterConfig:
         self._matches(value, "", key)
         return value
 
-    def targets(self, base: T5Config, default: Sequence[str]) -> dict[str, Place]:
+    def targets(self, base: Base, default: Sequence[str]) -> dict[str, Module]:
         """The projections that carry an adapter.
 
         Raises:
           ModelFolderError: there is none, or the embedding or the head is among them.
         """
         rule, excluded = self.rule("target_modules", default), self.rule("exclude_modules", ())
-        known = modules(base)
+        known = base.modules
         if rule == "all-linear":
             rule = list(known)
         chosen = {
             name
-            for name in (*known, *_ELSEWHERE)
+            for name in (*known, *base.elsewhere)
             if selects(rule, name) and not selects(excluded, name) and self._in_chosen_layer(name, rule)
         }
         if others := sorted(chosen - known.keys()):
@@ -186,7 +165,7 @@ class AdapterConfig:
                 f"target_modules {rule!r} names nothing in this model, whose projections are {', '.join(names)}: "
                 "it is an adapter of another one"
             )
-        return {name: place for name, place in known.items() if name in chosen}
+        return {name: module for name, module in known.items() if name in chosen}
 
     def _in_chosen_layer(self, name: str, rule: str | Sequence[str]) -> bool:
         layers = self.raw.get("layers_to_transform")

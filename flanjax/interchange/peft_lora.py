@@ -10,27 +10,35 @@ stays so in training too.
 Written: PiSSA changed the base, W - s A0 B0, and is written for the base as it was:
 
     W - s A0 B0 + s A B = W + s [A A0] [B; -B0]      rank and alpha double; rsLoRA's alpha grows by sqrt(2)
+
+Where transformers keeps queries, keys and values in one module, its adapter is one of all three with the same A, and
+each has the rows of B that are its own. Back again, three that have the same A are that adapter; others become one of
+their ranks together, whose B is zero outside the blocks that belong to each of its A:
+
+    A = [A_q A_k A_v]      B = [B_q 0 0; 0 B_k 0; 0 0 B_v]
 """
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from flanjax.interchange.peft_base import Base
 from flanjax.interchange.peft_config import PREFIX, AdapterConfig, AdapterTensors, shortest
 from flanjax.interchange.peft_layers import (
-    FAN_IN_FAN_OUT,
     Adapter,
     Content,
+    by_layer,
     by_module,
     kernels,
     pattern,
+    refuse_fan_in_fan_out,
     saved_norms,
     with_norms,
 )
-from flanjax.models.config import T5Config
 from flanjax.tuning.lora import ALL_LINEAR, ATTENTION, LoRA
 from flanjax.tuning.method import Flat, TuningError, split_adapter
 from flanjax.tuning.patterns import decide
@@ -39,8 +47,7 @@ from flanjax.tuning.patterns import decide
 TARGETS = ("q", "v")
 # What changes the function, or the base model, in a way that flanjax has no place for.
 _REFUSED = {
-    "fan_in_fan_out": FAN_IN_FAN_OUT,
-    "lora_bias": "T5's projections have no bias",
+    "lora_bias": "the adapter has a bias of its own",
     "alora_invocation_tokens": "activated LoRA depends on the tokens",
     "layer_replication": "the layers of the base are repeated",
     "trainable_token_indices": "rows of the embedding were trained",
@@ -54,15 +61,19 @@ _REFUSED = {
 _HARMLESS_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
-def read_lora(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) -> Adapter:
+def read_lora(config: AdapterConfig, base: Base, tensors: AdapterTensors) -> Adapter:
     """An adapter of type LORA.
 
     Raises:
       ModelFolderError: see `flanjax.interchange.peft.read_peft`.
     """
     config.refuse(_REFUSED)
+    refuse_fan_in_fan_out(config, base)
     if config.raw.get("bias") not in (None, "none"):
-        raise config.error(f"bias is {config.raw['bias']!r}: a T5 has no biases")
+        raise config.error(
+            f"bias is {config.raw['bias']!r}: biases trained beside LoRA are not read; merge the adapter where it was "
+            "trained, with merge_and_unload()"
+        )
     if config.raw.get("init_lora_weights") not in _HARMLESS_INITS:
         raise config.error(
             f"init_lora_weights is {config.raw['init_lora_weights']!r}, which changed the base model: save the adapter "
@@ -70,7 +81,7 @@ def read_lora(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) ->
         )
     rank, alpha = config.number("r", 8, whole=True), config.number("lora_alpha", 8)
     stabilized, dora = bool(config.raw.get("use_rslora")), bool(config.raw.get("use_dora"))
-    chosen = config.targets(base, TARGETS)
+    chosen = config.targets(base, () if base.causal else TARGETS)
     settings = {
         name: (
             config.by_pattern("rank_pattern", name, rank, whole=True),
@@ -81,8 +92,8 @@ def read_lora(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) ->
     if not all(own_alpha for _, own_alpha in settings.values()):
         raise config.error("lora_alpha is 0: the adapter would do nothing")
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, place in chosen.items():
-        size_in, size_out = place.shape
+    for name, module in chosen.items():
+        size_in, size_out = module.shape
         shapes[f"{name}.lora_A.weight"] = (settings[name][0], size_in)
         shapes[f"{name}.lora_B.weight"] = (size_out, settings[name][0])
         if dora:
@@ -93,21 +104,23 @@ def read_lora(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) ->
     params: Flat = {}
     ranks, alphas = {}, {}
     for path, (count, size_in, size_out) in kernels(base, chosen).items():
-        names = {place.layer: name for name, place in chosen.items() if place.path == f"{path}/kernel"}
+        names = by_layer(chosen, path)
         if dora and len(names) < count:
             raise config.error(f"use_dora is true, and of {path} not all layers have an adapter: a stack holds all")
         # Of the layer with the largest rank; it fits the others with zeros, and the scale with a factor.
-        largest, its_alpha = max(settings[name] for name in names.values())
+        largest, its_alpha = max(settings[name] for name, _ in names.values())
         a, b = np.zeros((count, size_in, largest), np.float32), np.zeros((count, largest, size_out), np.float32)
-        for layer, name in names.items():
+        for layer, (name, outputs) in names.items():
             own_rank, own_alpha = settings[name]
             factor = (own_alpha / _divisor(own_rank, stabilized)) / (its_alpha / _divisor(largest, stabilized))
             a[layer, :, :own_rank] = arrays[f"{name}.lora_A.weight"].T
-            b[layer, :own_rank] = arrays[f"{name}.lora_B.weight"].T * np.float32(factor)
+            b[layer, :own_rank] = arrays[f"{name}.lora_B.weight"][outputs].T * np.float32(factor)
         params |= {f"{path}/lora/a": a, f"{path}/lora/b": b}
         if dora:
-            vectors = [arrays[f"{names[layer]}.lora_magnitude_vector"] for layer in range(count)]
-            params[f"{path}/lora/magnitude"] = np.stack(vectors)
+            vectors = (
+                (arrays[f"{name}.lora_magnitude_vector"], outputs) for _, (name, outputs) in sorted(names.items())
+            )
+            params[f"{path}/lora/magnitude"] = np.stack([vector[outputs] for vector, outputs in vectors])
         ranks[path], alphas[path] = largest, its_alpha
     method = LoRA(
         rank=rank,
@@ -159,8 +172,49 @@ def on_unchanged_base(method: LoRA, added: Flat, begun: Flat | None) -> tuple[Lo
     return plain, params
 
 
-def write_lora(method: LoRA, base: T5Config, added: Flat) -> Content:
-    """LoRA's parameters layer by layer.
+def as_modules(method: LoRA, base: Base, added: Flat) -> tuple[LoRA, Flat]:
+    """An adapter whose projections have the same A wherever transformers has them in one module; it computes the same.
+
+    Raises:
+      TuningError: DoRA has norms of a part of such a module alone.
+    """
+    adapters, _ = split_adapter(added, LoRA.name)
+    params, ranks, alphas = dict(added), [], []
+    for paths in dict.fromkeys(module.paths for module in base.modules.values() if len(module.paths) > 1):
+        own = [path for path in paths if path in adapters]
+        if not own or (len(own) == len(paths) and all(_same_a(adapters[path], adapters[own[0]]) for path in own)):
+            continue
+        if method.dora and len(own) < len(paths):
+            (missing, *_) = (path for path in paths if path not in own)
+            raise TuningError(
+                f"LoRA.dora leaves {missing} out, which a {base.model_type} has in one module with {own[0]}: PEFT "
+                "needs the norms of all; export with --format=hf and --merge, or take all as targets"
+            )
+        a = np.concatenate([adapters[path]["a"] for path in own], axis=-1)
+        blocks = np.cumsum([0, *(method.rank_of(path) for path in own)])
+        for path, (_, _, size_out) in kernels(base, base.modules).items():
+            if path in paths:
+                params[f"{path}/lora/a"] = a
+                params[f"{path}/lora/b"] = np.zeros((len(a), a.shape[-1], size_out), np.float32)
+        for path, start, end in zip(own, blocks, blocks[1:], strict=False):
+            # In terms of the first one's scale, which all have from now on.
+            factor = np.float32(method.scale_of(path) / method.scale_of(own[0]))
+            params[f"{path}/lora/b"][:, start:end] = np.asarray(adapters[path]["b"]) * factor
+        rank, scale = a.shape[-1], method.scale_of(own[0])
+        ranks += [(re.escape(path), rank) for path in paths]
+        alphas += [(re.escape(path), scale * _divisor(rank, method.rank_stabilized)) for path in paths]
+    joint = dataclasses.replace(
+        method, rank_pattern=(*ranks, *method.rank_pattern), alpha_pattern=(*alphas, *method.alpha_pattern)
+    )
+    return joint, params
+
+
+def _same_a(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one is other or (one["a"].shape == other["a"].shape and np.array_equal(one["a"], other["a"]))
+
+
+def write_lora(method: LoRA, base: Base, added: Flat) -> Content:
+    """LoRA's parameters layer by layer, as `as_modules` gives them.
 
     Raises:
       TuningError: B is zero everywhere.
@@ -168,33 +222,36 @@ def write_lora(method: LoRA, base: T5Config, added: Flat) -> Content:
     adapters, _ = split_adapter(added, LoRA.name)
     if not any(np.asarray(parts["b"]).any() for parts in adapters.values()):
         raise TuningError("LoRA's B is zero everywhere: nothing was learnt, and the adapter would be the base itself")
-    tensors, paths = {}, {}
-    for name, place, parts in by_module(base, adapters):
-        paths[name] = place.path.removesuffix("/kernel")
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.asarray(parts["a"][place.layer]).T
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.asarray(parts["b"][place.layer]).T
-        if "magnitude" in parts:
-            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = np.asarray(parts["magnitude"][place.layer])
-    ranks = {name: method.rank_of(path) for name, path in paths.items()}
-    alphas = {name: decide(method.alpha_pattern, path, method.alpha) for name, path in paths.items()}
+    tensors, ranks, alphas = {}, {}, {}
+    for name, module, parts in by_module(base, adapters):
+        first = module.paths[0]
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = parts[first]["a"].T
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = module.joined({path: part["b"].T for path, part in parts.items()})
+        if method.dora:
+            magnitudes = {path: part["magnitude"] for path, part in parts.items()}
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = module.joined(magnitudes)
+        ranks[name] = method.rank_of(first)
+        alphas[name] = decide(method.alpha_pattern, first, method.alpha)
+    rank = method.rank if method.rank in ranks.values() else min(ranks.values())
+    alpha = method.alpha if method.alpha in alphas.values() else min(alphas.values())
     config = {
         "peft_type": "LORA",
-        "r": method.rank,
-        "lora_alpha": _whole(method.alpha),
+        "r": rank,
+        "lora_alpha": _whole(alpha),
         "lora_dropout": method.dropout,
-        "target_modules": shortest(paths, base),
+        "target_modules": shortest(ranks, base),
         "use_rslora": method.rank_stabilized,
         "use_dora": method.dora,
-        "rank_pattern": _by_pattern(ranks, method.rank, base),
-        "alpha_pattern": _by_pattern(alphas, method.alpha, base),
+        "rank_pattern": _by_pattern(ranks, rank, base),
+        "alpha_pattern": _by_pattern(alphas, alpha, base),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": base.conv1d,
         "init_lora_weights": True,
     }
     return Content(config, tensors)
 
 
-def _by_pattern(values: Mapping[str, Any], default: float, base: T5Config) -> dict[str, float]:
+def _by_pattern(values: Mapping[str, Any], default: float, base: Base) -> dict[str, float]:
     """`rank_pattern` or `alpha_pattern` for the modules whose value is another than the default."""
     found: dict[str, float] = {}
     for value in sorted(set(values.values()) - {default}):

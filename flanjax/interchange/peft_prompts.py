@@ -1,6 +1,6 @@
 """Prompts and prefixes as PEFT keeps them: one tensor `prompt_embeddings`, under no module's name.
 
-    prompt    [n, embed]                           encoder/prompt/embedding [1, n, embed]
+    prompt    [n, embed]                           encoder/prompt/embedding [1, n, embed], or decoder/...
     prefix    [n, slots * heads * head_dim]        decoder/layers/self_attention/prefix/{key,value}
 
 For an encoder-decoder peft gives a prompt 2 n rows and uses the first n, so those are read and no others written. A
@@ -8,7 +8,8 @@ prompt that a network made (P-tuning) is saved as what it made; it is read, and 
 several tasks are as many adapters, each in a folder of its task's name, as peft lays out a model whose adapters have
 names. (Its MULTITASK_PROMPT_TUNING is another method, one prompt times a matrix of rank 1 for each task.)
 
-A prefix has 2 slots, a key and a value, for each of `num_layers`. peft joins them to themselves and deals four out to
+A prefix has 2 slots, a key and a value, for each of `num_layers`, with the heads that keys have. In a decoder layer i
+has the pair i. Of an encoder-decoder peft joins them to themselves and deals four out to
 each layer, a pair for its self-attention and a pair for its cross-attention, and then throws the latter away
 (peft_model.py, get_prompt). So layer i has the pair 2 i mod `num_layers`: with as many as the decoder has, two layers
 share a pair wherever their number is even. Written are twice as many, of which every second is unused zeros, so that
@@ -24,9 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.peft_base import Base
 from flanjax.interchange.peft_config import AdapterConfig, AdapterTensors
 from flanjax.interchange.peft_layers import Adapter, Content
 from flanjax.models.config import T5Config
+from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
 from flanjax.tuning.method import Flat, TuningError
@@ -37,7 +40,7 @@ TENSOR = "prompt_embeddings"
 _PREFIX = f"{DECODER}/{PrefixTuning.name}"
 
 
-def read_prompt(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) -> Adapter:
+def read_prompt(config: AdapterConfig, base: Base, tensors: AdapterTensors) -> Adapter:
     """An adapter of type PROMPT_TUNING or P_TUNING.
 
     Raises:
@@ -46,8 +49,8 @@ def read_prompt(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) 
     length = config.number("num_virtual_tokens", whole=True)
     given = tensors.shapes().get(TENSOR, ())
     rows = 2 * length if given[:1] == (2 * length,) else length
-    embedding = tensors.take({TENSOR: (rows, base.embed_dim)})[TENSOR][:length]
-    return Adapter((PromptTuning(length=length, init="random"),), {prompt_path(base): embedding[None]})
+    embedding = tensors.take({TENSOR: (rows, base.config.embed_dim)})[TENSOR][:length]
+    return Adapter((PromptTuning(length=length, init="random"),), {prompt_path(base.config): embedding[None]})
 
 
 def as_prompts(method: PromptMethod, model: ModelConfig, params: Params) -> dict[str, tuple[PromptTuning, Flat]]:
@@ -67,16 +70,16 @@ def as_prompts(method: PromptMethod, model: ModelConfig, params: Params) -> dict
     return {task: (alone, {prompt_path(model): prompt[None]}) for task, prompt in zip(tasks, table, strict=True)}
 
 
-def write_prompt(method: PromptTuning, base: T5Config, added: Flat) -> Content:
+def write_prompt(method: PromptTuning, base: Base, added: Flat) -> Content:
     """The one prompt."""
     config = {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": method.length,
-        "token_dim": base.embed_dim,
+        "token_dim": base.config.embed_dim,
         "num_transformer_submodules": 1,
         "prompt_tuning_init": "RANDOM",
     }
-    return Content(config, {TENSOR: np.asarray(added[prompt_path(base)])[0]})
+    return Content(config, {TENSOR: np.asarray(added[prompt_path(base.config)])[0]})
 
 
 def read_npy(source: Path) -> tuple[T5Config, Content]:
@@ -95,36 +98,45 @@ def read_npy(source: Path) -> tuple[T5Config, Content]:
         raise ModelFolderError(f"{source}: holds no prompt, which is float32 [length, embed]")
     length, embed = found.shape
     base = T5Config(embed_dim=embed, num_heads=1, head_dim=1, mlp_dim=1, num_encoder_layers=1, num_decoder_layers=1)
-    return base, write_prompt(PromptTuning(length=length, init="random"), base, {prompt_path(base): found[None]})
+    return base, write_prompt(
+        PromptTuning(length=length, init="random"), Base.of(base), {prompt_path(base): found[None]}
+    )
 
 
-def read_prefix(config: AdapterConfig, base: T5Config, tensors: AdapterTensors) -> Adapter:
+def _heads(model: ModelConfig) -> int:
+    return model.num_kv_heads if isinstance(model, DecoderConfig) else model.num_heads
+
+
+def read_prefix(config: AdapterConfig, base: Base, tensors: AdapterTensors) -> Adapter:
     """An adapter of type PREFIX_TUNING.
 
     Raises:
       ModelFolderError: see `flanjax.interchange.peft.read_peft`.
     """
-    length, layers = config.number("num_virtual_tokens", whole=True), base.num_decoder_layers
+    length, layers = config.number("num_virtual_tokens", whole=True), base.config.stacks["decoder"]
+    own_heads, head_dim = _heads(base.config), base.config.head_dim
     pairs = config.number("num_layers", layers, whole=True)
-    width = config.number("token_dim", base.attention_dim, whole=True)
-    heads = config.number("num_attention_heads", base.num_heads, whole=True)
-    if (width, heads) != (base.attention_dim, base.num_heads):
+    width = config.number("token_dim", own_heads * head_dim, whole=True)
+    heads = config.number("num_attention_heads", own_heads, whole=True)
+    if (width, heads) != (own_heads * head_dim, own_heads):
         raise config.error(
-            f"token_dim is {width} for {heads} heads, and this model has {base.num_heads} of {base.head_dim}, "
-            f"{base.attention_dim} together: it is a prefix of another model, or peft sized it by d_model"
+            f"token_dim is {width} for {heads} heads, and this model has {own_heads} of {head_dim}, "
+            f"{own_heads * head_dim} together, for its keys: it is a prefix of another, or peft sized it by d_model"
         )
-    if pairs < layers:
+    if pairs < layers or (base.causal and pairs != layers):
         raise config.error(f"num_layers is {pairs}, and the decoder has {layers}: peft itself leaves some without")
-    if config.number("num_transformer_submodules", 2, whole=True) != 2:
-        raise config.error("num_transformer_submodules is not 2: it is no prefix of an encoder-decoder")
+    submodules = 1 if base.causal else 2
+    if config.number("num_transformer_submodules", submodules, whole=True) != submodules:
+        kind = "a decoder" if base.causal else "an encoder-decoder"
+        raise config.error(f"num_transformer_submodules is not {submodules}: it is no prefix of {kind}")
     flat = tensors.take({TENSOR: (length, 2 * pairs * width)})[TENSOR]
-    slots = flat.reshape(length, pairs, 2, heads, base.head_dim)
-    of_layer = slots[:, [2 * layer % pairs for layer in range(layers)]].transpose(2, 1, 0, 3, 4)
+    slots = flat.reshape(length, pairs, 2, heads, head_dim)
+    of_layer = slots[:, [submodules * layer % pairs for layer in range(layers)]].transpose(2, 1, 0, 3, 4)
     params = {f"{_PREFIX}/{part}": values.copy() for part, values in zip(("key", "value"), of_layer, strict=True)}
     return Adapter((PrefixTuning(length=length),), params)
 
 
-def write_prefix(method: PrefixTuning, base: T5Config, added: Flat) -> Content:
+def write_prefix(method: PrefixTuning, base: Base, added: Flat) -> Content:
     """The prefix of the decoder's self-attention.
 
     Raises:
@@ -136,16 +148,16 @@ def write_prefix(method: PrefixTuning, base: T5Config, added: Flat) -> Content:
             "the run as it is (flanjax.load)"
         )
     key, value = (np.asarray(added[f"{_PREFIX}/{part}"], np.float32) for part in ("key", "value"))
-    layers = len(key)
-    slots = np.zeros((method.length, 2 * layers, 2, base.num_heads, base.head_dim), np.float32)
-    slots[:, ::2] = np.stack([key, value]).transpose(2, 1, 0, 3, 4)
+    layers, submodules, heads, head_dim = len(key), 1 if base.causal else 2, *key.shape[2:]
+    slots = np.zeros((method.length, submodules * layers, 2, heads, head_dim), np.float32)
+    slots[:, ::submodules] = np.stack([key, value]).transpose(2, 1, 0, 3, 4)
     config = {
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": method.length,
-        "token_dim": base.attention_dim,
-        "num_attention_heads": base.num_heads,
-        "num_layers": 2 * layers,
-        "num_transformer_submodules": 2,
+        "token_dim": heads * head_dim,
+        "num_attention_heads": heads,
+        "num_layers": submodules * layers,
+        "num_transformer_submodules": submodules,
         "prefix_projection": False,
     }
     return Content(config, {TENSOR: slots.reshape(method.length, -1)})

@@ -13,6 +13,7 @@ import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.peft import write_folder
+from flanjax.interchange.peft_base import Base
 from flanjax.interchange.peft_config import PREFIX
 from flanjax.interchange.peft_layers import Content
 from flanjax.interchange.torch_zip import read_torch_zip
@@ -51,7 +52,7 @@ def convert_tfew(source: str | Path, output: str | Path, *, dtype: str | None = 
         "init_ia3_weights": True,
     }
     recipe = {"Converted from": Path(source).name, "For": fits}
-    write_folder(output, base, {"": Content(config, tensors)}, recipe=recipe, dtype=dtype)
+    write_folder(output, Base.of(base), {"": Content(config, tensors)}, recipe=recipe, dtype=dtype)
     return fits
 
 

@@ -125,6 +125,23 @@ def test_what_is_saved_is_read_back_and_told_from_another(bpe, llama, tmp_path):
         Vocabulary.load(tmp_path / llama.identity)
 
 
+def test_a_template_is_saved_with_its_vocabulary_and_goes_when_that_has_none(bpe, bpe_folder, tmp_path):
+    folder = shutil.copytree(bpe_folder, tmp_path / "with")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    Vocabulary.from_file(folder).save(tmp_path / "saved")
+    saved = Vocabulary.load(tmp_path / "saved")
+    assert saved.own_templates == {"default": "{{ messages }}"}
+    assert saved.identity == bpe.identity
+    bpe.save(tmp_path / "saved")
+    assert Vocabulary.load(tmp_path / "saved").own_templates == {}
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    several = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": several}))
+    assert Vocabulary.from_file(folder).own_templates == {"default": "{{ messages }}"}
+    (folder / "chat_template.jinja").unlink()
+    assert Vocabulary.from_file(folder).own_templates == {"default": "a", "tool_use": "b"}
+
+
 def test_an_exported_folder_is_the_same_tokenizer_to_transformers(llama, tmp_path, real_texts):
     from transformers import AutoTokenizer
 
@@ -164,6 +181,9 @@ def test_a_configuration_adds_tokens_and_tokenizer_json_says_what_is_put_in_fron
             {"added_tokens_decoder": {"9999": {"content": "<|x|>"}}},
             r"'<\|x\|>' as 9999, which tokenizer\.json makes \d+",
         ),
+        ({"added_tokens_decoder": {"x": {}}}, r"added_tokens_decoder must have an object for each id"),
+        ({"added_tokens_decoder": {"9999": {}}}, r"added_tokens_decoder must have an object for each id"),
+        ({"chat_template": [1]}, r"chat_template is neither a text nor a list"),
     ],
 )
 def test_a_configuration_of_another_tokenizer_is_refused(bpe_folder, tmp_path, changes, message):

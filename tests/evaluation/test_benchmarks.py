@@ -1,15 +1,19 @@
 """Benchmarks against their published files: counts, prompts as literal text, and metrics of hand-made answers."""
 
+import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanjax.data.registry import load_family
 from flanjax.data.sources import BadRow, bad_row_policy
+from flanjax.errors import FlanjaxError
 from flanjax.evaluation.bbh import bbh, extract_answer
 from flanjax.evaluation.benchmark import (
     Benchmark,
@@ -22,6 +26,7 @@ from flanjax.evaluation.benchmark import (
 )
 from flanjax.evaluation.gsm8k import gsm8k, marked_number
 from flanjax.evaluation.held_out import held_out, own_metrics
+from flanjax.evaluation.ifeval import ifeval
 from flanjax.evaluation.metrics import score
 from flanjax.evaluation.mmlu import CATEGORIES, mmlu
 from flanjax.evaluation.super_ni import CATEGORY_METRICS, official_table, super_ni
@@ -192,7 +197,15 @@ def test_mmlu_prompts(all_benchmarks, test_data):
 
 @pytest.mark.parametrize(
     ("text", "strict", "flexible"),
-    [("(B)", 1, 1), ("B", 1, 1), ("(B) 1", 0, 1), ("the answer is B.", 0, 1), ("(C) not (B)", 0, 0), ("", 0, 0)],
+    [
+        ("(B)", 1, 1),
+        ("B", 1, 1),
+        ("\n(B)\n\nQ: And (A)?", 1, 1),
+        ("(B) 1", 0, 1),
+        ("the answer is B.", 0, 1),
+        ("(C) not (B)", 0, 0),
+        ("", 0, 0),
+    ],
 )
 def test_mmlu_generated_answers(text, strict, flexible):
     benchmark = mmlu("nowhere", form="flan", mode="generate")
@@ -256,6 +269,26 @@ def test_super_ni_prompts_are_the_official_ones(all_benchmarks):
     assert instance.prompt.endswith("\nOutput: ")
     assert len(instance.demonstrations) == 2
     assert instance.category == "Cause Effect Classification"
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    def encode(self, text):
+        return list(map(ord, text))
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+def test_super_ni_prompts_that_are_too_long_keep_what_they_show_of_their_question(test_data):
+    folder = test_data / "super_natural_instructions"
+    for instance in super_ni(folder, tokenizer=Letters(), max_source=500, instances_per_task=10).load():
+        assert len(instance.prompt) < 500
+        assert instance.input
+        assert instance.input in instance.prompt
+    with pytest.raises(FlanjaxError, match=r"no task in .* matches 'task0_none'"):
+        super_ni(folder, tasks=["task0_none"])
 
 
 def test_super_ni_figures_are_those_of_the_official_evaluation(all_benchmarks):
@@ -330,7 +363,7 @@ def test_predictions_have_to_be_of_the_instances():
     instance = Instance(id="a", task="t", prompt="p", choices=("x", "y"))
     with pytest.raises(BenchmarkError, match=r"has 2 choices and the log-likelihoods \[-1.0\]"):
         evaluate(
-            Benchmark(**{**vars(choices), "load": lambda: iter([instance])}),
+            dataclasses.replace(choices, load=lambda: iter([instance])),
             [Prediction(id="a", loglikelihoods=(-1.0,))],
         )
 
@@ -366,6 +399,54 @@ def test_malformed_files_are_named_with_their_place(test_data, tmp_path):
     (tmp_path / "bbh" / "navigate.json").write_text(json.dumps({"examples": [{"input": "q"}]}))
     with pytest.raises(BadRow, match=r"navigate.json: example 1: field 'target' is missing"):
         list(bbh(tmp_path).load())
+    (tmp_path / "cot-prompts" / "navigate.txt").write_text("-----\nGo.\n\nQ: 1\nA: Let's think step by step. 2")
+    with pytest.raises(BadRow, match=r"navigate.txt: 1 demonstrations, fewer than the 3"):
+        list(bbh(tmp_path).load())
+    with pytest.raises(BadRow, match=r"navigate.txt: demonstration 1 has no .* or no 'answer is'"):
+        list(bbh(tmp_path, shots=1).load())
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = {
+    "question": "How many?",
+    "answer": "Two. #### 2",
+    "prompt": "Write.",
+    "instruction_id_list": ["length_constraints:number_words"],
+    "kwargs": [{"num_words": 3, "relation": "at least"}],
+    "examples": [{"input": "q", "target": "t"}],
+    "input": "q",
+    "target": "t",
+    "id": "a",
+    "loglikelihoods": [-1.0],
+}
+
+
+@settings(max_examples=60)
+@given(field=st.sampled_from(sorted(ROWS)), value=anything)
+def test_whatever_a_row_holds_is_an_instance_or_a_bad_row_with_its_place(tmp_path_factory, field, value):
+    folder = tmp_path_factory.mktemp("rows", numbered=True)
+    row = {**ROWS, field: value}
+    (folder / "test.jsonl").write_text(json.dumps(row))
+    (folder / "bbh").mkdir()
+    (folder / "bbh" / "navigate.json").write_text(
+        json.dumps({**row, "examples": [row]} if field != "examples" else row)
+    )
+    (folder / "cot-prompts").mkdir()
+    (folder / "cot-prompts" / "navigate.txt").write_text("-----\nGo.")
+    for read in (
+        gsm8k(folder, shots=0).load,
+        ifeval(folder / "test.jsonl").load,
+        bbh(folder, shots=0).load,
+        lambda: read_predictions(folder / "test.jsonl"),
+    ):
+        try:
+            assert all(isinstance(each, Instance | Prediction) for each in read())
+        except BadRow as error:
+            assert str(folder) in str(error)  # noqa: PT017
 
 
 def test_options_that_mean_nothing_are_refused():
@@ -379,3 +460,12 @@ def test_options_that_mean_nothing_are_refused():
         gsm8k("x", prompting="no")
     with pytest.raises(BenchmarkError, match="encoding='no'"):
         super_ni("x", encoding="no")
+
+
+def test_benchmarks_need_no_accelerator_library():
+    heavy = {"jax", "tensorflow", "torch", "seqio", "gin", "nltk", "matplotlib"}
+    names = [f"flanjax.evaluation.{name}" for name in ("super_ni", "mmlu", "bbh", "gsm8k", "truthfulqa", "ifeval")]
+    names += [f"flanjax.evaluation.{name}" for name in ("baselines", "perturbations", "report", "preferences")]
+    script = f"import sys, {', '.join(names)}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

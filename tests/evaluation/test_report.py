@@ -1,5 +1,6 @@
 """The report of an evaluation: its figures are those of the results, and its three forms say the same."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -8,9 +9,9 @@ import pytest
 
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.bbh import bbh
-from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Prediction, evaluate, read_predictions
+from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate, read_predictions
 from flanjax.evaluation.perturbations import perturbed
-from flanjax.evaluation.report import Measured, summarize, write_report
+from flanjax.evaluation.report import Measured, summarize, write_comparison, write_report
 from flanjax.evaluation.report_pages import Heading, Picture, Table, Words, html_page, markdown_page
 from flanjax.evaluation.super_ni import super_ni
 from flanjax.evaluation.truthfulqa import truthfulqa
@@ -169,6 +170,28 @@ def test_a_report_needs_each_benchmark_once(measured, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_two_runs_are_compared_from_their_kept_answers(folder, measured, tmp_path):
+    ni = measured[0].result
+    kept = evaluate(ni.benchmark, read_predictions(folder / f"{ni.benchmark.name}.answers.jsonl"))
+    right = evaluate(ni.benchmark, [Prediction(id=o.instance.id, text=o.instance.references[0]) for o in ni.outcomes])
+    found = write_comparison(tmp_path, ("half", "whole"), [(kept, right)], samples=200)
+    exact = next(each for each in found if each["metric"] == "exact_match")
+    assert (exact["first"], exact["second"], exact["difference"]) == (50, 100, 50)
+    assert (exact["better"], exact["worse"], exact["equal"]) == (20, 0, 20)
+    assert 0 < exact["low"] < 50 < exact["high"]
+    assert exact["p_value"] == round(1 / 201, 4)
+    assert json.loads((tmp_path / "comparison.json").read_text())["metrics"] == found
+    page = Page((tmp_path / "comparison.html").read_text())
+    assert page.headings == ["# whole against half"]
+    assert page.rows[0][:4] == ["benchmark", "metric", "half", "whole"]
+    assert ["exact_match", "50.00", "100.00"] in [row[1:4] for row in page.rows]
+    assert "| exact_match | 50.00 | 100.00 | +50.00 (" in (tmp_path / "comparison.md").read_text()
+    same = write_comparison(tmp_path, ("half", "half"), [(ni, kept)], samples=20)
+    assert {(each["difference"], each["p_value"]) for each in same} == {(0.0, 1.0)}
+    with pytest.raises(BenchmarkError, match="nothing to compare"):
+        write_comparison(tmp_path / "none", ("a", "b"), [])
+
+
 def test_a_page_of_every_block_is_escaped():
     blocks = [Heading(2, "a < b"), Words("x & y"), Table(("c|d",), [("1\n2",)]), Picture(b"\x89", 'the "one"')]
     assert markdown_page(blocks) == "## a < b\n\nx & y\n\n| c\\|d |\n| --- |\n| 1 2 |\n"
@@ -183,7 +206,7 @@ def test_a_benchmark_of_many_tasks_and_no_baseline_is_reported(test_data, tmp_pa
     first = {}
     for instance in benchmark.load():
         first.setdefault(instance.task, instance)
-    small = Benchmark(**{**vars(benchmark), "load": lambda: iter(first.values())})
+    small = dataclasses.replace(benchmark, load=lambda: iter(first.values()))
     result = evaluate(small, [Prediction(id=each.id, text="(A)") for each in first.values()])
     (summary,) = write_report(tmp_path, "t", [Measured(result=result)], samples=20)
     assert (len(summary["by_task"]), len(summary["by_category"])) == (27, 23)
