@@ -116,8 +116,8 @@ class Model:
         """
         _require_texts(inputs)
         _require_positive("batch_size", batch_size)
-        ends = {"eos_ids": (self.vocabulary.eos_id,), "max_new_tokens": max_new_tokens}
-        return self._answers(self._tokens(inputs), DecodingConfig(**ends | options), prompt, batch_size, on_text)
+        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=(self.vocabulary.eos_id,), **options)
+        return self._answers(self._tokens(inputs), decoding, prompt, batch_size, on_text)
 
     def chat(
         self,
@@ -147,7 +147,7 @@ class Model:
                 f"{self.vocabulary.path} brings no chat template, so this model was trained without one: ask it by "
                 "`generate`, or put a chat_template.jinja beside its vocabulary"
             )
-        decoding = DecodingConfig(**{"eos_ids": chat.end_ids, "max_new_tokens": max_new_tokens} | options)
+        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=tuple(chat.end_ids), **options)
         tokens = [chat.prompt(messages) for messages in conversations]
         return self._answers(tokens, decoding, prompt, batch_size, on_text)
 

@@ -40,7 +40,7 @@ class DecodingConfig:
       early_stopping: when beam search of an input ends that has `num_beams` whole hypotheses: True at once; False once
         the best unfinished one is worth less as it stands than the worst whole one; "never" once it would be at any
         length, if no more likelihood were lost.
-      stop: texts; an answer ends before the first of them.
+      stop: texts; an answer ends before the first of them that is complete.
       eos_ids: any of these ends an answer.
 
     Raises:

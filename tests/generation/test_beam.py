@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     [
         {},
         {"early_stopping": True},
-        {"early_stopping": "never", "length_penalty": 2.0},
+        {"early_stopping": "never", "length_penalty": 0.6},
         {"length_penalty": 0.0},
         {"length_penalty": -1.0, "num_samples": 3},
         {"repetition_penalty": 1.5},
