@@ -173,9 +173,9 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
         _ensure_cache(run, materialize, notice)
     wait_for_all("cache")
     model = start.model
-    longest = model.max_positions if isinstance(model, DecoderConfig) else None
+    longest = start.tuned.text_positions if isinstance(start.tuned, DecoderConfig) else None
     batches = PackedBatches(run.data, rows=rows, placeholders=_placeholders(start.methods), longest=longest)
-    _check_positions(model, batches.row_lengths)
+    _check_positions(start.tuned, batches.row_lengths)
     vocabulary = batches.mixture.vocabulary
     start.tell_what_is_left_out(notice, but_optimizer=run.optimizer_from is not None)
     start.check_vocabulary(vocabulary, notice)
@@ -220,10 +220,11 @@ def _check_positions(model: ModelConfig, row_lengths: RowLengths) -> None:
     """Refuses rows in which an example could stand beyond a learnt table of positions."""
     if not isinstance(model, DecoderConfig) or model.positions != "learned":
         return
-    if row_lengths[0] > model.max_positions:
+    if row_lengths[0] > model.text_positions:
+        behind = f", {model.prefix_length} of which stand before the text" if model.prefix_length else ""
         raise RunError(
             f"rows of {row_lengths[0]} tokens: the model has learned {model.max_positions} positions "
-            f"(max_positions). Set FEATURE_LENGTHS to {{'tokens': {model.max_positions}}} at most"
+            f"(max_positions){behind}. Set FEATURE_LENGTHS to {{'tokens': {model.text_positions}}} at most"
         )
 
 
@@ -340,7 +341,7 @@ def _question_room(model: ModelConfig, text_room: RowLengths, max_new_tokens: in
     """
     if not isinstance(model, DecoderConfig):
         return text_room
-    left = model.max_positions - model.prompt_length - max_new_tokens
+    left = model.text_positions - model.prompt_length - max_new_tokens
     if left < 2:
         raise RunError(
             f"EvaluationConfig.max_new_tokens is {max_new_tokens}, and the model has {model.max_positions} positions: "

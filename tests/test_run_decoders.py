@@ -30,6 +30,7 @@ from flanjax.training.interfaces import Silence, TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
 from flanjax.tuning.partition import merge
+from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import PromptTuning
 
 MODEL = DecoderConfig(
@@ -195,6 +196,10 @@ def test_positions_that_were_not_learned_are_never_asked_for(run: Run) -> None:
         RunError, match=r"rows of 25 tokens: the model has learned 24 positions .* \{'tokens': 24\} at most"
     ):
         prepared(with_data(run, feature_lengths={"tokens": 25}), model=LEARNED)
+    prefix = (PrefixTuning(length=4),)
+    assert prepared(with_data(run, feature_lengths="auto"), model=LEARNED, tuning=prefix).batches.row_lengths == (20,)
+    with pytest.raises(RunError, match=r"24 positions \(max_positions\), 4 of which .* \{'tokens': 20\} at most"):
+        prepared(with_data(run, feature_lengths={"tokens": 21}), model=LEARNED, tuning=prefix)
     with pytest.raises(RunError, match="max_new_tokens is 23, and the model has 24 positions"):
         prepared(run, model=LEARNED, evaluation=EvaluationConfig(max_new_tokens=23))
 

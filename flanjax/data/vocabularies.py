@@ -126,6 +126,11 @@ class Vocabulary(abc.ABC):
             file = file / next(iter(there), TOKENIZER_CONFIG_FILE if is_byte_folder(file) else MODEL_FILE)
         if file.name == TOKENIZER_CONFIG_FILE:
             return Bytes.read(file)
+        if file.suffix == ".gguf":
+            raise VocabularyError(
+                f"{file} is a GGUF file: give the folder that python -m flanjax.convert --input={file.name} "
+                "--output=FOLDER --format=hf makes of it"
+            )
         if file.suffix == ".json" or file.name == LLAMA_MODEL_FILE:
             from flanjax.data.hf_vocabulary import HFVocabulary
 

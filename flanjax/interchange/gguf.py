@@ -121,7 +121,7 @@ def convert_gguf(path: str | Path, output: str | Path, *, dtype: str | None = No
 
 
 def open_gguf(path: str | Path) -> GgufDecoder:
-    """Opens a file of a decoder; headers only, no tensor is read.
+    """Opens a file of a decoder; headers only, no weights are read.
 
     Raises:
       ModelFolderError: as `read_gguf_file`; an architecture that is not read; metadata that are missing, wrong, or
@@ -201,8 +201,11 @@ def _hf_config(file: GgufFile, architecture: str) -> dict[str, Any]:
         "rope_theta": keys.number(f"{prefix}rope.freq_base", 10_000.0),
         **_family_keys(file, keys, architecture),
     }
-    if scaling := _scaling(keys, prefix) or _llama3_scaling(file, head_dim, hf_config["rope_theta"]):
-        hf_config["rope_scaling"] = scaling
+    scaling, by_divisors = _scaling(keys, prefix), _llama3_scaling(file, head_dim, hf_config["rope_theta"])
+    if scaling and by_divisors:
+        raise keys.error(f"{prefix}rope.scaling.type", f"the tensor {_ROTARY} scales the positions too")
+    if scaling or by_divisors:
+        hf_config["rope_scaling"] = scaling or by_divisors
     keys.check_rest()
     return hf_config
 

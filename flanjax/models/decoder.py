@@ -19,18 +19,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flanjax.models.attention import MASKED, attention, segment_mask
+from flanjax.models.attention import MASKED, segment_mask
 from flanjax.models.config import Compute, ModelConfigError
 from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.decoder_layers import Context, DecoderOnlyLayer, norm_of
 from flanjax.models.head import Head
 from flanjax.models.layers import (
     NO_DROPOUT,
-    Attention,
     Dropout,
-    LayerNorm,
     Linear,
-    Mlp,
-    RMSNorm,
     parameter,
 )
 from flanjax.models.parameters import (
@@ -42,7 +39,7 @@ from flanjax.models.parameters import (
     over_layers,
     stacked,
 )
-from flanjax.models.positions import Angles, alibi_bias, alibi_bias_of_prefix, rotary_angles, rotate
+from flanjax.models.positions import alibi_bias, alibi_bias_of_prefix, rotary_angles
 from flanjax.models.prompts import (
     insert_prompts,
     positions_in_segments,
@@ -61,149 +58,11 @@ class Cache(NamedTuple):
     starts: Int[Array, " batch"]  # where each row's text begins; what lies before is padding
 
 
-class Context(NamedTuple):
-    """What every layer of a stack is given beside the residual stream."""
-
-    mask: Bool[Array, "batch 1 queries keys"]
-    windowed_mask: Bool[Array, "batch 1 queries keys"]
-    bias: Float[Array, "1 heads queries keys"] | None
-    angles: Angles | None
-    prefix_bias: Float[Array, "batch #heads queries prefix"] | None = None
-    windowed_prefix_bias: Float[Array, "batch #heads queries prefix"] | None = None
-
-    def of_layer(self, windowed: Bool[Array, ""]) -> "Context":
-        """What a layer is given that has the window or not."""
-        if self.windowed_mask is self.mask:
-            return self
-        bias = self.prefix_bias
-        if self.windowed_prefix_bias is not None:
-            bias = jnp.where(windowed, self.windowed_prefix_bias, 0.0 if bias is None else bias)
-        return self._replace(mask=jnp.where(windowed, self.windowed_mask, self.mask), prefix_bias=bias)
-
-
-def _norm(config: DecoderConfig, head_dim: int | None = None) -> RMSNorm:
-    if config.norm == "layer":
-        return LayerNorm(config, head_dim=head_dim)
-    return RMSNorm(config, head_dim=head_dim, plus_one=config.norm == "rms_plus_one")
-
-
 class Table(nnx.Module):
     """`embedding`, a vector for each token or position."""
 
     def __init__(self, rows: int, config: DecoderConfig, axis: str):
         self.embedding = parameter((rows, config.embed_dim), (axis, "embed"), config.init_stddev)
-
-
-class CausalAttention(Attention):
-    """Over the same sequence, with as many heads of keys as of queries or fewer."""
-
-    def __init__(self, config: DecoderConfig, implementation: str):
-        embed, deviation = config.embed_dim, config.init_stddev
-        inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.shape, self.axes = (embed, embed), ("embed", "embed")
-        self.head_dim, self.kv_heads = config.head_dim, config.num_kv_heads
-        self.interleaved = config.rotary.interleaved
-        self.scale, self.softcap = config.query_scale, config.attention_softcap
-        self.implementation = implementation
-        self.query = Linear(embed, inner, ("embed", "heads"), deviation, bias=config.qkv_bias)
-        self.key = Linear(embed, inner_kv, ("embed", "heads"), deviation, bias=config.qkv_bias)
-        self.value = Linear(embed, inner_kv, ("embed", "heads"), deviation, bias=config.qkv_bias)
-        self.out = Linear(inner, embed, ("heads", "embed"), deviation, bias=config.out_bias)
-        self.query_norm = _norm(config, config.head_dim) if config.qk_norm else None
-        self.key_norm = _norm(config, config.head_dim) if config.qk_norm else None
-
-    def _heads(self, x: Array, norm: RMSNorm | None, angles: Angles | None) -> Array:
-        """Projected `x`, a head apart, normalised and rotated where the model does."""
-        x = x.reshape(*x.shape[:-1], -1, self.head_dim)
-        x = x if norm is None else norm(x)
-        return x if angles is None else rotate(x, angles, interleaved=self.interleaved)
-
-    def keys_and_values(
-        self, x: Float[Array, "batch keys embed"], angles: Angles | None, dropout: Dropout = NO_DROPOUT
-    ) -> tuple[Array, Array]:
-        """What queries attend to: two arrays [batch, keys, kv_heads, head_dim]."""
-        keys = self._heads(self.key(x, dropout.at("key")), self.key_norm, angles)
-        return keys, self._heads(self.value(x, dropout.at("value")), None, None)
-
-    def attend(
-        self,
-        x: Float[Array, "batch queries embed"],
-        k: Float[Array, "batch keys kv_heads head_dim"],
-        v: Float[Array, "batch keys kv_heads head_dim"],
-        context: Context,
-        dropout: Dropout = NO_DROPOUT,
-    ) -> Float[Array, "batch queries embed"]:
-        """Queries from `x` over given keys and values, projected back to the residual's width."""
-
-        def own(x: Array) -> Array:
-            q = self._heads(self.query(x, dropout.at("query")), self.query_norm, context.angles) * self.scale
-            heads = attention(
-                q,
-                k,
-                v,
-                bias=context.bias,
-                mask=context.mask,
-                prefix=self.prefix_keys(q, context.prefix_bias, dropout),
-                softcap=self.softcap,
-                implementation=self.implementation,
-            )
-            return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
-
-        return self.adapted(own, x, dropout)
-
-
-class DecoderOnlyLayer(nnx.Module):
-    """Causal self-attention and feed-forward block around one residual stream, after one another or side by side."""
-
-    def __init__(self, config: DecoderConfig, implementation: str):
-        self.residual = config.residual
-        self.pre_self_attention_layer_norm = _norm(config)
-        self.self_attention = CausalAttention(config, implementation)
-        self.pre_mlp_layer_norm = _norm(config) if config.residual != "parallel_one_norm" else None
-        self.mlp = Mlp(config)
-        self.post_self_attention_layer_norm = _norm(config) if config.post_norms else None
-        self.post_mlp_layer_norm = _norm(config) if config.post_norms else None
-
-    def __call__(
-        self, x: Float[Array, "batch length embed"], dropout: Dropout, context: Context, windowed: Bool[Array, ""]
-    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
-        """The residual stream after this layer, and its keys and values [batch, length, kv_heads, head_dim]."""
-        h = self.pre_self_attention_layer_norm(x)
-        k, v = self.self_attention.keys_and_values(h, context.angles, dropout.at("self"))
-        # A weight mask that is the same for every query scales the values, as in `MultiHeadAttention`.
-        v = dropout.at("weights")(v, broadcast_axis=-1)
-        attended = self.self_attention.attend(h, k, v, context.of_layer(windowed), dropout.at("self"))
-        return self._rest(x, h, attended, dropout), (k, v)
-
-    def step(
-        self,
-        x: Float[Array, "batch 1 embed"],
-        cache: tuple[Array, Array],
-        position: Int[Array, ""],
-        context: Context,
-        windowed: Bool[Array, ""],
-    ) -> tuple[Float[Array, "batch 1 embed"], tuple[Array, Array]]:
-        """One position, with the keys and values of the earlier ones from the cache [batch, length, heads, head_dim].
-
-        Returns the residual stream and this position's own key and value [batch, 1, kv_heads, head_dim].
-        """
-        h = self.pre_self_attention_layer_norm(x)
-        new = self.self_attention.keys_and_values(h, context.angles)
-        k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, position, axis=1) for c, n in zip(cache, new, strict=True))
-        attended = self.self_attention.attend(h, k, v, context.of_layer(windowed))
-        return self._rest(x, h, attended, NO_DROPOUT), new
-
-    def _rest(self, x: Array, h: Array, attended: Array, dropout: Dropout) -> Array:
-        """What follows attention: norms after it, the feed-forward block, and the residual sums."""
-        if self.post_self_attention_layer_norm is not None:
-            attended = self.post_self_attention_layer_norm(attended)
-        after = x + dropout.at("attention")(attended)
-        if self.pre_mlp_layer_norm is not None:
-            h = self.pre_mlp_layer_norm(after if self.residual == "sequential" else x)
-        out = self.mlp(h, dropout)
-        if self.post_mlp_layer_norm is not None:
-            out = self.post_mlp_layer_norm(out)
-        return after + dropout.at("mlp_out")(out)
 
 
 class DecoderStack(nnx.Module):
@@ -213,12 +72,12 @@ class DecoderStack(nnx.Module):
         self.config = config
         if config.positions == "learned":
             self.position_embedder = Table(config.max_positions + config.position_offset, config, "abspos_buckets")
-        self.embedding_norm = _norm(config) if config.embedding_norm else None
+        self.embedding_norm = norm_of(config) if config.embedding_norm else None
         layer = DecoderOnlyLayer(config, compute.attention)
         self.prefix = prefixes_of(config.added, layer, config.num_layers, "decoder/layers")
         self.layers = stacked(layer, config.num_layers, config.added, "decoder/layers")
         self.prompt = prompt_of(config)
-        self.decoder_norm = _norm(config)
+        self.decoder_norm = norm_of(config)
         if not config.tied_head:
             axes = ("embed", "vocab")
             self.logits_dense = Linear(

@@ -204,6 +204,11 @@ class DecoderConfig(Extensible):
         return {"decoder": self.num_layers}
 
     @property
+    def text_positions(self) -> int:
+        """How many of the positions that the model was made for a learnt prefix leaves to a text."""
+        return self.max_positions - self.prefix_length
+
+    @property
     def rotary_dim(self) -> int:
         """How many numbers of each head are rotated."""
         return int(self.head_dim * self.rotary.fraction)

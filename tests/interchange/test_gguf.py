@@ -266,6 +266,13 @@ REFUSED = [
         r"tensors do not fit the metadata:(?s:.)*missing: blk.1.ffn_up.weight \(96, 64\)(?s:.)*unknown: x \(1, 1\)",
     ),
     ({"tensors": {"rope_freqs.weight": np.linspace(1, 4, 8, dtype=np.float32)}}, "not the scaling of Llama 3.1"),
+    (
+        {
+            "change": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0},
+            "tensors": {"rope_freqs.weight": np.ones(8, np.float32)},
+        },
+        "llama.rope.scaling.type is 'linear': the tensor rope_freqs.weight scales the positions too",
+    ),
     ({"tensors": {"rope_freqs.weight": np.zeros(8, np.float32)}}, "not the scaling of Llama 3.1"),
 ]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from flanjax.data.vocabularies import Vocabulary
+from flanjax.data.vocabularies import Vocabulary, VocabularyError
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.gguf_file import read_gguf_file
 from flanjax.interchange.gguf_tokenizer import build_gguf_tokenizer, gguf_vocabulary, special_ids, tokenizer_files
@@ -156,6 +156,11 @@ def test_the_vocabulary_of_the_file_is_that_of_the_folder(tmp_path, write_gguf, 
     assert ours.own_templates == folder.own_templates
     assert ours.encode("Count <|end|> 12.") == folder.encode("Count <|end|> 12.")
     assert [id_ for id_, *_ in ours.encode_rendered("<|start|><|end|>")] == [ours.bos_id, ours.eos_id]
+
+
+def test_a_file_where_a_vocabulary_is_wanted_is_told_what_to_do(tmp_path):
+    with pytest.raises(VocabularyError, match=r"model.gguf is a GGUF file: give the folder that .*flanjax.convert"):
+        Vocabulary.from_file(tmp_path / "model.gguf")
 
 
 def test_the_end_of_a_turn_ends_generation_too(tmp_path, write_gguf, byte_level):

@@ -11,14 +11,24 @@ import pytest
 from flanjax.models.config import Compute
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import build, init_params
+from flanjax.training.optimizers import OptimizerConfig, rate_factors
 from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.method import TuningError
 from flanjax.tuning.p_tuning import PTuning
-from flanjax.tuning.partition import Partition, added_paths, begin, flatten, merged, unflatten
+from flanjax.tuning.partition import (
+    Partition,
+    added_paths,
+    begin,
+    flatten,
+    merged,
+    trainable_axes,
+    unflatten,
+)
 from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import PromptTuning, prompt_path, prompt_table
+from flanjax.tuning.quantize import NF4, dequantize
 from flanjax.tuning.select import Train
 
 from .conftest import DECODER
@@ -213,3 +223,26 @@ def test_layer_norms_are_scales_and_biases():
     }
     stems = ("layers/pre_mlp_layer_norm", "layers/pre_self_attention_layer_norm", "decoder_norm")
     assert moved == {f"decoder/{stem}/{leaf}" for stem in stems for leaf in ("scale", "bias")}
+
+
+def test_a_base_in_4_bits_is_its_rounded_kernels_with_biases_as_they_were(tuned):
+    model, params = tuned(GPT, NF4(block=8), LoRA(rank=2), moved=False)
+    flat, own = flatten(params), {}
+    for path in {path.rpartition("/")[0] for path in flat if path.endswith("/codes")}:
+        parts = {part: flat[f"{path}/{part}"] for part in ("codes", "absmax", "nested_absmax", "nested_offset")}
+        own[path] = jax.vmap(lambda parts: dequantize(parts, NF4.double_block))(parts)
+    assert len(own) == 6
+    plain = {path: value for path, value in flat.items() if "/kernel/" not in path and "/lora/" not in path}
+    rows = rows_of([texts(5, 4)], 10)
+    expected = hidden(GPT, unflatten(plain | own), *rows)
+    np.testing.assert_allclose(hidden(model, params, *rows), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rates_differ_by_pattern_and_by_depth():
+    model = dataclasses.replace(DECODER, added=(LoRA(rank=2),))
+    plus = OptimizerConfig(rate_factors={".*/lora/b": 16.0})
+    factors = flatten(rate_factors(plus, trainable_axes(model), model.stacks))
+    assert {path.rpartition("/")[2]: float(np.max(factor)) for path, factor in factors.items()} == {"a": 1, "b": 16}
+    by_depth = flatten(rate_factors(OptimizerConfig(layer_decay=0.5), trainable_axes(DECODER), DECODER.stacks))
+    assert np.ravel(by_depth["decoder/layers/mlp/wo/kernel"]).tolist() == [1 / 8, 1 / 4, 1 / 2]
+    assert np.ravel(by_depth["token_embedder/embedding"]).tolist() == [1 / 16]

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import common
 import train_step
 
 
@@ -115,27 +114,5 @@ def build_transformers(shapes: Shapes, dtype: str) -> Callable[[], float]:
     return lambda: train(input_ids=tokens, labels=tokens)
 
 
-def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the matrix products")
-    parser.add_argument("--repetitions", type=int, default=7, help="steps of each program that are timed")
-    flags = parser.parse_args()
-    shapes = SMOKE if flags.smoke else Shapes()
-    print(common.machine(flags.cores))
-    print(f"decoder train step, {flags.dtype} compute, {shapes.rows} rows of {shapes.length}, AdamW")
-    contenders = [
-        common.Contender("transformers", build_transformers, shapes, flags.dtype, cores=flags.cores),
-        common.Contender("flanjax unrolled", build_flanjax, shapes, flags.dtype, False, cores=flags.cores),
-        common.Contender("flanjax scanned", build_flanjax, shapes, flags.dtype, True, cores=flags.cores),
-    ]
-    seconds = common.in_turn(contenders, 1 if flags.smoke else flags.repetitions)
-    for contender in contenders:
-        common.print_seconds(contender, seconds[contender.name])
-        contender.close()
-    for name in ("flanjax unrolled", "flanjax scanned"):
-        ratio = common.times_faster(seconds, name, "transformers")
-        common.print_ratio(ratio, f"decoder train step, {flags.dtype}: {name} against transformers")
-
-
 if __name__ == "__main__":
-    main()
+    train_step.compare("decoder train step", __doc__, Shapes(), SMOKE, build_flanjax, build_transformers)

@@ -175,18 +175,30 @@ def build_transformers(shapes: Shapes, dtype: str) -> Callable[[], float]:
     return lambda: train(input_ids=inputs, attention_mask=torch.ones_like(inputs), labels=labels)
 
 
-def main() -> None:
-    parser = common.parser(__doc__)
+def compare(
+    what: str, text: str | None, full: Any, smoke: Any, flanjax: Callable[..., Any], transformers: Callable[..., Any]
+) -> None:
+    """The command line of a bench of train steps: flanjax unrolled and scanned beside transformers.
+
+    Arguments:
+      what: is measured, for the lines that are printed.
+      text: the module's docstring.
+      full: the shapes.
+      smoke: those of `--smoke`.
+      flanjax: called with shapes, dtype and whether layers are scanned; returns the step.
+      transformers: called with shapes and dtype.
+    """
+    parser = common.parser(text)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the matrix products")
     parser.add_argument("--repetitions", type=int, default=7, help="steps of each program that are timed")
     flags = parser.parse_args()
-    shapes = SMOKE if flags.smoke else Shapes()
+    shapes = smoke if flags.smoke else full
     print(common.machine(flags.cores))
-    print(f"train step, {flags.dtype} compute, {shapes.rows} rows of {shapes.encoder}/{shapes.decoder}, AdamW, dropout")
+    print(f"{what}, {flags.dtype} compute, {shapes}, AdamW")
     contenders = [
-        common.Contender("transformers", build_transformers, shapes, flags.dtype, cores=flags.cores),
-        common.Contender("flanjax unrolled", build_flanjax, shapes, flags.dtype, False, cores=flags.cores),
-        common.Contender("flanjax scanned", build_flanjax, shapes, flags.dtype, True, cores=flags.cores),
+        common.Contender("transformers", transformers, shapes, flags.dtype, cores=flags.cores),
+        common.Contender("flanjax unrolled", flanjax, shapes, flags.dtype, False, cores=flags.cores),
+        common.Contender("flanjax scanned", flanjax, shapes, flags.dtype, True, cores=flags.cores),
     ]
     seconds = common.in_turn(contenders, 1 if flags.smoke else flags.repetitions)
     for contender in contenders:
@@ -194,8 +206,8 @@ def main() -> None:
         contender.close()
     for name in ("flanjax unrolled", "flanjax scanned"):
         ratio = common.times_faster(seconds, name, "transformers")
-        common.print_ratio(ratio, f"train step, {flags.dtype}: {name} against transformers")
+        common.print_ratio(ratio, f"{what}, {flags.dtype}: {name} against transformers")
 
 
 if __name__ == "__main__":
-    main()
+    compare("train step", __doc__, Shapes(), SMOKE, build_flanjax, build_transformers)
