@@ -5,9 +5,10 @@
 
 - copy-input: the question as its own answer.
 - copy-demonstration: the output of one of the prompt's demonstrations, drawn at random.
-- majority-label: the right answer that is commonest in the task. It is found in the test set itself, so it is a bound.
-- random-label: one of the task's answers, or choices, each equally likely: what an instruction may teach is often no
-  more than the label space (Kung and Peng 2023, arXiv 2305.11383).
+- majority-label: the right answer that is commonest in the task. It is found in the test set itself: a bound, and a
+  loose one where a task has few instances.
+- random-label: one of the choices, or of the task's answers, each equally likely: what an instruction may teach is
+  often no more than the label space (Kung and Peng 2023, arXiv 2305.11383).
 
 Those that a benchmark has nothing for, such as labels where no references are, are left out. The first two are the
 heuristics of Super-NaturalInstructions (Wang et al. 2022, arXiv 2204.07705).
@@ -78,7 +79,8 @@ def _demonstration(instance: Instance, seed: int, scored: bool) -> str | int | N
 
 
 def _guess(instance: Instance, labels: Counter[str], seed: int) -> str | None:
-    return Draw(seed, "random-label", instance.id).choice(sorted(labels)) if labels else None
+    space = instance.choices or sorted(labels)  # of few instances a task's answers are not all its labels
+    return Draw(seed, "random-label", instance.id).choice(space) if space else None
 
 
 def _place(instance: Instance, text: str | None) -> int | None:

@@ -1,5 +1,6 @@
 """Baselines, perturbations and word lists: what is learned, what is copied, and what a rough question costs."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -68,6 +69,14 @@ def test_no_label_guessed_alone_beats_the_majority(test_data):
         assert found["majority-label"][metric] > found["random-label"][metric]
         assert found["random-label"][metric] > 5
         assert ("copy-input" in found) == (benchmark.mode == "generate")
+
+
+def test_a_guess_is_one_of_the_choices_however_few_the_instances_are(test_data):
+    benchmark = mmlu(test_data / "mmlu" / "data", form="flan", shots=0, mode="generate")
+    few = dataclasses.replace(benchmark, load=lambda: itertools.islice(benchmark.load(), 0, None, 40))
+    found = figures(few)
+    assert found["random-label"]["exact_match"] == pytest.approx(25, abs=6)
+    assert {prediction.text for prediction in baselines(few)["random-label"]} == {"(A)", "(B)", "(C)", "(D)"}
 
 
 def test_baselines_say_an_answer_as_it_is_read(test_data):
