@@ -12,14 +12,27 @@ from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import _advance, _start, generate
 from flanjax.generation.stopping import Watch, before_stop, settled, until_stop
 from flanjax.models.config import Compute
-from flanjax.models.model import abstract_params, logical_axes
+from flanjax.models.model import abstract_params, init_params, logical_axes
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.sharding.rules import param_shardings
+from flanjax.tuning.lora import ALL_LINEAR, LoRA
+from flanjax.tuning.partition import flatten, unflatten
 from tests.generation.conftest import EOS, INPUTS
 
 KINDS = ("t5", "llama")
 LIMIT = 12
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def adapted(pair):
+    """The model with LoRA that has moved, and the plain one with the same kernels."""
+    method = LoRA(rank=2, alpha=4, targets=ALL_LINEAR)
+    config = dataclasses.replace(pair.config, added=(method,))
+    own, rng = flatten(init_params(config, 0)), np.random.default_rng(0)
+    own = {path: rng.normal(scale=0.3, size=x.shape).astype(np.float32) for path, x in own.items() if "/lora/" in path}
+    own |= flatten(pair.params)
+    merged = pair._replace(params=unflatten(dict(method.merge(own))))
+    return pair._replace(config=config, params=unflatten(own)), merged
 
 
 def drawn(kind, **options):
@@ -63,6 +76,14 @@ def test_a_seed_is_an_answer_and_no_new_program(pairs, kind):
     assert (_start._cache_size(), _advance._cache_size()) == compiled
     # Nearly 0 draws what is most likely.
     assert pair.answers(drawn(kind, temperature=1e-4)) == pair.answers(drawn(kind, temperature=0))
+
+
+@pytest.mark.parametrize("options", [{"num_samples": 2}, {"temperature": 0, "num_beams": 2}], ids=["drawn", "beams"])
+def test_adapters_apply_as_if_they_were_merged(pairs, options):
+    unmerged, merged = adapted(pairs["llama"])
+    answers = unmerged.answers(drawn("llama", **options))
+    assert answers == merged.answers(drawn("llama", **options))
+    assert answers != pairs["llama"].answers(drawn("llama", **options))
 
 
 @pytest.mark.parametrize("kind", KINDS)
