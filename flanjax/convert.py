@@ -12,8 +12,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flanjax import doors
+
+if TYPE_CHECKING:  # a door that only prints its help imports no jax
+    from flanjax.models.model import ModelConfig
+    from flanjax.models.parameters import Params
 
 FORMATS = ("hf", "peft", "t5x", "t5x_scanned")
 
@@ -43,79 +48,123 @@ def convert(
       FlanjaxError: `input` is none of these or is damaged, the adapter does not fit it or cannot be merged, `output` is
         not new, or the disk is full.
     """
-    from flanjax.export import export
-    from flanjax.interchange.any_model import HF_DECODER, HF_T5, RUN, format_of, write_hf_model
+    from flanjax.interchange.any_model import HF_DECODER, HF_T5, RUN, format_of
     from flanjax.interchange.folders import ModelFolderError, require_new
-    from flanjax.interchange.gguf import convert_gguf
     from flanjax.interchange.gguf_file import is_gguf
-    from flanjax.interchange.peft import adapter_on, read_peft, write_folder
-    from flanjax.interchange.peft_base import Base
-    from flanjax.interchange.peft_prompts import read_npy
-    from flanjax.interchange.stored import in_memory
-    from flanjax.interchange.t5x import read_t5x, write_t5x
-    from flanjax.interchange.t5x_files import is_t5x, open_checkpoint
-    from flanjax.interchange.tfew import convert_tfew
-    from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
-    from flanjax.models.model import ModelConfig, require_t5
-    from flanjax.tuning.partition import logit_difference, merged
+    from flanjax.interchange.t5x_files import is_t5x
 
     if format not in FORMATS:
         raise ModelFolderError(f"format is {format!r}: choose one of {', '.join(FORMATS)}")
-    source = Path(input)
-    require_new(Path(output))
+    source, written = Path(input), Path(output)
+    require_new(written)
     if format == "peft":
-        if source.is_dir() or adapter is not None:
-            raise ModelFolderError(
-                f"{source}: to a PEFT folder goes a file of T-Few (.pt) or a soft prompt (.npy); a run's adapter is "
-                "written by python -m flanjax.export --format=peft"
-            )
-        if source.suffix == ".npy":
-            fitting, content = read_npy(source)
-            write_folder(output, Base.of(fitting), {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
-            return f"a prompt for a T5 of width {fitting.embed_dim}"
-        return f"factors for {convert_tfew(source, output, dtype=dtype)}"
+        return _convert_adapter(source, written, adapter, dtype)
     if is_gguf(source):
-        if adapter is not None:
-            raise ModelFolderError(f"{source} is a GGUF file: convert it first, and give that folder as --input")
-        if format != "hf":
-            raise ModelFolderError(f"{source} is a decoder, and a T5X checkpoint holds a T5: give --format=hf")
-        convert_gguf(source, output, dtype=dtype)
+        _convert_gguf(source, written, format, adapter, dtype)
         return None
-    told: list[str] = []
-    step, origin = 0, None
-    model: ModelConfig
     if is_t5x(input):
-        checkpoint = open_checkpoint(input)
-        told.append(checkpoint.left_out)
-        if format == "hf":
-            told.append(f"{output} has no vocabulary, as T5X keeps none beside a model: put its spiece.model there")
-        step = checkpoint.step
-        model, params = read_t5x(input)
-    else:
-        found = format_of(source)
-        if found is RUN:
-            if adapter is not None:
-                raise ModelFolderError(f"{source} is a run: export it first, and give that folder as --input")
-            export(source, output, dtype=dtype, format=format)
-            return None
-        origin = source if found in (HF_DECODER, HF_T5) else None
-        model, params = found.read(source)
+        return _convert_t5x(str(input), written, format, adapter, dtype)
+    found = format_of(source)
+    if found is RUN:
+        _convert_run(source, written, format, adapter, dtype)
+        return None
+    model, params = found.read(source)
+    origin = source if found in (HF_DECODER, HF_T5) else None
+    return "\n".join(_write(written, model, params, format, adapter, dtype, source=source, origin=origin))
+
+
+def _convert_adapter(source: Path, output: Path, adapter: str | Path | None, dtype: str | None) -> str:
+    """A published adapter of another format, to a PEFT folder; returns what it is for."""
+    from flanjax.interchange.folders import ModelFolderError
+    from flanjax.interchange.peft import write_folder
+    from flanjax.interchange.peft_base import Base
+    from flanjax.interchange.peft_prompts import read_npy
+    from flanjax.interchange.tfew import convert_tfew
+
+    if source.is_dir() or adapter is not None:
+        raise ModelFolderError(
+            f"{source}: to a PEFT folder goes a file of T-Few (.pt) or a soft prompt (.npy); a run's adapter is "
+            "written by python -m flanjax.export --format=peft"
+        )
+    if source.suffix == ".npy":
+        fitting, content = read_npy(source)
+        write_folder(output, Base.of(fitting), {"": content}, recipe={"Converted from": source.name}, dtype=dtype)
+        return f"a prompt for a T5 of width {fitting.embed_dim}"
+    return f"factors for {convert_tfew(source, output, dtype=dtype)}"
+
+
+def _convert_gguf(source: Path, output: Path, format: str, adapter: str | Path | None, dtype: str | None) -> None:
+    from flanjax.interchange.folders import ModelFolderError
+    from flanjax.interchange.gguf import convert_gguf
+
+    if adapter is not None:
+        raise ModelFolderError(f"{source} is a GGUF file: convert it first, and give that folder as --input")
+    if format != "hf":
+        raise ModelFolderError(f"{source} is a decoder, and a T5X checkpoint holds a T5: give --format=hf")
+    convert_gguf(source, output, dtype=dtype)
+
+
+def _convert_t5x(source: str, output: Path, format: str, adapter: str | Path | None, dtype: str | None) -> str:
+    from flanjax.interchange.t5x import read_t5x
+    from flanjax.interchange.t5x_files import open_checkpoint
+
+    checkpoint = open_checkpoint(source)
+    told = [checkpoint.left_out]
+    if format == "hf":
+        told.append(f"{output} has no vocabulary, as T5X keeps none beside a model: put its spiece.model there")
+    model, params = read_t5x(source)
+    told += _write(output, model, params, format, adapter, dtype, source=Path(source), step=checkpoint.step)
+    return "\n".join(told)
+
+
+def _convert_run(source: Path, output: Path, format: str, adapter: str | Path | None, dtype: str | None) -> None:
+    from flanjax.export import export
+    from flanjax.interchange.folders import ModelFolderError
+
+    if adapter is not None:
+        raise ModelFolderError(f"{source} is a run: export it first, and give that folder as --input")
+    export(source, output, dtype=dtype, format=format)
+
+
+def _write(
+    output: Path,
+    model: "ModelConfig",
+    params: "Params",
+    format: str,
+    adapter: str | Path | None,
+    dtype: str | None,
+    *,
+    source: Path,
+    origin: Path | None = None,
+    step: int = 0,
+) -> list[str]:
+    """Writes a model with the adapter merged into it; returns what there is to tell.
+
+    The vocabulary is the one in `source`; of `origin`, a Hugging Face folder, what is no tensor is kept too.
+    """
+    from flanjax.interchange.any_model import write_hf_model
+    from flanjax.interchange.peft import adapter_on, read_peft
+    from flanjax.interchange.stored import in_memory
+    from flanjax.interchange.t5x import write_t5x
+    from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
+    from flanjax.models.model import require_t5
+    from flanjax.tuning.partition import logit_difference, merged
+
+    told, recipe = [], None
     if adapter is not None:
         tuned = adapter_on(read_peft(adapter, model), model, in_memory(params))
         model, params = merged(*tuned)
         told.append(f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}")
+        recipe = {"Base model": source.absolute().name, "Adapter": Path(adapter).absolute().name}
     if format != "hf":
         t5, scanned = require_t5(model, "a T5X checkpoint"), format == "t5x_scanned"
         write_t5x(output, t5, params, step=step, scanned=scanned, dtype=dtype or "float32")
-        return "\n".join(told)
+        return told
     # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
     bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
     vocabulary = read_vocabulary(source) if bare else None
-    recipe = (
-        None if adapter is None else {"Base model": source.absolute().name, "Adapter": Path(adapter).absolute().name}
-    )
     write_hf_model(output, model, params, vocabulary, source=origin, recipe=recipe, dtype=dtype)
-    return "\n".join(told)
+    return told
 
 
 def main(argv: Sequence[str] | None = None) -> int:

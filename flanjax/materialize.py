@@ -112,14 +112,14 @@ def _materialize_all(mixtures: Sequence[str], request: dict[str, Any]) -> None:
             report = materialize(mixture=mixture, progress=progress, **request)
             vocabulary = report.vocabulary
             request["vocabulary"] = VocabularySource(path=str(vocabulary.path), extra_ids=vocabulary.extra_ids)
-            written = [split for split in report.splits if split.written]
+            written, splits = sum(split.written for split in report.splits), len(report.splits)
+            there = "" if written == splits else ", the others were there"
             examples = sum(split.examples for split in report.splits)
             tokens = sum(sum(split.tokens.values()) for split in report.splits)
             console.close_progress("materializing")
             console.line(
                 f"materialized {mixture}: {examples:,} examples, {tokens:,} tokens, vocabulary {vocabulary.size:,}; "
-                f"{len(written)} of {len(report.splits)} splits written, the others were there; "
-                f"{duration(report.seconds)}"
+                f"{written} of {splits} splits written{there}; {duration(report.seconds)}"
             )
             for note in (*_left_out(report), *report.notes):
                 console.notice(note)
