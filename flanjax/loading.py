@@ -2,6 +2,7 @@
 
 model = flanjax.load("runs/demo")
 model.generate(["Sort: 3 1 2"])                          # ["1 2 3"]
+model.generate(["A story:"], temperature=0.8, top_p=0.9, num_samples=2, stop=("\\n",))
 model.score(["Is 7 odd?"] * 2, ["yes", "no"])            # log-likelihoods, natural logarithm
 model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in the chat template of its training
 """
@@ -9,6 +10,7 @@ model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in the ch
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
@@ -18,7 +20,10 @@ from flanjax.data.chat_templates import Message
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
-from flanjax.generation import greedy
+from flanjax.generation.decoding import DecodingConfig
+from flanjax.generation.generate import generate
+from flanjax.generation.greedy import score
+from flanjax.generation.stopping import OnText, before_stop
 from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.peft import adapter_on, read_peft
 from flanjax.interchange.runs import read_run
@@ -76,7 +81,7 @@ class Model:
             raise LoadingError(f"{len(inputs)} inputs but {len(targets)} targets: give one target for each input")
         end = [self.vocabulary.eos_id] if eos else []
         labels = [self.vocabulary.encode(text) + end for text in targets]
-        return greedy.score(
+        return score(
             self.config,
             self.compute,
             self.params,
@@ -88,19 +93,31 @@ class Model:
         )
 
     def generate(
-        self, inputs: Sequence[str], max_new_tokens: int = 64, *, prompt: str | None = None, batch_size: int = 16
+        self,
+        inputs: Sequence[str],
+        max_new_tokens: int = 64,
+        *,
+        prompt: str | None = None,
+        batch_size: int = 16,
+        on_text: OnText | None = None,
+        **options: Any,
     ) -> list[str]:
-        """The greedy answer to each input, up to EOS or `max_new_tokens`.
+        """Answers to each input, up to EOS, a stop text or `max_new_tokens`; greedy without further options.
 
-        `prompt` is the task whose learnt prompt is used, for a model that has one for each task.
+        `options` are those of `DecodingConfig`: temperature, top_k, top_p, min_p, repetition_penalty, seed,
+        num_samples, num_beams, length_penalty, early_stopping, stop. With `num_samples` the answers to an input stand
+        next to each other, as `transformers` gives them. `on_text` is shown pieces of text as they come, as
+        `flanjax.generation.generate.generate` has it. `prompt` is the task whose learnt prompt is used, for a model
+        that has one for each task.
 
         Raises:
-          LoadingError: one text instead of a list, `max_new_tokens` or the batch size below 1, or no such prompt.
+          LoadingError: one text instead of a list, a batch size below 1, or no such prompt.
+          DecodingError: an option outside its range, or two that exclude each other.
         """
         _require_texts(inputs)
-        _require_positive("max_new_tokens", max_new_tokens)
         _require_positive("batch_size", batch_size)
-        return self._answers(self._tokens(inputs), max_new_tokens, (self.vocabulary.eos_id,), prompt, batch_size)
+        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=(self.vocabulary.eos_id,), **options)
+        return self._answers(self._tokens(inputs), decoding, prompt, batch_size, on_text)
 
     def chat(
         self,
@@ -109,18 +126,20 @@ class Model:
         *,
         prompt: str | None = None,
         batch_size: int = 16,
+        on_text: OnText | None = None,
+        **options: Any,
     ) -> list[str]:
-        """What the assistant says next in each conversation, greedily, up to the end of its turn.
+        """What the assistant says next in each conversation, up to the end of its turn.
 
-        The chat template is the one that the model was trained with, which is beside its vocabulary. `prompt` is as in
-        `generate`.
+        The chat template is the one that the model was trained with, which is beside its vocabulary. `prompt`,
+        `on_text` and `options` are as in `generate`.
 
         Raises:
-          LoadingError: there is no template, `max_new_tokens` or the batch size is below 1, or no such prompt.
+          LoadingError: there is no template, the batch size is below 1, or no such prompt.
+          DecodingError: as `generate`.
           BadRow: a message has what is read as a token of control in its text.
           ChatTemplateError: the template refuses a conversation.
         """
-        _require_positive("max_new_tokens", max_new_tokens)
         _require_positive("batch_size", batch_size)
         chat = own_chat(self.vocabulary)
         if chat is None:
@@ -128,24 +147,34 @@ class Model:
                 f"{self.vocabulary.path} brings no chat template, so this model was trained without one: ask it by "
                 "`generate`, or put a chat_template.jinja beside its vocabulary"
             )
+        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=tuple(chat.end_ids), **options)
         tokens = [chat.prompt(messages) for messages in conversations]
-        return self._answers(tokens, max_new_tokens, chat.end_ids, prompt, batch_size)
+        return self._answers(tokens, decoding, prompt, batch_size, on_text)
 
     def _answers(
-        self, tokens: list[list[int]], limit: int, eos_ids: tuple[int, ...], prompt: str | None, batch_size: int
+        self,
+        tokens: list[list[int]],
+        decoding: DecodingConfig,
+        prompt: str | None,
+        batch_size: int,
+        on_text: OnText | None,
     ) -> list[str]:
-        answers = greedy.greedy(
+        answers = generate(
             self.config,
             self.compute,
             self.params,
             tokens,
-            limit,
-            eos_ids=eos_ids,
+            decoding,
+            decode=self._text,
+            on_text=on_text,
             prefix_lm=self.prefix_lm,
             prompts=self._prompts(prompt, len(tokens)),
             batch_rows=batch_size,
         )
-        return [self.vocabulary.decode(ids) for ids in answers]
+        return [before_stop(self._text(ids), decoding.stop)[0] for ids in answers]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.vocabulary.decode(list(ids))
 
     def _prompts(self, prompt: str | None, count: int) -> list[int]:
         tasks = self.config.prompt_tasks

@@ -113,6 +113,36 @@ def test_answers_are_those_of_transformers(model, torch_model):
         assert answer == model.vocabulary.decode(ids[0, 1:].tolist())
 
 
+def test_options_are_those_of_transformers(model, torch_model):
+    import torch
+
+    tokenizer, torch_t5 = torch_model
+    found = model.generate(PROMPTS, 8, num_beams=3, num_samples=2, length_penalty=0.5, repetition_penalty=1.2)
+    for i, prompt in enumerate(PROMPTS):
+        with torch.no_grad():
+            ids = torch_t5.generate(
+                **tokenizer(prompt, return_tensors="pt"), max_new_tokens=8, do_sample=False, num_beams=3,
+                num_return_sequences=2, length_penalty=0.5, repetition_penalty=1.2,
+            )  # fmt: skip
+        cut = [[x for x in row[1:].tolist() if x > 1] for row in ids]
+        assert found[2 * i : 2 * i + 2] == [model.vocabulary.decode(row) for row in cut]
+
+
+def test_what_is_shown_is_the_answer_cut_at_its_stop_text(model):
+    options = {"temperature": 1.5, "num_samples": 2, "seed": 4, "max_new_tokens": 12}
+    whole = model.generate(PROMPTS, **options)
+    stop = next(text for text in whole if len(text) > 8)[4:6]
+    shown = [""] * len(whole)
+
+    def show(row, sample, piece):
+        shown[2 * row + sample] += piece
+
+    assert model.generate(PROMPTS, **options, stop=stop, on_text=show) == [text.split(stop)[0] for text in whole]
+    assert shown == [text.split(stop)[0] for text in whole]
+    with pytest.raises(FlanjaxError, match="beam search draws nothing"):
+        model.generate(PROMPTS, num_beams=2, temperature=1)
+
+
 def test_no_inputs_and_empty_texts(model):
     assert model.generate([]) == []
     assert model.score([], []) == []

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanjax.generation.greedy import EOS_ID, _decode, greedy, length_bucket, score
+from flanjax.generation.batches import length_bucket
+from flanjax.generation.generate import _advance, _start
+from flanjax.generation.greedy import EOS_ID, greedy, score
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import build, init_params
 
@@ -72,11 +74,11 @@ def test_a_row_does_not_depend_on_its_neighbours(params):
 
 def test_the_limit_is_a_prefix_and_needs_no_new_program(params):
     longest = greedy(CONFIG, Compute(), params, INPUTS, 8)
-    compiled = _decode._cache_size()
+    compiled = _start._cache_size(), _advance._cache_size()
     for limit in (7, 3, 1):
         assert greedy(CONFIG, Compute(), params, INPUTS, limit) == [answer[:limit] for answer in longest]
     assert greedy(CONFIG, Compute(), params, [[9, 1], *INPUTS[1:]], 8)[1:] == longest[1:]
-    assert _decode._cache_size() == compiled
+    assert (_start._cache_size(), _advance._cache_size()) == compiled
 
 
 def test_scores_are_summed_log_likelihoods(params):

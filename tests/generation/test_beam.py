@@ -1,0 +1,59 @@
+"""Beam search finds what transformers finds, whatever else is in the batch."""
+
+import json
+
+import pytest
+
+from flanjax.generation.decoding import DecodingConfig
+from flanjax.generation.generate import generate
+from flanjax.interchange.hf_t5 import read_hf_t5
+from flanjax.interchange.stored import in_memory
+from flanjax.models.config import Compute
+from tests.generation.conftest import EOS, INPUTS, Pair
+
+LIMIT = 12
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"early_stopping": True},
+        {"early_stopping": "never", "length_penalty": 0.6},
+        {"length_penalty": 0.0},
+        {"length_penalty": -1.0, "num_samples": 3},
+        {"repetition_penalty": 1.5},
+    ],
+    ids=lambda options: ",".join(options) or "plain",
+)
+def test_token_for_token_as_transformers(pairs, kind, options):
+    pair = pairs[kind]
+    theirs = {("num_return_sequences" if name == "num_samples" else name): x for name, x in options.items()}
+    wanted = pair.transformers_answers(INPUTS, num_beams=3, max_new_tokens=LIMIT, **theirs)
+    assert {len(ids) for ids in wanted} != {LIMIT}, "some answers should end in EOS"
+    decoding = DecodingConfig(num_beams=3, max_new_tokens=LIMIT, eos_ids=EOS[kind], **options)
+    assert pair.answers(decoding) == wanted
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_row_does_not_depend_on_its_neighbours(pairs, kind):
+    pair, decoding = pairs[kind], DecodingConfig(num_beams=3, num_samples=2, max_new_tokens=LIMIT, eos_ids=EOS[kind])
+    together = pair.answers(decoding)
+    assert [ids for row in INPUTS for ids in pair.answers(decoding, [row])] == together
+    turned = pair.answers(decoding, INPUTS[::-1], batch_rows=2)
+    assert [ids for i in range(len(INPUTS))[::-1] for ids in turned[2 * i : 2 * i + 2]] == together
+
+
+def test_flan_t5_small_as_transformers(flan_t5_small, test_data):
+    transformers = pytest.importorskip("transformers")
+    golden = json.loads((test_data / "checkpoints" / "flan_t5_small_int8" / "expected_greedy.json").read_text())
+    inputs = [example["input_ids"] for example in golden]
+    config, params = read_hf_t5(flan_t5_small)
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(flan_t5_small).eval()
+    pair = Pair(theirs, config, in_memory(params), (1,))
+    wanted = pair.transformers_answers(inputs, num_beams=4, max_new_tokens=20)
+    found = generate(config, Compute(), pair.params, inputs, DecodingConfig(num_beams=4, max_new_tokens=20))
+    assert found == wanted
+    assert found != [[x for x in example["greedy_ids"] if x > 1] for example in golden], "beams should find more"
