@@ -8,15 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanjax.generation.batches import behind_prompts, padded
+from flanjax.generation.cache import prefill
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import _advance, _start, generate
 from flanjax.generation.stopping import Watch, before_stop, settled, until_stop
 from flanjax.models.config import Compute
-from flanjax.models.model import abstract_params, init_params, logical_axes
+from flanjax.models.model import abstract_params, build, init_params, logical_axes
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.sharding.rules import param_shardings
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.partition import flatten, unflatten
+from flanjax.tuning.prompt import PromptTuning
 from tests.generation.conftest import EOS, INPUTS
 
 KINDS = ("t5", "llama")
@@ -76,6 +79,20 @@ def test_a_seed_is_an_answer_and_no_new_program(pairs, kind):
     assert (_start._cache_size(), _advance._cache_size()) == compiled
     # Nearly 0 draws what is most likely.
     assert pair.answers(drawn(kind, temperature=1e-4)) == pair.answers(drawn(kind, temperature=0))
+
+
+def test_only_the_words_of_a_text_count_as_repeated(pairs):
+    def seen(config, params, inputs, count, left):
+        def of_prefill(params):
+            return prefill(build(config, Compute(), params), *padded(inputs, count, left=left), 8).seen
+
+        return [np.flatnonzero(row).tolist() for row in jax.jit(of_prefill)(params)]
+
+    config = dataclasses.replace(pairs["llama"].config, added=(PromptTuning(length=3, tasks=("a", "b")),))
+    inputs = behind_prompts(config, [[5, 0, 7], [9]], [0, 1])
+    assert seen(config, init_params(config, 0), inputs, 4, left=True) == [[0, 5, 7], [9], [], []]
+    # What an encoder-decoder answers repeats none of its input, but its start token, as transformers has it.
+    assert seen(pairs["t5"].config, pairs["t5"].params, [[5, 6, 7]], 1, left=False) == [[0]]
 
 
 @pytest.mark.parametrize("options", [{"num_samples": 2}, {"temperature": 0, "num_beams": 2}], ids=["drawn", "beams"])
