@@ -74,19 +74,43 @@ class Model:
           LoadingError: one text instead of a list, not one target for each input, a batch size below 1, or no such
             prompt.
         """
-        _require_texts(inputs)
-        _require_texts(targets)
-        _require_positive("batch_size", batch_size)
-        if len(inputs) != len(targets):
-            raise LoadingError(f"{len(inputs)} inputs but {len(targets)} targets: give one target for each input")
+        _require_pairs("inputs", inputs, "targets", targets)
         end = [self.vocabulary.eos_id] if eos else []
         labels = [self.vocabulary.encode(text) + end for text in targets]
+        return self._scores(self._tokens(inputs), labels, prompt, batch_size)
+
+    def score_continuations(
+        self, texts: Sequence[str], continuations: Sequence[str], *, prompt: str | None = None, batch_size: int = 16
+    ) -> list[float]:
+        """The log-likelihood of each continuation of its text: natural logarithm, summed over its tokens, without EOS.
+
+        A decoder reads both as one text, whose tokens beyond as many as the text alone has are the continuation's (the
+        rule of lm-evaluation-harness). For an encoder-decoder it is `score` with `eos=False`.
+
+        Raises:
+          LoadingError: as `score`.
+        """
+        _require_pairs("texts", texts, "continuations", continuations)
+        encode = self.vocabulary.encode
+        if self.vocabulary.separate_inputs:
+            targets = [encode(text.lstrip()) for text in continuations]
+            return self._scores(self._tokens(texts), targets, prompt, batch_size)
+        befores = [encode(text) for text in texts]
+        wholes = [encode(text + continuation) for text, continuation in zip(texts, continuations, strict=True)]
+        targets = [whole[len(before) :] for before, whole in zip(befores, wholes, strict=True)]
+        inputs = [self.vocabulary.as_inputs(before) for before in befores]
+        return self._scores(inputs, targets, prompt, batch_size)
+
+    def _scores(
+        self, inputs: list[list[int]], targets: list[list[int]], prompt: str | None, batch_size: int
+    ) -> list[float]:
+        _require_positive("batch_size", batch_size)
         return score(
             self.config,
             self.compute,
             self.params,
-            self._tokens(inputs),
-            labels,
+            inputs,
+            targets,
             prefix_lm=self.prefix_lm,
             prompts=self._prompts(prompt, len(inputs)),
             batch_rows=batch_size,
@@ -190,6 +214,13 @@ class Model:
 def _require_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise LoadingError("give a list of texts, also for a single one")
+
+
+def _require_pairs(first: str, texts: Sequence[str], second: str, others: Sequence[str]) -> None:
+    _require_texts(texts)
+    _require_texts(others)
+    if len(texts) != len(others):
+        raise LoadingError(f"{len(texts)} {first} but {len(others)} {second}: give one for each")
 
 
 def _require_positive(name: str, value: int) -> None:

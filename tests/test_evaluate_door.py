@@ -1,0 +1,143 @@
+"""`python -m flanjax.evaluate`: published test sets asked of tiny models, the report, and two runs compared."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import flanjax
+from flanjax import evaluate
+from flanjax.data.vocabularies import Vocabulary, train_vocabulary
+from flanjax.evaluation.benchmark import evaluate as scored
+from flanjax.evaluation.benchmark import read_predictions
+from flanjax.evaluation.suites import SUITES, first_of_each_task
+from flanjax.interchange.any_model import write_hf_model
+from flanjax.models.config import T5Config
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import ModelConfig, init_params
+
+T5 = T5Config(
+    vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=1, num_decoder_layers=1
+)
+DECODER = DecoderConfig(
+    vocab_size=64, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, init_stddev=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    texts = [f"Question {i}: which of these is {i * 7}? Answer (A) yes, (B) no" for i in range(40)]
+    return train_vocabulary(texts, 40, tmp_path_factory.mktemp("vocabulary") / "spiece.model", extra_ids=10)
+
+
+def folder_of(config: ModelConfig, vocabulary: Vocabulary, folder: Path, seed: int = 3) -> Path:
+    write_hf_model(folder, config, jax.tree.map(np.asarray, init_params(config, seed)), vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Path:
+    return folder_of(T5, vocabulary, tmp_path_factory.mktemp("models") / "t5")
+
+
+@pytest.fixture(scope="module")
+def mmlu(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two subjects."""
+    folder = tmp_path_factory.mktemp("mmlu")
+    for split in ("dev", "test"):
+        (folder / split).mkdir()
+        for subject in ("anatomy", "virology"):
+            name = f"{subject}_{split}.csv"
+            (folder / split / name).symlink_to(test_data / "mmlu" / "data" / split / name)
+    return folder
+
+
+def run(*flags: str) -> int:
+    return evaluate.main(flags)
+
+
+@pytest.fixture(scope="module")
+def report(t5: Path, mmlu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("reports") / "first"
+    flags = (f"--model={t5}", "--suite=mmlu-flan", f"--data={mmlu}", f"--output={output}", "--limit=4")
+    assert run(*flags, "--perturb=lower_case") == 0
+    return output
+
+
+def test_a_report_has_the_figures_of_the_answers_beside_guesses_and_other_forms(report: Path, mmlu: Path) -> None:
+    (found,) = json.loads((report / "report.json").read_text())["benchmarks"]
+    benchmark = first_of_each_task(SUITES["mmlu-flan"].benchmark(str(mmlu)), 4)
+    again = scored(benchmark, read_predictions(report / f"{benchmark.name}.answers.jsonl"))
+    assert found["instances"] == len(again.outcomes) == 8
+    assert found["metrics"]["accuracy"]["mean"] == pytest.approx(again.average("accuracy"), abs=1e-4)
+    assert {"majority-label", "random-label"} <= found["baselines"].keys()
+    assert found["robustness"].keys() == {"lower_case", "worst of all"}
+    assert found["calibration"]["ece_10_bin"] >= 0
+    assert "mmlu-flan" in (report / "report.md").read_text()
+    assert "<html" in (report / "report.html").read_text()
+
+
+@pytest.mark.parametrize("config", [T5, DECODER], ids=["t5", "decoder"])
+def test_choices_get_their_log_likelihood_after_the_prompt(
+    config: ModelConfig, vocabulary: Vocabulary, mmlu: Path, tmp_path: Path
+) -> None:
+    model = flanjax.load(folder_of(config, vocabulary, tmp_path / "model"))
+    instance = next(SUITES["mmlu-flan"].benchmark(str(mmlu)).load())
+    (found,) = evaluate.Answers(model).loglikelihoods([instance])
+    alone = [
+        model.score_continuations([instance.prompt], [f" {choice}"], batch_size=1)[0] for choice in instance.choices
+    ]
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+    np.testing.assert_allclose(found, model.score([instance.prompt] * 4, instance.choices, eos=False), rtol=1e-5)
+    assert len(set(found)) > 1
+
+
+def test_texts_are_generated_up_to_a_stop(t5: Path, test_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    flags = (f"--model={t5}", "--suite=gsm8k-direct", f"--data={test_data / 'gsm8k'}", f"--output={output}")
+    assert run(*flags, "--limit=3") == 0
+    (found,) = json.loads((output / "report.json").read_text())["benchmarks"]
+    assert (found["benchmark"], found["instances"]) == ("gsm8k-direct-5shot", 3)
+    assert 0 <= found["metrics"]["exact_match"]["mean"] <= 100
+
+
+def test_two_runs_are_compared_on_the_same_questions(
+    report: Path, t5: Path, vocabulary: Vocabulary, mmlu: Path, tmp_path: Path
+) -> None:
+    other = folder_of(T5, vocabulary, tmp_path / "other", seed=4)
+    flags = ("--suite=mmlu-flan", f"--data={mmlu}", "--limit=4")
+    assert run(f"--model={other}", *flags, f"--output={tmp_path / 'second'}") == 0
+    assert run("--compare", str(report), str(report), f"--output={tmp_path / 'same'}") == 0
+    (same,) = json.loads((tmp_path / "same" / "comparison.json").read_text())["metrics"]
+    assert (same["difference"], same["better"], same["worse"], same["p_value"]) == (0.0, 0, 0, 1.0)
+    assert run("--compare", str(report), str(tmp_path / "second"), f"--output={tmp_path / 'both'}") == 0
+    (gain,) = json.loads((tmp_path / "both" / "comparison.json").read_text())["metrics"]
+    assert gain["difference"] == pytest.approx(gain["second"] - gain["first"], abs=1e-3)
+    assert gain["better"] + gain["worse"] + gain["equal"] == 8
+
+
+def test_what_cannot_be_measured_is_refused_before_the_model_is_read(
+    mmlu: Path, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = tmp_path / "none"
+    for flags, said in {
+        ("--suite=mlmu", f"--data={mmlu}"): "did you mean 'mmlu'?",
+        ("--suite=mmlu", f"--data={nowhere}"): f"{nowhere}: there is nothing",
+        ("--suite=mmlu", "--suite=bbh", f"--data={mmlu}"): "one call for each",
+        ("--suite=mmlu", f"--data={mmlu}", "--chat"): "leave --chat out",
+        ("--suite=mmlu", f"--data={mmlu}", "--limit=0"): "1 at the least",
+        ("--suite=mmlu", f"--data={mmlu}", "--perturb=typo"): "no perturbation 'typo'",
+    }.items():
+        assert run(f"--model={nowhere}", *flags, f"--output={tmp_path / 'report'}") == 2
+        assert said in capsys.readouterr().err
+    assert run("--compare", str(report), str(nowhere), f"--output={tmp_path / 'report'}") == 2
+    assert "no evaluation lies there" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_suites_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--suite=list") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in SUITES)
