@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.loading import Model
 
 SETTINGS = "evaluation.json"
-_ROUND = 64  # instances between two words of progress
+_AT_ONCE = 64  # instances handed to the model together; it sorts them by length
 
 
 class Answers:
@@ -141,7 +141,7 @@ def _answered(benchmark: "Benchmark", answers: Answers, console: "Console | None
     total = sum(1 for _ in benchmark.load())
 
     def predictions() -> "Iterator[Prediction]":
-        for done, prediction in enumerate(predict(benchmark, answers, _ROUND), 1):
+        for done, prediction in enumerate(predict(benchmark, answers, _AT_ONCE), 1):
             if console is not None:
                 console.progress("evaluating", done, total, benchmark.name)
             yield prediction

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from flanjax.models.config import Compute
@@ -112,22 +113,13 @@ def train(
     step = make_train_step(
         model, compute, loss, transform, schedule, layout, seed=config.seed, microbatches=config.microbatches
     )
-    checkpoints = Checkpoints(
-        run_dir / "checkpoints",
-        keep_latest=config.keep_latest,
-        keep_best=config.keep_best,
-        best_metric=config.best_metric or f"{next(iter(evaluators or ()), '')}/loss",
-        best_is_lowest=config.best_is_lowest,
-        notice=told.notice,
-    )
+    checkpoints = _checkpoints(run_dir, config, evaluators or {}, told)
     with StopSignals() as stop, jax.set_mesh(mesh), checkpoints:
         checkpoints.report_unfinished()
         latest = checkpoints.latest()
         agree(f"the latest checkpoint in {run_dir}", f"step {latest}")
         if latest is None:
-            place, state = _Place(), layout.start(initial_params(layout.shardings.all_params), transform)
-            if initial_optimizer is not None:
-                state = layout.with_optimizer(state, initial_optimizer(state.opt_state))
+            place, state = _Place(), _first_state(layout, transform, initial_params, initial_optimizer)
         else:
             saved = checkpoints.config(latest)
             check_config(saved, run_config, fixed=fixed_keys, free=free_keys, where=str(run_dir))
@@ -151,6 +143,31 @@ def train(
                 place=place,
             )
             return loop.run()
+
+
+def _checkpoints(
+    run_dir: Path, config: TrainConfig, evaluators: Mapping[str, Evaluator], told: Observer
+) -> Checkpoints:
+    """The run's checkpoints; the best are those of the first evaluation's loss where nothing else is named."""
+    return Checkpoints(
+        run_dir / "checkpoints",
+        keep_latest=config.keep_latest,
+        keep_best=config.keep_best,
+        best_metric=config.best_metric or f"{next(iter(evaluators), '')}/loss",
+        best_is_lowest=config.best_is_lowest,
+        notice=told.notice,
+    )
+
+
+def _first_state(
+    layout: StateLayout,
+    optimizer: optax.GradientTransformation,
+    initial_params: Callable[[Params], Params],
+    initial_optimizer: Callable[[Any], Any] | None,
+) -> TrainState:
+    """What a run without a checkpoint begins with."""
+    state = layout.start(initial_params(layout.shardings.all_params), optimizer)
+    return state if initial_optimizer is None else layout.with_optimizer(state, initial_optimizer(state.opt_state))
 
 
 def _going_on(step: int, train_steps: int, run_dir: Path) -> str:

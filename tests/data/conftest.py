@@ -26,6 +26,18 @@ def texts() -> list[str]:
     return [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 9)) + f" {i}" for i in range(300)]
 
 
+@pytest.fixture(scope="module")
+def bpe(bpe_folder: Path) -> Vocabulary:
+    """A byte-level BPE with tokens of control."""
+    return Vocabulary.from_file(bpe_folder)
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder: Path) -> Vocabulary:
+    """A SentencePiece model as Llama has one."""
+    return Vocabulary.from_file(llama_folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_vocabulary(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
     return train_vocabulary(texts, 48, tmp_path_factory.mktemp("vocabulary") / "spiece.model")

@@ -29,16 +29,6 @@ CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
 words = st.text(max_size=20).filter(lambda text: not any(token in text for token in CONTROL))
 
 
-@pytest.fixture(scope="module")
-def bpe(bpe_folder):
-    return Vocabulary.from_file(bpe_folder)
-
-
-@pytest.fixture(scope="module")
-def llama(llama_folder):
-    return Vocabulary.from_file(llama_folder)
-
-
 def chat(vocabulary, choice="chatml", text=None):
     if text is None:
         return Chat(find_template(choice, vocabulary), vocabulary)

@@ -24,16 +24,6 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def bpe(bpe_folder):
-    return Vocabulary.from_file(bpe_folder)
-
-
-@pytest.fixture(scope="module")
-def llama(llama_folder):
-    return Vocabulary.from_file(llama_folder)
-
-
-@pytest.fixture(scope="module")
 def automatic(bpe_folder):
     from transformers import AutoTokenizer
 
