@@ -67,6 +67,13 @@ SUITES: dict[str, Suite] = {
         says="Super-NaturalInstructions' official test, two positives",
         fitted=True,
     ),
+    "super_ni-xlingual": Suite(
+        make=functools.partial(super_ni, track="xlingual"),
+        dataset="super_natural_instructions",
+        inside="natural-instructions-master",
+        says="its cross-lingual track; GPT-2's tokenizer has to be in gpt2/ of its folder",
+        fitted=True,
+    ),
     "mmlu": Suite(make=mmlu, dataset="mmlu", inside="data", says="MMLU as published, 5 shots, letters scored"),
     "mmlu-flan": Suite(
         make=functools.partial(mmlu, form="flan", shots=0), dataset="mmlu", inside="data", says="MMLU in Flan's prompt"

@@ -27,7 +27,7 @@ from flanjax.evaluation.benchmark import (
 from flanjax.evaluation.gsm8k import gsm8k, marked_number
 from flanjax.evaluation.held_out import held_out, own_metrics
 from flanjax.evaluation.ifeval import ifeval
-from flanjax.evaluation.metrics import score
+from flanjax.evaluation.metrics import byte_pieces, score, score_each
 from flanjax.evaluation.mmlu import CATEGORIES, mmlu
 from flanjax.evaluation.suites import first_of_each_task
 from flanjax.evaluation.super_ni import CATEGORY_METRICS, official_table, super_ni
@@ -297,6 +297,26 @@ def test_super_ni_prompts_that_are_too_long_keep_what_they_show_of_their_questio
     assert not any(instance.cut for instance in whole.values())
     with pytest.raises(FlanjaxError, match=r"no task in .* matches 'task0_none'"):
         super_ni(folder, tasks=["task0_none"])
+
+
+def test_the_cross_lingual_track_has_its_own_tasks_and_words(test_data, bpe_folder, tmp_path):
+    task = "task1435_ro_sts_parallel_language_translation_ro_to_en"
+    (tmp_path / "tasks").symlink_to(test_data / "super_natural_instructions" / "tasks")
+    (tmp_path / "splits" / "xlingual").mkdir(parents=True)
+    (tmp_path / "splits" / "xlingual" / "test_tasks.txt").write_text(task)
+    with pytest.raises(FlanjaxError, match=r"gpt2: there is no tokenizer.json"):
+        super_ni(tmp_path, track="xlingual")
+    (tmp_path / "gpt2").symlink_to(bpe_folder)
+    benchmark = super_ni(tmp_path, track="xlingual", instances_per_task=20)
+    assert benchmark.name == "super_ni-def_pos2-xlingual"
+    assert {instance.task for instance in benchmark.load()} == {task}
+    result = answered(benchmark, lambda instance: instance.references[0].lower())
+    assert result.average("exact_match") == 100
+    assert 50 < result.average("rougeL") < 100  # these words have a case
+    words = byte_pieces(bpe_folder)
+    for outcome in result.outcomes:
+        (row,) = score_each([outcome.answer], [outcome.instance.references], words)
+        assert outcome.scores["rougeL"] == (row["rougeL"],)
 
 
 def test_super_ni_figures_are_those_of_the_official_evaluation(all_benchmarks):
