@@ -101,13 +101,13 @@ def _best(prediction: str, references: Sequence[str], score: Callable[[str, str]
     return max(score(prediction, reference) for reference in references)
 
 
-def _streams(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[str | None, ...]]:
-    """The first reference of each prediction, the second of each, and so on; None where there is none."""
-    if len(predictions) != len(references) or not references or not all(references):
+def _streams(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """The first reference of each prediction, the second of each, and so on; empty where there is none."""
+    if len(predictions) != len(references) or not references or not all(map(any, references)):
         raise MetricError(
-            f"{len(predictions)} predictions for {len(references)} lists of references: give each at least one"
+            f"{len(predictions)} predictions for {len(references)} lists of references: give each one that is not empty"
         )
-    return list(itertools.zip_longest(*references))
+    return list(itertools.zip_longest(*references, fillvalue=""))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,8 +64,8 @@ def super_ni(
 
     Args:
       data_dir: a copy of the published repository.
-      track: "english" tests splits/default/test_tasks.txt. "xlingual" tests splits/xlingual/test_tasks.txt, and its words
-        are the pieces of GPT-2's tokenizer, which has to be in gpt2/ of the folder.
+      track: "english" tests splits/default/test_tasks.txt. "xlingual" tests splits/xlingual/test_tasks.txt, and has
+        for words the pieces of GPT-2's tokenizer, which has to be in gpt2/ of the folder.
       tasks: other tasks than the listed ones.
       instances_per_task: the official test has 100.
       encoding: one of `POSITIVES`.

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from flanjax.evaluation.benchmark import (
     predict,
     read_predictions,
 )
+from flanjax.evaluation.flan2021 import flan2021
 from flanjax.evaluation.gsm8k import gsm8k, marked_number
 from flanjax.evaluation.held_out import held_out, own_metrics
 from flanjax.evaluation.ifeval import ifeval
@@ -35,10 +37,7 @@ from flanjax.evaluation.truthfulqa import mc_scores, split_answers, truthfulqa
 
 
 class Knowing:
-    """Answers every question with its first reference, or the right choice."""
-
-    def generate(self, instances, max_new_tokens, stop):
-        return [instance.references[0] for instance in instances]
+    """Gives every right choice the highest likelihood."""
 
     def loglikelihoods(self, instances):
         return [[0.0 if n in i.correct else -5.0 for n in range(len(i.choices))] for i in instances]
@@ -85,8 +84,8 @@ def test_every_published_question_is_there_and_right_answers_score_full_marks(al
     assert (len(instances), len({instance.task for instance in instances})) == COUNTS[name]
     assert len({instance.id for instance in instances}) == len(instances)
     assert all(instance.input and instance.input in instance.prompt for instance in instances)
-    if name == "gsm8k-cot":
-        result = answered(benchmark, lambda instance: f"It is so. #### {instance.references[0]}")
+    if benchmark.mode == "generate":
+        result = answered(benchmark, lambda instance: benchmark.say(instance.references[0]))
     else:
         result = evaluate(benchmark, predict(benchmark, Knowing()))
     for metric in benchmark.metrics:
@@ -226,6 +225,15 @@ def test_mmlu_reads_the_answer_behind_a_chain_of_thought():
         ("who knows", ""),
     ):
         assert benchmark.read(instance, Prediction(id="a", text=text)) == answer
+    for text, strict, flexible in (
+        ("(A) is wrong. The answer is (B).", 1, 1),
+        ("The answer is (B), not (A).", 0, 1),
+        ("The answer is (C). No, the answer is (B).", 0, 1),
+        ("Surely (B)", 0, 1),
+    ):
+        prediction = Prediction(id="a", text=text)
+        scores = benchmark.score(instance, prediction, benchmark.read(instance, prediction))
+        assert scores == {"exact_match": (strict,), "flexible": (flexible,)}
 
 
 def test_truthfulqa_prompts(all_benchmarks, test_data, tmp_path):
@@ -383,6 +391,28 @@ def test_any_task_can_be_measured_on_a_held_out_split_and_by_its_own_metrics(tes
         held_out("own", [])
 
 
+def test_flan_2021_is_measured_by_dataset_and_cluster(test_data, tmp_path):
+    (tmp_path / "sst2").symlink_to(test_data / "classic" / "sst2")
+    published = test_data / "super_natural_instructions" / "tasks"
+    sts = json.loads((published / "task1435_ro_sts_parallel_language_translation_ro_to_en.json").read_text())
+    pairs = [{"en": each["output"][0], "ro": each["input"]} for each in sts["Instances"][:30]]
+    (tmp_path / "wmt16_translate_roen").mkdir()
+    for split in ("train", "validation", "test"):
+        lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+        (tmp_path / "wmt16_translate_roen" / f"{split}.jsonl").write_text(lines)
+    benchmark = flan2021(tmp_path)
+    assert Counter(instance.category for instance in benchmark.load()) == {"sentiment": 872, "translation": 30}
+    assert {i.category for i in flan2021(tmp_path, clusters=["sentiment"]).load()} == {"sentiment"}
+    result = answered(benchmark, lambda i: i.references[0] if i.category == "translation" else i.references[0] + "?")
+    assert (result.average("exact_match"), result.by_category("rougeL")["translation"]) == (100, 100)
+    (row,) = benchmark.tables["Translation"](result).values()
+    assert row == {"bleu": pytest.approx(100), "chrf": pytest.approx(100)}
+    half = answered(benchmark, lambda i: i.references[0] if i.category == "translation" else "?")
+    assert half.average("exact_match") == 50  # datasets count alike
+    with pytest.raises(BenchmarkError, match=r"no dataset of math has test rows there"):
+        flan2021(tmp_path, clusters=["math"])
+
+
 def one_task(score_of):
     return Benchmark(
         name="own",
@@ -507,6 +537,8 @@ def test_options_that_mean_nothing_are_refused():
         bbh("x", prompting="neither")
     with pytest.raises(BenchmarkError, match="cot=True needs"):
         mmlu("x", cot=True)
+    with pytest.raises(BenchmarkError, match="there is no cluster 'sentiments'"):
+        flan2021("x", clusters=["sentiments"])
     with pytest.raises(BenchmarkError, match="form='flank'"):
         mmlu("x", form="flank")
     with pytest.raises(BenchmarkError, match="prompting='no'"):

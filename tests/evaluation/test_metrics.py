@@ -142,8 +142,10 @@ def test_bleu_and_chrf_are_the_reference_librarys_on_real_predictions(davinci):
         assert metric(predictions, [[text] for text in predictions]) == pytest.approx(100)
         with pytest.raises(MetricError, match="1 predictions for 0 lists"):
             metric(["a"], [])
-        with pytest.raises(MetricError, match="give each at least one"):
+        with pytest.raises(MetricError, match="give each one that is not empty"):
             metric(["a"], [[]])
+        with pytest.raises(MetricError, match="not empty"):
+            metric(["a"], [[""]])
 
 
 def test_words_of_the_cross_lingual_track_are_the_pieces_of_a_byte_level_tokenizer(bpe_folder, tmp_path):
