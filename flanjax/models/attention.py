@@ -88,7 +88,7 @@ def attention(
         implementation = "blockwise" if alone else "xla"
     if implementation == "blockwise":
         if prefix is not None:
-            raise ModelConfigError("attention implementation 'blockwise' has no place for a prefix: use 'auto' or 'xla'")
+            raise ModelConfigError("attention 'blockwise' has no place for a prefix: use 'auto' or 'xla'")
         return blockwise(q, k, v, bias, mask, softcap)
     if k.shape[2] != q.shape[2]:
         group = q.shape[2] // k.shape[2]

@@ -31,7 +31,7 @@ class _Pairs(NamedTuple):
     """Numbers of the pairs of blocks, those that are computed first, and how many these are."""
 
     order: Int[Array, " pairs"]
-    count: Int[Array, ""]
+    active: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,15 +174,13 @@ def _forward(
         at = pair.queries
         new = jnp.maximum(largest[at], pair.scores.max(axis=-1))
         weights, fade = jnp.exp(pair.scores - new[..., None]), jnp.exp(largest[at] - new)
-        added = jnp.einsum(
-            "hqk,hkd->hqd", weights.astype(v.dtype), x.v[pair.keys], preferred_element_type=jnp.float32
-        )
+        added = jnp.einsum("hqk,hkd->hqd", weights.astype(v.dtype), x.v[pair.keys], preferred_element_type=jnp.float32)
         out = out.at[at].set(out[at] * fade[..., None] + added)
         return out, total.at[at].set(total[at] * fade + weights.sum(axis=-1)), largest.at[at].set(new)
 
     shape = x.q.shape
     start = jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1]), jnp.full(shape[:-1], _MASKED / 2)
-    out, total, largest = _for_each(x.pairs.count, body, start)
+    out, total, largest = _for_each(x.pairs.active, body, start)
     total = jnp.where(total > 0, total, 1)
     result = blocks.unfold(out / total[..., None], q, blocks.query_block)
     return result, (q, k, v, bias, mask, x.pairs, result, largest + jnp.log(total))
@@ -218,7 +216,7 @@ def _backward(softcap: float, saved: tuple, g: Array) -> tuple:
         return dq, dk, dv, dbias
 
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), (x.q, x.k, x.v, x.bias))
-    dq, dk, dv, dbias = _for_each(pairs.count, body, start)
+    dq, dk, dv, dbias = _for_each(pairs.active, body, start)
     if bias is not None:
         dbias = dbias[:, :, : bias.shape[2], : bias.shape[3]].astype(bias.dtype)
     of_keys = functools.partial(blocks.unfold, block=blocks.key_block)

@@ -85,7 +85,7 @@ def test_pairs_of_blocks_in_which_nothing_is_seen_are_left_out(monkeypatch):
     pairs = blocks.pairs(mask)
     # Segments are [1 1 | 1 2 | 2 0]: of the nine pairs, those below the diagonal that share a segment.
     seen = [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)]
-    numbers = [tuple(int(x) for x in blocks.numbers(pair)[1:]) for pair in pairs.order[: int(pairs.count)]]
+    numbers = [tuple(int(x) for x in blocks.numbers(pair)[1:]) for pair in pairs.order[: int(pairs.active)]]
     assert numbers == seen
     # NaN in what is not computed changes nothing.
     poisoned = v.at[0, 4:].set(jnp.nan)
