@@ -148,9 +148,9 @@ def _export(flags: argparse.Namespace) -> int:
     of_tasks = f", a folder for each of {', '.join(done.tasks)}" if done.tasks else ""
     print(f"step {done.step} of {flags.run} is in {flags.output}{of_tasks}; load it with")
     if flags.format == "peft":
-        adapter = Path(flags.output, *done.tasks[:1])
-        print(f'  peft.PeftModel.from_pretrained(BASE, "{adapter}")')
-        print(f'  flanjax.load(BASE, adapter="{adapter}")')
+        print(f'  peft.PeftModel.from_pretrained(BASE, "{Path(flags.output, *done.tasks[:1])}")')
+        asked = f'.generate(["..."], prompt="{done.tasks[0]}")' if done.tasks else ""
+        print(f'  flanjax.load(BASE, adapter="{flags.output}"){asked}')
         return 0
     if flags.format != "hf":
         print(f'  --gin.INITIAL_CHECKPOINT_PATH=\\"{Path(flags.output, f"checkpoint_{done.step}")}\\"  # T5X')

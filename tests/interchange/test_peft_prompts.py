@@ -147,11 +147,30 @@ def test_prompts_of_tasks_are_adapters_that_peft_switches_between(
     for task in ("a", "b"):
         ours, again = (read_peft(tmp_path / name / task, base).params[EMBEDDING] for name in ("out", "again"))
         np.testing.assert_array_equal(ours, again)
+    for name in ("out", "again"):
+        together = read_peft(tmp_path / name, base)
+        assert together.methods == (PromptTuning(tasks=("a", "b"), length=3, init="random"),)
+        np.testing.assert_array_equal(together.params[EMBEDDING], prompt_table(model, params))
     # All of them or none.
     params["encoder"]["prompt"]["embedding"][1, 0, 0] = np.nan
     with pytest.raises(ModelFolderError, match="bad/b: prompt_embeddings holds NaN"):
         write_peft(tmp_path / "bad", model, params)
     assert not [path for path in tmp_path.iterdir() if "bad" in path.name]
+
+
+def test_folders_of_other_adapters_are_not_read_together(tmp_path: Path) -> None:
+    def write(name: str, method: Method) -> None:
+        model = dataclasses.replace(BASE, added=(method,))
+        write_peft(tmp_path / name, model, moved(model, jax.device_get(init_params(BASE, 0))))
+
+    write("prompts/a", PromptTuning(length=3, init="random"))
+    write("prompts/b", PromptTuning(length=4, init="random"))
+    with pytest.raises(ModelFolderError, match=r"prompts: prompts of one model have one length, .* a has 3, b has 4"):
+        read_peft(tmp_path / "prompts", BASE)
+    write("mixed/a", PromptTuning(length=3, init="random"))
+    write("mixed/b", PrefixTuning(length=3))
+    with pytest.raises(ModelFolderError, match="an adapter that has a name lies in a folder of it: a, b"):
+        read_peft(tmp_path / "mixed", BASE)
 
 
 def test_peft_opens_what_a_network_made_without_one_and_goes_on_from_it(
