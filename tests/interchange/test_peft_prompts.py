@@ -23,7 +23,8 @@ from flanjax.tuning.partition import flatten
 from flanjax.tuning.prefix import PrefixTuning, folded
 from flanjax.tuning.prompt import PromptTuning, prompt_table
 
-from .test_peft import moved, our_logits, peft_logits, write_with_peft
+from .test_peft import our_logits, peft_logits
+from .with_peft import moved, write_with_peft
 
 EMBEDDING = "encoder/prompt/embedding"
 
@@ -45,10 +46,9 @@ FROM_PEFT = {
 
 @pytest.mark.parametrize("settings", FROM_PEFT.values(), ids=FROM_PEFT)
 def test_what_peft_wrote_computes_the_same(hf_folder: Callable[..., Path], tmp_path: Path, settings: dict) -> None:
-    from peft import PeftConfig
 
     folder = hf_folder("flan")
-    adapter = write_with_peft(folder, tmp_path / "adapter", PeftConfig.from_peft_type(**settings))
+    adapter = write_with_peft(folder, tmp_path / "adapter", **settings)
     base, params = read_hf_t5(folder)
     found = read_peft(adapter, base)
     assert [method.length for method in found.methods] == [4]
@@ -56,11 +56,9 @@ def test_what_peft_wrote_computes_the_same(hf_folder: Callable[..., Path], tmp_p
 
 
 def test_layers_that_share_a_pair_in_peft_share_it_here(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from peft import PeftConfig
-
     folder = hf_folder("v1.1", num_layers=4, d_kv=8, num_heads=4)
-    config = PeftConfig.from_peft_type(**{**PREFIX, "token_dim": None, "num_layers": None})
-    adapter = write_with_peft(folder, tmp_path / "adapter", config)
+    settings = {**PREFIX, "token_dim": None, "num_layers": None}
+    adapter = write_with_peft(folder, tmp_path / "adapter", **settings)
     base, params = read_hf_t5(folder)
     found = read_peft(adapter, base)
     key = found.params["decoder/layers/self_attention/prefix/key"]
@@ -229,10 +227,9 @@ def test_answers_are_those_of_peft(hf_folder: Callable[..., Path], tmp_path: Pat
 
 
 def test_a_prompt_has_no_dead_rows_and_runs_no_code_of_others(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from peft import PeftConfig
 
     folder = hf_folder("flan")
-    adapter = write_with_peft(folder, tmp_path / "adapter", PeftConfig.from_peft_type(**PROMPT))
+    adapter = write_with_peft(folder, tmp_path / "adapter", **PROMPT)
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_kwargs": {"trust_remote_code": True}}))
     base, params = read_hf_t5(folder)
