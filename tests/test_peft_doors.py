@@ -94,7 +94,9 @@ def test_a_run_an_adapter_on_its_base_and_both_merged_are_one_model(
 ) -> None:
     run, adapter, whole = tuned(*methods), tmp_path / "adapter", tmp_path / "whole"
     assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft"]) == 0
-    assert f'flanjax.load(BASE, adapter="{adapter}")' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f'flanjax.load(BASE, adapter="{adapter}")' in told
+    assert "calls the base model 'base', after its folder" in told
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "base"
     assert str(base.parent) not in (adapter / "README.md").read_text() + json.dumps(config)
@@ -106,6 +108,22 @@ def test_a_run_an_adapter_on_its_base_and_both_merged_are_one_model(
     assert np.abs(np.subtract(flanjax.load(base).score(QUESTIONS, ANSWERS), expected)).max() > 1e-2
     np.testing.assert_allclose(flanjax.load(base, adapter=adapter).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
     np.testing.assert_allclose(flanjax.load(whole).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+
+
+def test_a_base_has_the_name_that_it_is_given(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
+
+    run, adapter = tuned(IA3()), tmp_path / "adapter"
+    assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft", f"--base_name={base}"]) == 0
+    assert "after its folder" not in capsys.readouterr().out
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    opened = AutoPeftModelForSeq2SeqLM if config["task_type"] == "SEQ_2_SEQ_LM" else AutoPeftModelForCausalLM
+    assert opened.from_pretrained(adapter).peft_config["default"].base_model_name_or_path == str(base)
+    assert export.main([f"--run={run}", f"--output={tmp_path / 'whole'}", "--merge", "--base_name=google/t5"]) == 2
+    assert "--base_name=google/t5: a whole model names no base" in capsys.readouterr().err
 
 
 def test_a_prompt_is_opened_on_its_base_and_cannot_be_merged(

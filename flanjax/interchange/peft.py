@@ -9,7 +9,6 @@ folder of as many folders, both ways. What is written is read again before it ta
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -247,10 +246,10 @@ def _only_adapter(model: ModelConfig) -> Method:
 
 
 def base_name(source: str | None) -> str | None:
-    """What to call the base model in a folder that others read: a hub id, or the last part of a path; None for none.
+    """What to call the base model that lies at a path, in a folder that others read: its last part; None for none.
 
-    Worked example: "google/flan-t5-small" stays, "/home/me/models/flan" and "../flan" become "flan".
+    A path that looks like a hub id is one of this machine all the same: elsewhere it would name somebody else's model.
+
+    Worked example: "/home/me/models/flan", "runs/flan" and "../flan" are "flan".
     """
-    if source is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
-        return source
-    return Path(source).name
+    return None if source is None else Path(source).absolute().name
