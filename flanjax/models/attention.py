@@ -22,7 +22,7 @@ class PrefixKeys(NamedTuple):
 
     keys: Float[Array, "prefix kv_heads head_dim"]
     values: Float[Array, "batch prefix kv_heads head_dim"]  # of each row, for dropout on them
-    bias: Float[Array, "#batch #heads queries prefix"] | None
+    bias: Float[Array, "#batch #heads #queries prefix"] | None
 
 
 def segment_mask(
@@ -32,14 +32,16 @@ def segment_mask(
     causal: bool = False,
     window: int = 0,
     bidirectional: Num[Array, "batch keys"] | None = None,
+    trunk: Bool[Array, "batch keys"] | None = None,
 ) -> Bool[Array, "batch 1 queries keys"]:
     """True where a query may see a key: same segment, which is not padding (0), and with `causal` not after it.
 
     A `window` lets a query see that many keys at most, itself the last of them. `bidirectional` is 1 on the tokens of
-    a prefix, which see each other whatever their order (Raffel et al. 2020, prefix LM).
+    a prefix, which see each other whatever their order (Raffel et al. 2020, prefix LM). `trunk` is True on keys that
+    the other segments of their row see too.
     """
     queries, keys = query_segments[:, :, None], key_segments[:, None, :]
-    allowed = (queries == keys) & (keys != 0)
+    allowed = ((queries == keys) if trunk is None else (queries == keys) | trunk[:, None, :]) & (keys != 0)
     if causal:
         earlier = jnp.tri(queries.shape[1], keys.shape[2], dtype=bool)
         if bidirectional is not None:
