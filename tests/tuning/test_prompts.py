@@ -12,7 +12,8 @@ import pytest
 from flanjax.data.cache import Example
 from flanjax.data.packing import Batch, pack_rows
 from flanjax.data.placeholders import Placeholders
-from flanjax.generation.greedy import greedy, score
+from flanjax.generation.greedy import greedy
+from flanjax.generation.scoring import score
 from flanjax.interchange.runs import recipe
 from flanjax.models.attention import PrefixKeys, attention
 from flanjax.models.config import Compute, ModelConfigError, T5Config
@@ -153,7 +154,7 @@ def test_answers_and_scores_are_given_to_the_text_alone(tuned, methods):
     )
     chosen = jax.nn.log_softmax(logits(model, params, batch))[:, np.arange(3), [8, 4, 1]].sum(axis=1)
     found = score(model, Compute(), params, texts, [[8, 4, 1]] * 2, prompts=numbers)
-    np.testing.assert_allclose(found, chosen, rtol=1e-4)
+    np.testing.assert_allclose([score.total for score in found], chosen, rtol=1e-4)
     answers = greedy(model, Compute(), params, texts, 3, prompts=numbers)
     first = logits(model, params, batch)[:, 0].argmax(axis=1)
     assert [answer[:1] for answer in answers] == [[token] if token > 1 else [] for token in first.tolist()]
@@ -240,8 +241,8 @@ def test_a_prefix_is_keys_that_every_query_sees():
     scores += np.concatenate([own_bias, np.broadcast_to(np.where(mask, bias, -np.inf), (2, 2, 4, 4))], -1)
     expected = np.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), longer[1])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ModelConfigError, match="'per_head' has no place for a prefix"):
-        attention(q, k, v, prefix=PrefixKeys(keys, values, None), implementation="per_head")
+    with pytest.raises(ModelConfigError, match="'blockwise' has no place for a prefix"):
+        attention(q, k, v, prefix=PrefixKeys(keys, values, None), implementation="blockwise")
 
 
 def test_what_a_network_makes_is_the_prefix(tuned):
@@ -424,8 +425,8 @@ def test_the_recipe_of_a_run_names_a_file_and_not_its_folder():
 @pytest.mark.parametrize("hidden_dim", [None, 4])
 def test_a_prefix_is_refused_where_attention_has_no_place_for_it(hidden_dim):
     model = dataclasses.replace(GATED, added=(PrefixTuning(hidden_dim=hidden_dim),))
-    with pytest.raises(TuningError, match=r"'per_head' has no place for a prefix: set Compute.attention to 'auto'"):
-        build(model, Compute(attention="per_head"), abstract_params(model))
+    with pytest.raises(TuningError, match=r"'blockwise' has no place for a prefix: set Compute.attention to 'auto'"):
+        build(model, Compute(attention="blockwise"), abstract_params(model))
 
 
 def test_words_without_a_token_are_refused(begun):
