@@ -231,7 +231,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N instances of each task (default: all)")
     parser.add_argument(
-        "--perturb", action="append", default=[], metavar="NAME", help="ask in another form as well; may be repeated"
+        "--perturb",
+        action="append",
+        default=[],
+        metavar="NAME[:FILE]",
+        help="ask in another form as well; may be repeated",
     )
     parser.add_argument("--chat", action="store_true", help="ask in the model's chat template")
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="texts that go through it together")
