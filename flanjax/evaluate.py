@@ -2,58 +2,30 @@
 
 The model is a run directory or whatever `flanjax.load` opens. Each suite is a published test set in one way of
 prompting (`flanjax.evaluation.suites`); its figures stand beside those of copying and guessing, in report.json, .md and
-.html, with the answers. Two such folders are compared by `--compare A B --output=DIR`.
+.html, with the answers. The same command goes on where it was killed. Two such folders are compared by
+`--compare A B --output=DIR`.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flanjax import doors
+from flanjax.files import write_whole
 
 if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.console import Console
-    from flanjax.evaluation.benchmark import Benchmark, Instance, Prediction, Result
-    from flanjax.evaluation.report import Measured
+    from flanjax.evaluation.asking import Asked
+    from flanjax.evaluation.benchmark import Benchmark, Prediction
     from flanjax.loading import Model
 
 SETTINGS = "evaluation.json"
-_AT_ONCE = 64  # instances handed to the model together; it sorts them by length
-
-
-class Answers:
-    """A loaded model as `flanjax.evaluation.benchmark.Model` wants one.
-
-    Arguments:
-      model: of `flanjax.load`.
-      chat: whether it is asked in its chat template.
-      batch_size: texts that go through it together.
-    """
-
-    def __init__(self, model: "Model", *, chat: bool = False, batch_size: int = 16):
-        self._model, self._chat, self._batch_size = model, chat, batch_size
-
-    def generate(self, instances: "Sequence[Instance]", max_new_tokens: int, stop: Sequence[str]) -> list[str]:
-        """The greedy answer to each instance, up to the first of the stop texts."""
-        how: dict[str, Any] = {"stop": tuple(stop), "batch_size": self._batch_size}
-        if not self._chat:
-            return self._model.generate([instance.prompt for instance in instances], max_new_tokens, **how)
-        conversations = [
-            [{"role": turn.role, "content": turn.text} for turn in instance.conversation] for instance in instances
-        ]
-        return self._model.chat(conversations, max_new_tokens, **how)
-
-    def loglikelihoods(self, instances: "Sequence[Instance]") -> list[tuple[float, ...]]:
-        """The log-likelihood of each choice after the prompt and one space, its end not counted."""
-        pairs = [(instance.prompt, f" {choice}") for instance in instances for choice in instance.choices]
-        texts, choices = zip(*pairs, strict=True)
-        scores = iter(self._model.score_continuations(texts, choices, batch_size=self._batch_size))
-        return [tuple(next(scores) for _ in instance.choices) for instance in instances]
+_BY_CONTENT = ("model", "adapter", "data")  # a model and its questions are known by what they hold, not where they lie
 
 
 def evaluate(
@@ -63,6 +35,7 @@ def evaluate(
     *,
     data: str = "",
     adapter: str | Path | None = None,
+    step: int | None = None,
     limit: int | None = None,
     perturbations: Sequence[str] = (),
     chat: bool = False,
@@ -72,12 +45,15 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Answers the suites, writes the report, and returns the averages: suite, metric, percent.
 
+    Called again with an output that it was killed over, it goes on with the answers that are there.
+
     Arguments:
       model: as `flanjax.load` opens it.
       suites: names in `flanjax.evaluation.suites.SUITES`.
       output: the folder of the report; it is made.
       data: where the suite's files are; "" for the dataset's own folder (`flanjax.data.tasks.dataset_folder`).
       adapter: a PEFT folder put on the model.
+      step: of a run's checkpoint; None for the latest.
       limit: instances of each task; None for all.
       perturbations: of `flanjax.evaluation.perturbations`; each asks everything once more.
       chat: whether the model is asked in its chat template.
@@ -86,69 +62,99 @@ def evaluate(
       console: told of progress.
 
     Raises:
-      FlanjaxError: there is no such suite, no data, no model, or the folder cannot be written.
+      FlanjaxError: there is no such suite, no data, no model, the output holds another evaluation, or it cannot be
+        written.
     """
     from flanjax.evaluation.benchmark import BenchmarkError
+    from flanjax.evaluation.measuring import chosen, measure, questions_of
     from flanjax.evaluation.perturbations import perturbed
     from flanjax.evaluation.report import write_report
-    from flanjax.evaluation.suites import first_of_each_task, suite
-    from flanjax.files import write_whole
     from flanjax.loading import load
 
-    if data and len({suite(name).dataset for name in suites}) > 1:
-        raise BenchmarkError(f"--data={data} is of one dataset, and the suites are of several: one call for each")
-    benchmarks = [first_of_each_task(suite(name).benchmark(data), limit) for name in suites]
-    for name, benchmark in zip(suites, benchmarks, strict=True):
+    benchmarks = chosen(suites, data, limit)
+    for name, benchmark in benchmarks.items():
         if chat and benchmark.mode == "choices":
             raise BenchmarkError(f"suite {name!r} scores choices after a plain text: leave --chat out")
-    forms = [{name: perturbed(benchmark, name, seed=seed) for name in perturbations} for benchmark in benchmarks]
-    answers = Answers(load(model, adapter=adapter), chat=chat, batch_size=batch_size)
-    measured = [_measure(*each, answers, seed, console) for each in zip(benchmarks, forms, strict=True)]
+    forms = {
+        name: {change: perturbed(benchmark, change, seed=seed) for change in perturbations}
+        for name, benchmark in benchmarks.items()
+    }
     settings = {"model": str(model), "suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
     settings |= {"adapter": None if adapter is None else str(adapter), "perturbations": list(perturbations)}
+    settings["questions"] = {name: questions_of(benchmark)[1] for name, benchmark in benchmarks.items()}
+    _refuse_another(Path(output), settings)
+    asked = _asked(load(model, step=step, adapter=adapter), chat=chat, batch_size=batch_size)
+    settings["parameters"] = asked.identity
+    _refuse_another(Path(output), settings)
+    write_whole(Path(output) / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    answered = functools.partial(_answered, asked=asked, output=Path(output), console=console)
+    measured = [
+        measure(benchmark, answered, perturbed=forms[name], seed=seed) for name, benchmark in benchmarks.items()
+    ]
     facts = {name: json.dumps(value) for name, value in settings.items()}
     facts["flanjax"] = importlib.metadata.version("flanjax")
     write_report(output, str(model), measured, facts=facts, seed=seed)
-    write_whole(Path(output) / SETTINGS, json.dumps(settings, indent=2) + "\n")
     return {
         name: {metric: each.result.average(metric) for metric in each.result.benchmark.metrics}
-        for name, each in zip(suites, measured, strict=True)
+        for name, each in zip(benchmarks, measured, strict=True)
     }
 
 
-def _measure(
-    benchmark: "Benchmark", forms: "Mapping[str, Benchmark]", answers: Answers, seed: int, console: "Console | None"
-) -> "Measured":
-    from flanjax.evaluation.baselines import baselines
-    from flanjax.evaluation.benchmark import evaluate as score
-    from flanjax.evaluation.report import Measured
+def _asked(model: "Model", *, chat: bool, batch_size: int) -> "Asked":
+    from flanjax.data.chat import own_chat
+    from flanjax.evaluation.asking import Asked
+    from flanjax.evaluation.benchmark import BenchmarkError
 
-    started = time.monotonic()
-    result = _answered(benchmark, answers, console)
-    seconds = time.monotonic() - started
-    return Measured(
-        result=result,
-        baselines={name: score(benchmark, predictions) for name, predictions in baselines(benchmark, seed).items()},
-        perturbed={name: _answered(form, answers, console) for name, form in forms.items()},
-        seconds=seconds,
+    template = own_chat(model.vocabulary) if chat else None
+    if chat and template is None:
+        raise BenchmarkError(
+            f"{model.vocabulary.path} brings no chat template, so this model was trained without one: leave --chat out"
+        )
+    return Asked(
+        config=model.config,
+        compute=model.compute,
+        params=model.params,
+        vocabulary=model.vocabulary,
+        prefix_lm=model.prefix_lm,
+        chat=template,
+        batch_size=batch_size,
     )
 
 
-def _answered(benchmark: "Benchmark", answers: Answers, console: "Console | None") -> "Result":
-    from flanjax.evaluation.benchmark import evaluate as score
-    from flanjax.evaluation.benchmark import predict
+def _answered(
+    benchmark: "Benchmark", asked: "Asked", output: Path, console: "Console | None"
+) -> "Iterator[Prediction]":
+    """The predictions, kept in the output as they come, with a bar."""
+    from flanjax.evaluation.measuring import ask
+    from flanjax.evaluation.report import answers_name
 
     total = sum(1 for _ in benchmark.load())
-
-    def predictions() -> "Iterator[Prediction]":
-        for done, prediction in enumerate(predict(benchmark, answers, _AT_ONCE), 1):
-            if console is not None:
-                console.progress("evaluating", done, total, benchmark.name)
-            yield prediction
+    for done, prediction in enumerate(ask(benchmark, asked, file=output / answers_name(benchmark.name)), 1):
         if console is not None:
-            console.close_progress("evaluating")
+            console.progress("evaluating", done, total, benchmark.name)
+        yield prediction
+    if console is not None:
+        console.close_progress("evaluating")
 
-    return score(benchmark, predictions())
+
+def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuses a folder with an evaluation of another model or with other settings, of those that are known yet."""
+    from flanjax.evaluation.benchmark import BenchmarkError
+
+    if not (folder / SETTINGS).exists():
+        return
+    before = _settings(folder)
+    differing = [
+        f"{name}: it was {before.get(name)!r}, now it is {value!r}"
+        for name, value in settings.items()
+        if name not in _BY_CONTENT and before.get(name) != value
+    ]
+    if differing:
+        raise BenchmarkError(
+            f"{folder} holds another evaluation, which cannot go on:\n  "
+            + "\n  ".join(differing)
+            + "\ngive another --output, or remove that folder"
+        )
 
 
 def compare(first: str | Path, second: str | Path, output: str | Path) -> list[dict[str, Any]]:
@@ -159,10 +165,13 @@ def compare(first: str | Path, second: str | Path, output: str | Path) -> list[d
     """
     from flanjax.evaluation.benchmark import BenchmarkError, read_predictions
     from flanjax.evaluation.benchmark import evaluate as score
-    from flanjax.evaluation.report import write_comparison
+    from flanjax.evaluation.report import answers_name, write_comparison
     from flanjax.evaluation.suites import first_of_each_task, suite
 
     settings = [_settings(Path(folder)) for folder in (first, second)]
+    for folder in (first, second):
+        if not (Path(folder) / "report.json").exists():
+            raise BenchmarkError(f"{folder}: the evaluation there is not finished: give its command again")
     both = [name for name in settings[0]["suites"] if name in settings[1]["suites"]]
     if not both or settings[0]["limit"] != settings[1]["limit"]:
         raise BenchmarkError(
@@ -172,7 +181,7 @@ def compare(first: str | Path, second: str | Path, output: str | Path) -> list[d
     pairs = []
     for name in both:
         benchmark = first_of_each_task(suite(name).benchmark(settings[0]["data"]), settings[0]["limit"])
-        files = [Path(folder) / f"{benchmark.name}.answers.jsonl" for folder in (first, second)]
+        files = [Path(folder) / answers_name(benchmark.name) for folder in (first, second)]
         one, other = (score(benchmark, read_predictions(file)) for file in files)
         pairs.append((one, other))
     return write_comparison(output, (Path(first).name, Path(second).name), pairs, seed=settings[0]["seed"])
@@ -198,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="", metavar="DIR", help="its files (default: $FLANJAX_DATA_DIR/<dataset>)")
     parser.add_argument("--output", metavar="DIR", help="the report's folder")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
+    parser.add_argument("--step", type=int, metavar="N", help="of a run's checkpoint (default: the latest)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N instances of each task (default: all)")
     parser.add_argument(
         "--perturb", action="append", default=[], metavar="NAME", help="ask in another form as well; may be repeated"
@@ -238,6 +248,7 @@ def _main(flags: argparse.Namespace) -> int:
                 flags.output,
                 data=flags.data,
                 adapter=flags.adapter,
+                step=flags.step,
                 limit=flags.limit,
                 perturbations=flags.perturb,
                 chat=flags.chat,

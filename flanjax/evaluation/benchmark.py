@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -71,11 +72,20 @@ class Instance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model gave for an instance: a text, or the log-likelihood (natural) of each choice."""
+    """What a model gave for an instance: a text, or the log-likelihood (natural) of each choice.
+
+    `seconds` is the instance's share of the time that the model took for all that were asked together.
+    """
 
     id: str
     text: str = ""
     loglikelihoods: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As `read_predictions` reads it."""
+        found = {"loglikelihoods": list(self.loglikelihoods)} if self.loglikelihoods else {"prediction": self.text}
+        return {"id": self.id, **found, "seconds": round(self.seconds, 6)}
 
 
 class Model(Protocol):
@@ -182,13 +192,12 @@ def predict(benchmark: Benchmark, model: Model, batch_size: int = 64) -> Iterato
     """The model's predictions, in order, a batch of instances at a time."""
     instances = benchmark.load()
     while batch := list(itertools.islice(instances, batch_size)):
-        if benchmark.mode == "choices":
-            for instance, scores in zip(batch, model.loglikelihoods(batch), strict=True):
-                yield Prediction(id=instance.id, loglikelihoods=tuple(scores))
-        else:
-            texts = model.generate(batch, benchmark.max_new_tokens, benchmark.stop)
-            for instance, text in zip(batch, texts, strict=True):
-                yield Prediction(id=instance.id, text=text)
+        started, scored = time.monotonic(), benchmark.mode == "choices"
+        scores = model.loglikelihoods(batch) if scored else [()] * len(batch)
+        texts = [""] * len(batch) if scored else model.generate(batch, benchmark.max_new_tokens, benchmark.stop)
+        share = (time.monotonic() - started) / len(batch)
+        for instance, text, values in zip(batch, texts, scores, strict=True):
+            yield Prediction(id=instance.id, text=text, loglikelihoods=tuple(values), seconds=share)
 
 
 def evaluate(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Result:
@@ -231,21 +240,23 @@ def _outcome(benchmark: Benchmark, instance: Instance, prediction: Prediction) -
 
 
 def read_predictions(file: str | Path) -> Iterator[Prediction]:
-    """Predictions from JSON lines {"id", "prediction"} (Super-NI's form) or {"id", "loglikelihoods"}.
+    """Predictions from JSON lines {"id", "prediction"} (Super-NI's form) or {"id", "loglikelihoods"}, and "seconds".
 
     Raises:
       BadRow: a line is neither.
     """
     for place, record in read_json_lines(file):
         try:
-            identity = text_field(record, "id", place)
+            identity, seconds = text_field(record, "id", place), record.get("seconds", 0.0)
+            if type(seconds) not in (int, float):
+                raise BadRow(f"{place}: field 'seconds' must be a number")
             if "loglikelihoods" not in record:
-                yield Prediction(id=identity, text=text_field(record, "prediction", place))
+                yield Prediction(id=identity, text=text_field(record, "prediction", place), seconds=seconds)
                 continue
             values = record["loglikelihoods"]
             if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
                 raise BadRow(f"{place}: field 'loglikelihoods' must be a list of numbers")
-            yield Prediction(id=identity, loglikelihoods=tuple(map(float, values)))
+            yield Prediction(id=identity, loglikelihoods=tuple(map(float, values)), seconds=seconds)
         except BadRow as error:
             report_bad_row(error)
 

@@ -1,0 +1,122 @@
+"""Parameters with their vocabulary as what answers a benchmark: a loaded model, or the one that is being trained.
+
+    model = Asked(config=config, compute=Compute(), params=params, vocabulary=vocabulary)
+    evaluate(benchmark, predict(benchmark, model))
+
+On a mesh, with `jax.set_mesh`, the texts of a batch are spread over it, and every process gets all answers.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+
+from flanjax.data.chat import Chat
+from flanjax.data.placeholders import Placeholders
+from flanjax.data.vocabularies import Vocabulary
+from flanjax.evaluation.benchmark import Instance
+from flanjax.generation.continuations import continuation_ids
+from flanjax.generation.decoding import DecodingConfig
+from flanjax.generation.generate import generate
+from flanjax.generation.greedy import score
+from flanjax.generation.stopping import before_stop
+from flanjax.models.config import Compute
+from flanjax.models.model import ModelConfig, model_settings
+from flanjax.models.parameters import Params
+from flanjax.tuning.methods import to_settings
+from flanjax.tuning.partition import digest, methods_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A model that writes and scores texts (`flanjax.evaluation.benchmark.Model`).
+
+    Attributes:
+      config: the model; where prompts go by tasks, an instance has that of its own task.
+      compute: how it is run.
+      params: its parameters.
+      vocabulary: turns texts into token ids.
+      prefix_lm: whether a decoder's inputs all see each other, as it was trained.
+      chat: asks for texts in a chat template; None asks as the prompt stands.
+      batch_size: texts that go through the model together.
+    """
+
+    config: ModelConfig
+    compute: Compute
+    params: Params
+    vocabulary: Vocabulary
+    prefix_lm: bool = False
+    chat: Chat | None = None
+    batch_size: int = 16
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """16 hex digits, equal for models that are asked alike and have the same parameters; reads all of them."""
+        asked = [model_settings(self.config), to_settings(methods_of(self.config)), self.prefix_lm]
+        asked += [self.vocabulary.identity, self.chat and self.chat.template.identity, digest(self.params)]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+    def generate(self, instances: Sequence[Instance], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
+        """The greedy answer to each instance, up to the first of the stop texts.
+
+        Raises:
+          PackingError: prompts go by tasks, and the task of an instance has none.
+          ModelConfigError: the longest answer would be beyond the positions that a decoder has.
+        """
+        ends = self.chat.end_ids if self.chat else (self.vocabulary.eos_id,)
+        answers = generate(
+            self.config,
+            self.compute,
+            self.params,
+            [self.question(instance) for instance in instances],
+            DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=tuple(ends), stop=tuple(stop)),
+            decode=self._text,
+            prefix_lm=self.prefix_lm,
+            prompts=self._prompts(instances),
+            batch_rows=self.batch_size,
+        )
+        return [before_stop(self._text(ids), stop)[0] for ids in answers]
+
+    def loglikelihoods(self, instances: Sequence[Instance]) -> list[tuple[float, ...]]:
+        """The log-likelihood of each choice after the prompt and one space, its end not counted.
+
+        Raises:
+          PackingError: as `generate`.
+        """
+        pairs = [
+            continuation_ids(self.vocabulary, instance.prompt, f" {choice}")
+            for instance in instances
+            for choice in instance.choices
+        ]
+        found = score(
+            self.config,
+            self.compute,
+            self.params,
+            [inputs for inputs, _ in pairs],
+            [targets for _, targets in pairs],
+            prefix_lm=self.prefix_lm,
+            prompts=self._prompts([instance for instance in instances for _ in instance.choices]),
+            batch_rows=self.batch_size,
+        )
+        scores = iter(found)
+        return [tuple(next(scores) for _ in instance.choices) for instance in instances]
+
+    def question(self, instance: Instance) -> list[int]:
+        """The ids that an instance's text is asked for with.
+
+        Raises:
+          BadRow: a turn has what is read as a token of control in its text.
+          ChatTemplateError: the template refuses the conversation.
+        """
+        if self.chat is not None:
+            return self.chat.prompt([{"role": turn.role, "content": turn.text} for turn in instance.conversation])
+        return self.vocabulary.as_inputs(self.vocabulary.encode(instance.prompt))
+
+    def _prompts(self, instances: Sequence[Instance]) -> list[int] | None:
+        tasks = self.config.prompt_tasks
+        placeholders = Placeholders(self.config.prompt_length, tasks)
+        return placeholders.numbers([instance.task for instance in instances]) if tasks else None
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.vocabulary.decode(list(ids))

@@ -1,0 +1,114 @@
+"""A benchmark asked of a model, and what stands beside its figures: for `flanjax.evaluate` and for training.
+
+    (benchmark,) = chosen(["mmlu-flan"], "data/mmlu", limit=10).values()
+    measured = measure(benchmark, lambda form: ask(form, model, file=Path("report") / answers_name(form.name)))
+
+Answers go to their file as they come. Asked again, those that it has are not asked for: the instances are taken in
+batches that are always the same, and a batch that was cut short is answered anew, so that a measurement that was
+killed ends as one that was not.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from flanjax.evaluation.baselines import baselines
+from flanjax.evaluation.benchmark import (
+    Benchmark,
+    BenchmarkError,
+    Model,
+    Prediction,
+    evaluate,
+    predict,
+    read_predictions,
+)
+from flanjax.evaluation.report import Measured, answers_name
+from flanjax.evaluation.suites import first_of_each_task, suite
+from flanjax.files import read_json_lines, write_whole
+
+AT_ONCE = 64  # instances handed to the model together; it sorts them by length
+
+Ask = Callable[[Benchmark], Iterable[Prediction]]
+
+
+def chosen(suites: Sequence[str], data: str = "", limit: int | None = None) -> dict[str, Benchmark]:
+    """The benchmarks of these suites, by name.
+
+    Arguments:
+      suites: names in `flanjax.evaluation.suites.SUITES`.
+      data: where their files are; "" for each dataset's own folder (`flanjax.data.tasks.dataset_folder`).
+      limit: instances of each task; None for all.
+
+    Raises:
+      FlanjaxError: there is no such suite or no data, or one folder is given for several datasets.
+    """
+    if data and len({suite(name).dataset for name in suites}) > 1:
+        raise BenchmarkError(
+            f"{data} is the folder of one dataset, and the suites {', '.join(suites)} are of several: give one call or "
+            "run the suites of one dataset, or put each under $FLANJAX_DATA_DIR"
+        )
+    return {name: first_of_each_task(suite(name).benchmark(data), limit) for name in suites}
+
+
+def questions_of(benchmark: Benchmark) -> tuple[int, str]:
+    """How many instances there are, and a digest of what they ask for: 16 hex digits."""
+    found, count = hashlib.sha256(), 0
+    for instance in benchmark.load():
+        turns = [(turn.role, turn.text) for turn in instance.turns]
+        asked = [instance.id, instance.task, instance.prompt, turns, instance.choices]
+        found.update(json.dumps([*asked, benchmark.max_new_tokens, benchmark.stop]).encode())
+        count += 1
+    return count, found.hexdigest()[:16]
+
+
+def ask(
+    benchmark: Benchmark, model: Model, *, file: Path | None = None, at_once: int = AT_ONCE
+) -> Iterator[Prediction]:
+    """The model's predictions, in order; those that `file` has are taken from there, the others are added to it.
+
+    Raises:
+      BenchmarkError: the file has answers to other instances.
+      FlanjaxError: the file cannot be written.
+    """
+    if file is None:
+        yield from predict(benchmark, model, at_once)
+        return
+    lines, total = read_json_lines(file), sum(1 for _ in benchmark.load())
+    if len(lines) < total:
+        lines = lines[: len(lines) // at_once * at_once]
+    write_whole(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    known = list(read_predictions(file))
+    instances = benchmark.load()
+    for prediction, instance in zip(known, instances, strict=False):
+        if prediction.id != instance.id:
+            raise BenchmarkError(f"{file} has an answer to {prediction.id!r} where {instance.id!r} is asked: remove it")
+    yield from known
+    rest = dataclasses.replace(benchmark, load=lambda: itertools.islice(benchmark.load(), len(known), None))
+    with file.open("a") as stream:
+        for prediction in predict(rest, model, at_once):
+            stream.write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
+            stream.flush()
+            yield prediction
+
+
+def measure(
+    benchmark: Benchmark, answered: Ask, *, perturbed: Mapping[str, Benchmark] | None = None, seed: int = 0
+) -> Measured:
+    """The benchmark's result beside those of `flanjax.evaluation.baselines` and of other forms of its questions.
+
+    Arguments:
+      benchmark: what is measured.
+      answered: gives the model's predictions on a benchmark.
+      perturbed: the same benchmark in other forms, by name.
+      seed: of the guesses among the baselines.
+    """
+    result = evaluate(benchmark, answered(benchmark))
+    return Measured(
+        result=result,
+        baselines={name: evaluate(benchmark, found) for name, found in baselines(benchmark, seed).items()},
+        perturbed={name: evaluate(form, answered(form)) for name, form in (perturbed or {}).items()},
+        seconds=sum(outcome.prediction.seconds for outcome in result.outcomes),
+    )
