@@ -8,7 +8,6 @@ prompting (`flanjax.evaluation.suites`); its figures stand beside those of copyi
 
 import argparse
 import functools
-import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flanjax import doors
-from flanjax.files import write_whole
 
 if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.console import Console
@@ -24,7 +22,6 @@ if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.evaluation.benchmark import Benchmark, Prediction
     from flanjax.loading import Model
 
-SETTINGS = "evaluation.json"
 _BY_CONTENT = ("model", "adapter", "data")  # a model and its questions are known by what they hold, not where they lie
 
 
@@ -66,9 +63,8 @@ def evaluate(
         written.
     """
     from flanjax.evaluation.benchmark import BenchmarkError
-    from flanjax.evaluation.measuring import chosen, measure, questions_of
+    from flanjax.evaluation.measuring import chosen, measure, questions_of, write_evaluation, write_settings
     from flanjax.evaluation.perturbations import perturbed
-    from flanjax.evaluation.report import write_report
     from flanjax.loading import load
 
     benchmarks = chosen(suites, data, limit)
@@ -86,17 +82,15 @@ def evaluate(
     asked = _asked(load(model, step=step, adapter=adapter), chat=chat, batch_size=batch_size)
     settings["parameters"] = asked.identity
     _refuse_another(Path(output), settings)
-    write_whole(Path(output) / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    write_settings(Path(output), settings)
     answered = functools.partial(_answered, asked=asked, output=Path(output), console=console)
-    measured = [
-        measure(benchmark, answered, perturbed=forms[name], seed=seed) for name, benchmark in benchmarks.items()
-    ]
-    facts = {name: json.dumps(value) for name, value in settings.items()}
-    facts["flanjax"] = importlib.metadata.version("flanjax")
-    write_report(output, str(model), measured, facts=facts, seed=seed)
+    measured = {
+        name: measure(benchmark, answered, perturbed=forms[name], seed=seed) for name, benchmark in benchmarks.items()
+    }
+    write_evaluation(Path(output), str(model), measured, settings)
     return {
         name: {metric: each.result.average(metric) for metric in each.result.benchmark.metrics}
-        for name, each in zip(benchmarks, measured, strict=True)
+        for name, each in measured.items()
     }
 
 
@@ -140,6 +134,7 @@ def _answered(
 def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
     """Refuses a folder with an evaluation of another model or with other settings, of those that are known yet."""
     from flanjax.evaluation.benchmark import BenchmarkError
+    from flanjax.evaluation.measuring import SETTINGS
 
     if not (folder / SETTINGS).exists():
         return
@@ -189,6 +184,7 @@ def compare(first: str | Path, second: str | Path, output: str | Path) -> list[d
 
 def _settings(folder: Path) -> dict[str, Any]:
     from flanjax.evaluation.benchmark import BenchmarkError
+    from flanjax.evaluation.measuring import SETTINGS
 
     try:
         settings = json.loads((folder / SETTINGS).read_text())

@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from flanjax.data.chat import Chat
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
-from flanjax.evaluation.benchmark import Instance
+from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance
 from flanjax.generation.continuations import continuation_ids
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import generate
 from flanjax.generation.greedy import score
 from flanjax.generation.stopping import before_stop
 from flanjax.models.config import Compute
+from flanjax.models.decoder import require_positions
+from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig, model_settings
 from flanjax.models.parameters import Params
 from flanjax.tuning.methods import to_settings
@@ -102,6 +104,31 @@ class Asked:
         scores = iter(found)
         return [tuple(next(scores) for _ in instance.choices) for instance in instances]
 
+    def check(self, benchmark: Benchmark) -> None:
+        """Reads all questions, before any is asked, where there is what may forbid one of them.
+
+        Raises:
+          FlanjaxError: prompts go by tasks and one has none, a template refuses a conversation, or a question and its
+            longest answer are beyond the positions that a decoder has.
+        """
+        bounded = isinstance(self.config, DecoderConfig) and not _has_positions(self.config, 2**31)
+        if not (bounded or self.chat or self.config.prompt_tasks):
+            return
+        for instance in benchmark.load():
+            self._prompts([instance])
+            asked = len(self.question(instance))
+            scored = [
+                len(continuation_ids(self.vocabulary, instance.prompt, f" {text}")[1]) for text in instance.choices
+            ]
+            longest = max(scored) if benchmark.mode == "choices" else benchmark.max_new_tokens
+            if isinstance(self.config, DecoderConfig):
+                try:
+                    require_positions(self.config, self.config.prompt_length + asked + longest)
+                except ModelConfigError as error:
+                    raise BenchmarkError(
+                        f"{benchmark.name}, {instance.id}: {asked} tokens, and up to {longest} of an answer: {error}"
+                    ) from error
+
     def question(self, instance: Instance) -> list[int]:
         """The ids that an instance's text is asked for with.
 
@@ -120,3 +147,11 @@ class Asked:
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.vocabulary.decode(list(ids))
+
+
+def _has_positions(config: DecoderConfig, length: int) -> bool:
+    try:
+        require_positions(config, length)
+    except ModelConfigError:
+        return False
+    return True

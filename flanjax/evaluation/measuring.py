@@ -10,10 +10,12 @@ killed ends as one that was not.
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.benchmark import (
@@ -25,10 +27,11 @@ from flanjax.evaluation.benchmark import (
     predict,
     read_predictions,
 )
-from flanjax.evaluation.report import Measured, answers_name
+from flanjax.evaluation.report import Measured, write_report
 from flanjax.evaluation.suites import first_of_each_task, suite
 from flanjax.files import read_json_lines, write_whole
 
+SETTINGS = "evaluation.json"
 AT_ONCE = 64  # instances handed to the model together; it sorts them by length
 
 Ask = Callable[[Benchmark], Iterable[Prediction]]
@@ -112,3 +115,20 @@ def measure(
         perturbed={name: evaluate(form, answered(form)) for name, form in (perturbed or {}).items()},
         seconds=sum(outcome.prediction.seconds for outcome in result.outcomes),
     )
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Says in a folder what is measured there and how."""
+    write_whole(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+
+def write_evaluation(folder: Path, title: str, measured: Mapping[str, Measured], settings: Mapping[str, Any]) -> None:
+    """Writes the report of suites, with the settings, whose "seed" is that of intervals, as its facts.
+
+    Raises:
+      FileError: a file cannot be written.
+    """
+    facts = {name: json.dumps(value) for name, value in settings.items()}
+    facts["flanjax"] = importlib.metadata.version("flanjax")
+    write_settings(folder, settings)
+    write_report(folder, title, list(measured.values()), facts=facts, seed=settings["seed"])
