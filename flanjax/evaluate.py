@@ -67,27 +67,27 @@ def evaluate(
     from flanjax.evaluation.perturbations import perturbed
     from flanjax.loading import load
 
-    benchmarks = chosen(suites, data, limit)
-    for name, benchmark in benchmarks.items():
+    for name, benchmark in chosen(suites, data, limit).items():
         if chat and benchmark.mode == "choices":
             raise BenchmarkError(f"suite {name!r} scores choices after a plain text: leave --chat out")
-    forms = {
-        name: {change: perturbed(benchmark, change, seed=seed) for change in perturbations}
-        for name, benchmark in benchmarks.items()
-    }
-    settings = {"model": str(model), "suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
-    settings |= {"adapter": None if adapter is None else str(adapter), "perturbations": list(perturbations)}
-    settings["questions"] = {name: questions_of(benchmark)[1] for name, benchmark in benchmarks.items()}
+        for change in perturbations:
+            perturbed(benchmark, change)
+    settings: dict[str, Any] = {"model": str(model), "adapter": None if adapter is None else str(adapter)}
+    settings |= {"suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
+    settings["perturbations"] = list(perturbations)
     _refuse_another(Path(output), settings)
     asked = _asked(load(model, step=step, adapter=adapter), chat=chat, batch_size=batch_size)
+    benchmarks = chosen(suites, data, limit, asked.vocabulary)
     settings["parameters"] = asked.identity
+    settings["questions"] = {name: questions_of(benchmark)[1] for name, benchmark in benchmarks.items()}
     _refuse_another(Path(output), settings)
     write_settings(Path(output), settings)
     answered = functools.partial(_answered, asked=asked, output=Path(output), console=console)
-    measured = {
-        name: measure(benchmark, answered, perturbed=forms[name], seed=seed) for name, benchmark in benchmarks.items()
-    }
-    write_evaluation(Path(output), str(model), measured, settings)
+    measured = {}
+    for name, benchmark in benchmarks.items():
+        forms = {change: perturbed(benchmark, change, seed=seed) for change in perturbations}
+        measured[name] = measure(benchmark, answered, asked.tokens, perturbed=forms, seed=seed)
+    write_evaluation(Path(output), str(model), measured, settings, asked.facts)
     return {
         name: {metric: each.result.average(metric) for metric in each.result.benchmark.metrics}
         for name, each in measured.items()

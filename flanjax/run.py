@@ -165,8 +165,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     run = _with_layout(run, decoder=start.is_decoder)
     start.check_model()
     _check_methods(run, notice)
-    suites = chosen(run.evaluation.suites, run.evaluation.suite_data, run.evaluation.suite_limit)
-    questions = {name: questions_of(benchmark)[1] for name, benchmark in suites.items()}  # reads all of them
+    of_suites = run.evaluation.suites, run.evaluation.suite_data, run.evaluation.suite_limit
+    chosen(*of_suites)  # they are there: before hours of materialising
     mesh = make_mesh(run.mesh)
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     if is_first():
@@ -189,6 +189,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     adapter = None if start.adapter is None else digest(start.adapter.params)
     settings = _settings(run, model, batches, base=start.base(), adapter=adapter)
     agree("the configuration and the data of the run", settings.to_json(sort_keys=True))
+    suites = chosen(*of_suites, vocabulary)
+    questions = {name: questions_of(benchmark)[1] for name, benchmark in suites.items()}  # reads all of them
     agree("the questions of EvaluationConfig.suites", json.dumps(questions))
     evaluators = make_evaluators(
         run.evaluation,

@@ -12,6 +12,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+import jax
+
 from flanjax.data.chat import Chat
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
@@ -103,6 +105,20 @@ class Asked:
         )
         scores = iter(found)
         return [tuple(next(scores) for _ in instance.choices) for instance in instances]
+
+    def tokens(self, text: str) -> int:
+        """How many tokens a text is, without those that begin or end one, or make a turn of chat."""
+        return len(self.vocabulary.encode(text))
+
+    @functools.cached_property
+    def facts(self) -> dict[str, str]:
+        """What a reader of its figures wants to know of the model and where it runs."""
+        device = jax.devices()[0]
+        return {
+            "device": f"{device.platform}, {device.device_kind}",
+            "computed in": self.compute.dtype,
+            "parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(self.params)):,}",
+        }
 
     def check(self, benchmark: Benchmark) -> None:
         """Reads all questions, before any is asked, where there is what may forbid one of them.

@@ -14,7 +14,8 @@ from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import Question, Report, answer
-from flanjax.evaluation.benchmark import Benchmark, Model, Prediction
+from flanjax.evaluation.asking import Asked
+from flanjax.evaluation.benchmark import Benchmark, Prediction
 from flanjax.evaluation.measuring import ask, measure
 from flanjax.evaluation.metrics import METRICS
 from flanjax.evaluation.report import Measured
@@ -100,15 +101,15 @@ class SuiteEvaluator:
       measured: all of the last call, None before it or where it was stopped.
 
     Arguments:
-      benchmark: the test set.
+      benchmark: the test set; its probes are left to `flanjax.evaluate`, for each asks everything once more.
       asked: the parameters as a model that is asked.
       seed: of the guesses that stand beside the figures.
     """
 
-    def __init__(self, benchmark: Benchmark, asked: Callable[[Params], Model], *, seed: int = 0):
+    def __init__(self, benchmark: Benchmark, asked: Callable[[Params], Asked], *, seed: int = 0):
         self.values = benchmark.metrics
         self.measured: Measured | None = None
-        self._benchmark = benchmark
+        self._benchmark = dataclasses.replace(benchmark, probes={})
         self._asked = asked
         self._seed = seed
 
@@ -123,7 +124,7 @@ class SuiteEvaluator:
                 yield prediction
 
         try:
-            self.measured = measure(self._benchmark, answered, seed=self._seed)
+            self.measured = measure(self._benchmark, answered, model.tokens, seed=self._seed)
         except Stopped:
             return {}
         return {metric: self.measured.result.average(metric) for metric in self.values}

@@ -1,7 +1,7 @@
 """A benchmark asked of a model, and what stands beside its figures: for `flanjax.evaluate` and for training.
 
     (benchmark,) = chosen(["mmlu-flan"], "data/mmlu", limit=10).values()
-    measured = measure(benchmark, lambda form: ask(form, model, file=Path("report") / answers_name(form.name)))
+    measured = measure(benchmark, lambda form: ask(form, model, file=Path("a.jsonl")), model.tokens)
 
 Answers go to their file as they come. Asked again, those that it has are not asked for: the instances are taken in
 batches that are always the same, and a batch that was cut short is answered anew, so that a measurement that was
@@ -9,14 +9,17 @@ killed ends as one that was not.
 """
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import itertools
 import json
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flanjax.data.tasks import Tokenizer
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.benchmark import (
     Benchmark,
@@ -37,13 +40,16 @@ AT_ONCE = 64  # instances handed to the model together; it sorts them by length
 Ask = Callable[[Benchmark], Iterable[Prediction]]
 
 
-def chosen(suites: Sequence[str], data: str = "", limit: int | None = None) -> dict[str, Benchmark]:
+def chosen(
+    suites: Sequence[str], data: str = "", limit: int | None = None, tokenizer: Tokenizer | None = None
+) -> dict[str, Benchmark]:
     """The benchmarks of these suites, by name.
 
     Arguments:
       suites: names in `flanjax.evaluation.suites.SUITES`.
       data: where their files are; "" for each dataset's own folder (`flanjax.data.tasks.dataset_folder`).
       limit: instances of each task; None for all.
+      tokenizer: of the model, for prompts that are cut to a length; None cuts none.
 
     Raises:
       FlanjaxError: there is no such suite or no data, or one folder is given for several datasets.
@@ -53,7 +59,7 @@ def chosen(suites: Sequence[str], data: str = "", limit: int | None = None) -> d
             f"{data} is the folder of one dataset, and the suites {', '.join(suites)} are of several: give one call or "
             "run the suites of one dataset, or put each under $FLANJAX_DATA_DIR"
         )
-    return {name: first_of_each_task(suite(name).benchmark(data), limit) for name in suites}
+    return {name: first_of_each_task(suite(name).benchmark(data, tokenizer), limit) for name in suites}
 
 
 def questions_of(benchmark: Benchmark) -> tuple[int, str]:
@@ -98,22 +104,35 @@ def ask(
 
 
 def measure(
-    benchmark: Benchmark, answered: Ask, *, perturbed: Mapping[str, Benchmark] | None = None, seed: int = 0
+    benchmark: Benchmark,
+    answered: Ask,
+    tokens: Callable[[str], int],
+    *,
+    perturbed: Mapping[str, Benchmark] | None = None,
+    seed: int = 0,
 ) -> Measured:
-    """The benchmark's result beside those of `flanjax.evaluation.baselines` and of other forms of its questions.
+    """The benchmark's result beside those of baselines, of its probes, and of other forms of its questions.
 
     Arguments:
       benchmark: what is measured.
       answered: gives the model's predictions on a benchmark.
+      tokens: how many a text is to the model.
       perturbed: the same benchmark in other forms, by name.
-      seed: of the guesses among the baselines.
+      seed: of the guesses among the baselines (`flanjax.evaluation.baselines`).
     """
     result = evaluate(benchmark, answered(benchmark))
+    written = [
+        outcome.instance.choices if benchmark.mode == "choices" else (outcome.prediction.text,)
+        for outcome in result.outcomes
+    ]
     return Measured(
         result=result,
         baselines={name: evaluate(benchmark, found) for name, found in baselines(benchmark, seed).items()},
+        probes={name: evaluate(probe, answered(probe)) for name, probe in benchmark.probes.items()},
         perturbed={name: evaluate(form, answered(form)) for name, form in (perturbed or {}).items()},
         seconds=sum(outcome.prediction.seconds for outcome in result.outcomes),
+        prompt_tokens=[tokens(outcome.instance.prompt) for outcome in result.outcomes],
+        answer_tokens=[sum(map(tokens, texts)) for texts in written],
     )
 
 
@@ -122,13 +141,27 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     write_whole(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
-def write_evaluation(folder: Path, title: str, measured: Mapping[str, Measured], settings: Mapping[str, Any]) -> None:
-    """Writes the report of suites, with the settings, whose "seed" is that of intervals, as its facts.
+def write_evaluation(
+    folder: Path,
+    title: str,
+    measured: Mapping[str, Measured],
+    settings: Mapping[str, Any],
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the report of suites.
+
+    Arguments:
+      folder: where; it is made.
+      title: such as the model's name.
+      measured: of each suite.
+      settings: what was asked for; its "seed" is that of intervals.
+      facts: of the model and the machine.
 
     Raises:
       FileError: a file cannot be written.
     """
-    facts = {name: json.dumps(value) for name, value in settings.items()}
-    facts["flanjax"] = importlib.metadata.version("flanjax")
+    told = {name: json.dumps(value) for name, value in settings.items()} | dict(facts or {})
+    told |= {name: importlib.metadata.version(name) for name in ("flanjax", "jax", "numpy", "rouge-score")}
+    told |= {"python": platform.python_version(), "date": datetime.date.today().isoformat()}
     write_settings(folder, settings)
-    write_report(folder, title, list(measured.values()), facts=facts, seed=settings["seed"])
+    write_report(folder, title, list(measured.values()), facts=told, seed=settings["seed"])

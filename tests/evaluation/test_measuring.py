@@ -79,7 +79,7 @@ def test_time_is_that_of_all_answers_whenever_they_were_given(tmp_path: Path) ->
     file.write_text(
         "".join(json.dumps({"id": f"q{i}", "prediction": "x", "seconds": 2.0}) + "\n" for i in range(AT_ONCE))
     )
-    measured = measure(benchmark("generate"), lambda form: ask(form, Told(), file=file, at_once=AT_ONCE))
+    measured = measure(benchmark("generate"), lambda form: ask(form, Told(), file=file, at_once=AT_ONCE), len)
     assert measured.seconds == pytest.approx(2.0 * AT_ONCE, abs=0.5)
     assert {"majority-label", "random-label"} <= measured.baselines.keys()
 
