@@ -21,7 +21,7 @@ from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance
 from flanjax.generation.continuations import continuation_ids
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import generate
-from flanjax.generation.greedy import score
+from flanjax.generation.scoring import score
 from flanjax.generation.stopping import before_stop
 from flanjax.models.config import Compute
 from flanjax.models.decoder import require_positions
@@ -88,23 +88,22 @@ class Asked:
         Raises:
           PackingError: as `generate`.
         """
-        pairs = [
-            continuation_ids(self.vocabulary, instance.prompt, f" {choice}")
-            for instance in instances
-            for choice in instance.choices
-        ]
+        read = [self._pairs(instance) for instance in instances]
         found = score(
             self.config,
             self.compute,
             self.params,
-            [inputs for inputs, _ in pairs],
-            [targets for _, targets in pairs],
+            [inputs for inputs, choices in read for _ in choices],
+            [choice for _, choices in read for choice in choices],
             prefix_lm=self.prefix_lm,
             prompts=self._prompts([instance for instance in instances for _ in instance.choices]),
             batch_rows=self.batch_size,
         )
         scores = iter(found)
-        return [tuple(next(scores) for _ in instance.choices) for instance in instances]
+        return [tuple(next(scores).total for _ in instance.choices) for instance in instances]
+
+    def _pairs(self, instance: Instance) -> tuple[list[int], list[list[int]]]:
+        return continuation_ids(self.vocabulary, instance.prompt, [f" {choice}" for choice in instance.choices])
 
     def tokens(self, text: str) -> int:
         """How many tokens a text is, without those that begin or end one, or make a turn of chat."""
