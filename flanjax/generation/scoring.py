@@ -32,10 +32,12 @@ class Score(NamedTuple):
     Attributes:
       logprobs: natural-log likelihood of each of the target's tokens after those before it, float32.
       is_greedy: whether each of them is the most likely one in its place; so too where there is none.
+      likeliest: in each of their places, (id, logprob) of the likeliest tokens, falling; as many as were asked for.
     """
 
     logprobs: tuple[float, ...]
     is_greedy: bool
+    likeliest: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     @property
     def total(self) -> float:
@@ -43,22 +45,40 @@ class Score(NamedTuple):
         return sum(self.logprobs)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
+class _Told(NamedTuple):
+    """What is told of every target token of a batch."""
+
+    logprobs: Float[Array, "batch length"]
+    is_best: Bool[Array, "batch length"]
+    likeliest_ids: Int[Array, "batch length likeliest"]
+    likeliest_logprobs: Float[Array, "batch length likeliest"]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "likeliest"))
 def _score(
-    config: ModelConfig, compute: Compute, params: Params, batch: dict[str, Int[Array, "batch length"]]
-) -> tuple[Float[Array, "batch length"], Bool[Array, "batch length"]]:
-    """The log-likelihood of every target token, and whether it is the most likely; a batch is as in training."""
+    config: ModelConfig,
+    compute: Compute,
+    params: Params,
+    batch: dict[str, Int[Array, "batch length"]],
+    *,
+    likeliest: int,
+) -> _Told:
+    """Of every target token of a batch as in training."""
     model = build(config, compute, params)
 
-    def row(xs: tuple[Array, Array]) -> tuple[Float[Array, " length"], Bool[Array, " length"]]:
+    def row(xs: tuple[Array, Array]) -> _Told:
         hidden, targets = xs
         logits = model.logits(hidden)
-        chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=1), jnp.argmax(logits, axis=1) == targets
+        chosen, total = (
+            jnp.take_along_axis(logits, targets[:, None], axis=1),
+            jax.nn.logsumexp(logits, 1, keepdims=True),
+        )
+        highest, ids = jax.lax.top_k(logits, min(likeliest, logits.shape[1]))
+        return _Told((chosen - total)[:, 0], jnp.argmax(logits, axis=1) == targets, ids, highest - total)
 
     # A row at a time: float32 logits of the whole batch would be its largest array by far.
-    logprobs, is_best = jax.lax.map(row, (model(batch), batch["decoder_target_tokens"]))
-    return constrain(logprobs, None, None), constrain(is_best, None, None)
+    told = jax.lax.map(row, (model(batch), batch["decoder_target_tokens"]))
+    return _Told(*(constrain(x, *[None] * x.ndim) for x in told))
 
 
 def score(
@@ -71,6 +91,7 @@ def score(
     prefix_lm: bool = False,
     prompts: Sequence[int] | None = None,
     batch_rows: int = 16,
+    likeliest: int = 0,
 ) -> list[Score]:
     """The log-likelihoods of each target's tokens given its input.
 
@@ -83,6 +104,7 @@ def score(
       prefix_lm: as `generate`.
       prompts: as `generate`.
       batch_rows: pairs scored together.
+      likeliest: how many of the likeliest tokens are told with each token.
 
     Raises:
       ValueError: not as many targets, or numbers of prompts, as inputs, or a number that there is not; an empty input
@@ -99,10 +121,12 @@ def score(
     for batch in batches([max(len(x.inputs), len(x.targets)) for x in examples], batch_rows):
         rows = [[examples[i]] for i in batch] + [[]] * (row_bucket(len(batch)) - len(batch))
         packed = pack_rows(rows, _row_lengths(config, [examples[i] for i in batch]), prefix_lm=prefix_lm)
-        logprobs, is_best = map(np.asarray, _score(config, compute, params, packed))
+        told = [np.asarray(x) for x in _score(config, compute, params, packed, likeliest=likeliest)]
         for row, i in enumerate(batch):
             at = np.flatnonzero(packed["decoder_loss_weights"][row])
-            scores[i] = Score(tuple(logprobs[row, at].tolist()), bool(is_best[row, at].all()))
+            logprobs, is_best, ids, values = (x[row, at].tolist() for x in told)
+            top = [tuple(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
+            scores[i] = Score(tuple(logprobs), all(is_best), tuple(top))
     return scores
 
 

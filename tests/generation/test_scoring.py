@@ -80,6 +80,20 @@ def test_the_greedy_answer_alone_is_greedy(kind):
     assert not any(score.is_greedy for score in scores_of(kind, INPUTS[:1] * 3, [[best - 1, x] for x in (4, 9, 20)]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_likeliest_tokens_are_those_that_scores_of_each_say(kind):
+    (found,) = scores_of(kind, INPUTS[:1], [[4, 1]], likeliest=5)
+    assert found[:2] == scores_of(kind, INPUTS[:1], [[4, 1]])[0][:2]
+    for place, before in enumerate(([], [4])):
+        each = [one.logprobs[-1] for one in scores_of(kind, INPUTS[:1] * 32, [[*before, token] for token in range(32)])]
+        best = sorted(range(32), key=lambda token: -each[token])[:5]
+        assert [token for token, _ in found.likeliest[place]] == best
+        np.testing.assert_allclose([logprob for _, logprob in found.likeliest[place]], sorted(each)[:-6:-1], rtol=1e-4)
+    greedy = found.likeliest[0][0]
+    (told,) = scores_of(kind, INPUTS[:1], [[greedy[0]]], likeliest=1)
+    assert told.logprobs == (told.likeliest[0][0][1],), "of the same token it is the same number"
+
+
 def test_what_cannot_be_scored():
     assert scores_of("t5", [], []) == []
     with pytest.raises(ValueError, match="2 inputs but 1 targets"):
