@@ -1,7 +1,8 @@
 """Measures a model: `python -m flanjax.evaluate --model=DIR --suite=mmlu-flan --output=DIR`.
 
 The model is a run directory or whatever `flanjax.load` opens. Each suite is a published test set in one way of
-prompting (`flanjax.evaluation.suites`); its figures stand beside those of copying and guessing, in report.json, .md and
+prompting (`flanjax.evaluation.suites`), each `--mixture` the held-out split of a mixture or task, of ours or of seqio,
+with the metrics that its tasks bring. Figures stand beside those of copying and guessing, in report.json, .md and
 .html, with the answers. The same command goes on where it was killed. Two such folders are compared by
 `--compare A B --output=DIR`.
 """
@@ -18,8 +19,9 @@ from flanjax import doors
 
 if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.console import Console
+    from flanjax.data.catalog import Modules
     from flanjax.evaluation.asking import Asked
-    from flanjax.evaluation.benchmark import Benchmark, Prediction
+    from flanjax.evaluation.benchmark import Benchmark, Prediction, Result
     from flanjax.loading import Model
 
 _BY_CONTENT = ("model", "adapter", "data")  # a model and its questions are known by what they hold, not where they lie
@@ -30,6 +32,9 @@ def evaluate(
     suites: Sequence[str],
     output: str | Path,
     *,
+    mixtures: Sequence[str] = (),
+    tasks: "Modules | None" = None,
+    split: str | None = None,
     data: str = "",
     adapter: str | Path | None = None,
     step: int | None = None,
@@ -39,8 +44,10 @@ def evaluate(
     batch_size: int = 16,
     seed: int = 0,
     console: "Console | None" = None,
-) -> dict[str, dict[str, float]]:
-    """Answers the suites, writes the report, and returns the averages: suite, metric, percent.
+) -> dict[str, dict[str, Any]]:
+    """Answers suites and mixtures, writes the report, and returns the averages: its name, metric, percent.
+
+    A metric that a mixture's task brings is under `task/metric` and as the task gives it.
 
     Called again with an output that it was killed over, it goes on with the answers that are there.
 
@@ -48,6 +55,9 @@ def evaluate(
       model: as `flanjax.load` opens it.
       suites: names in `flanjax.evaluation.suites.SUITES`.
       output: the folder of the report; it is made.
+      mixtures: mixtures or tasks, or paths of one's own data, whose held-out split is answered.
+      tasks: task modules that they need and their options; a shipped mixture needs none.
+      split: of the mixtures; None for validation or else test.
       data: where the suite's files are; "" for the dataset's own folder (`flanjax.data.tasks.dataset_folder`).
       adapter: a PEFT folder put on the model.
       step: of a run's checkpoint; None for the latest.
@@ -64,9 +74,12 @@ def evaluate(
     """
     from flanjax.evaluation.benchmark import BenchmarkError
     from flanjax.evaluation.measuring import chosen, measure, questions_of, write_evaluation, write_settings
+    from flanjax.evaluation.mixtures import find, of_mixture
     from flanjax.evaluation.perturbations import perturbed
+    from flanjax.evaluation.suites import first_of_each_task
     from flanjax.loading import load
 
+    found = [find(mixture, tasks or {}, split=split) for mixture in mixtures]
     for name, benchmark in chosen(suites, data, limit).items():
         if chat and benchmark.mode == "choices":
             raise BenchmarkError(f"suite {name!r} scores choices after a plain text: leave --chat out")
@@ -74,10 +87,13 @@ def evaluate(
             perturbed(benchmark, change)
     settings: dict[str, Any] = {"model": str(model), "adapter": None if adapter is None else str(adapter)}
     settings |= {"suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
-    settings["perturbations"] = list(perturbations)
+    settings |= {"perturbations": list(perturbations), "mixtures": list(mixtures), "split": split}
     _refuse_another(Path(output), settings)
     asked = _asked(load(model, step=step, adapter=adapter), chat=chat, batch_size=batch_size)
     benchmarks = chosen(suites, data, limit, asked.vocabulary)
+    for each in found:
+        benchmark = of_mixture(each, asked.vocabulary, limit=limit, seed=seed)
+        benchmarks[each.name] = first_of_each_task(benchmark, limit)
     settings["parameters"] = asked.identity
     settings["questions"] = {name: questions_of(benchmark)[1] for name, benchmark in benchmarks.items()}
     _refuse_another(Path(output), settings)
@@ -88,10 +104,17 @@ def evaluate(
         forms = {change: perturbed(benchmark, change, seed=seed) for change in perturbations}
         measured[name] = measure(benchmark, answered, asked.tokens, perturbed=forms, seed=seed)
     write_evaluation(Path(output), str(model), measured, settings, asked.facts)
-    return {
-        name: {metric: each.result.average(metric) for metric in each.result.benchmark.metrics}
-        for name, each in measured.items()
-    }
+    return {name: _figures(each.result) for name, each in measured.items()}
+
+
+def _figures(result: "Result") -> dict[str, Any]:
+    """Averages in percent, and what the tasks' own metrics give."""
+    from flanjax.evaluation.mixtures import OWN_METRICS
+
+    figures: dict[str, Any] = {metric: result.average(metric) for metric in result.benchmark.metrics}
+    if own := result.benchmark.tables.get(OWN_METRICS):
+        figures |= {f"{task}/{name}": value for task, row in own(result).items() for name, value in row.items()}
+    return figures
 
 
 def _asked(model: "Model", *, chat: bool, batch_size: int) -> "Asked":
@@ -200,6 +223,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--suite", action="append", default=[], metavar="NAME", help="a test set; may be repeated; `list` lists them"
     )
+    parser.add_argument(
+        "--mixture", action="append", default=[], metavar="NAME", help="a mixture or task, held out; may be repeated"
+    )
+    parser.add_argument("--tasks", action="append", default=[], metavar="MODULE", help="a task module of your own")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="for each --tasks module, or the mixture's"
+    )
+    parser.add_argument("--split", metavar="NAME", help="of the mixtures (default: validation, or else test)")
     parser.add_argument("--data", default="", metavar="DIR", help="its files (default: $FLANJAX_DATA_DIR/<dataset>)")
     parser.add_argument("--output", metavar="DIR", help="the report's folder")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
@@ -218,8 +249,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "list" not in flags.suite:
         if flags.output is None:
             parser.error("--output says where the report goes")
-        if not flags.compare and not (flags.model and flags.suite):
-            parser.error("--model and --suite say what is measured")
+        if not flags.compare and not (flags.model and (flags.suite or flags.mixture)):
+            parser.error("--model, and --suite or --mixture, say what is measured")
+        if (flags.tasks or flags.option or flags.split) and not flags.mixture:
+            parser.error("--tasks, --option and --split go with --mixture")
     return doors.run_door(lambda: _main(flags))
 
 
@@ -242,6 +275,9 @@ def _main(flags: argparse.Namespace) -> int:
                 flags.model,
                 flags.suite,
                 flags.output,
+                mixtures=flags.mixture,
+                tasks=_modules(flags),
+                split=flags.split,
                 data=flags.data,
                 adapter=flags.adapter,
                 step=flags.step,
@@ -252,10 +288,24 @@ def _main(flags: argparse.Namespace) -> int:
                 seed=flags.seed,
                 console=console,
             )
-            rows = [[name, metric, f"{value:.2f}"] for name, each in found.items() for metric, value in each.items()]
-            console.table(("suite", "metric", "%"), rows)
+            rows = [
+                [name, metric, f"{value:.2f}" if isinstance(value, float) else value]
+                for name, each in found.items()
+                for metric, value in each.items()
+            ]
+            console.table(("measured", "metric", "value"), rows)
         console.line(f"wrote {flags.output}")
     return 0
+
+
+def _modules(flags: argparse.Namespace) -> "Modules":
+    """The task modules that the flags name, each with the options."""
+    if not flags.mixture:
+        return {}
+    from flanjax.data.catalog import bringing
+
+    options = doors.option_values(flags.option)
+    return dict.fromkeys(flags.tasks or (options and [bringing(mixture) for mixture in flags.mixture]) or (), options)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from flanjax.data.cache import Example
 from flanjax.data.cache_writer import write_mixture, write_split
 from flanjax.data.loader import DataConfig
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
+from flanjax.evaluation import measuring
 from flanjax.evaluation.asking import Asked
 from flanjax.evaluation.benchmark import BenchmarkError, Instance, Prediction
 from flanjax.evaluation.benchmark import evaluate as scored
@@ -87,17 +88,15 @@ def cache(t5_spiece: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(cache: Path, super_ni: Path, tmp_path: Path) -> Run:
     return Run(
         model_dir=str(tmp_path / "run"),
-        model=MODEL,
+        model=DECODER,
         compute=Compute(),
         mesh=MeshConfig(),
         init_from=None,
         tasks={},
         vocabulary=VocabularySource(),
-        data=DataConfig(
-            mixture="mix", cache_dir=str(cache), feature_lengths={"inputs": 16, "targets": 8}, batch_rows=8
-        ),
+        data=DataConfig(mixture="mix", cache_dir=str(cache), feature_lengths={"tokens": 16}, batch_rows=8),
         loss=LossConfig(),
-        optimizer=OptimizerConfig(learning_rate=0.5),
+        optimizer=OptimizerConfig(learning_rate=0.01),
         train=LOOP,
         evaluation=EvaluationConfig(questions=0, suites=SUITE, suite_data=str(super_ni), suite_limit=2),
         export_to=None,
@@ -146,8 +145,9 @@ def test_a_suite_in_training_gives_what_the_door_gives_of_its_checkpoint_and_the
     last, best = folder / "evaluations" / "last", folder / "evaluations" / "best"
     assert answers(last) == answers(tmp_path / "door")
     assert len(answers(last)) == 4
+    assert any(answer["prediction"] for answer in answers(last))
     assert "<html" in (last / "report.html").read_text()
-    highest = max(values, key=lambda step: (values[step]["rougeL"], -step))
+    highest = max(values, key=lambda step: (values[step]["rougeL"], step))
     settings = json.loads((best / "evaluation.json").read_text())
     assert (settings["step"], settings["best"]["value"]) == (highest, values[highest]["rougeL"])
     assert highest in whole_steps(folder / "checkpoints")
@@ -191,9 +191,8 @@ def test_choices_are_scored_on_a_mesh_as_on_one_device(run: Run, test_data: Path
     suites = EvaluationConfig(questions=0, suites=CHOICES, suite_data=str(tmp_path / "mmlu"), suite_limit=5)
     once = dataclasses.replace(LOOP, train_steps=1, keep_best=0)
     for name, config in {"decoder": DECODER, "t5": MODEL}.items():
-        data = dataclasses.replace(
-            run.data, feature_lengths={"tokens": 16} if config is DECODER else run.data.feature_lengths
-        )
+        lengths = {"tokens": 16} if config is DECODER else {"inputs": 16, "targets": 8}
+        data = dataclasses.replace(run.data, feature_lengths=lengths)
         mesh = MeshConfig(data=2, fsdp=2, model=2)
         trained(run, model=config, data=data, evaluation=suites, mesh=mesh, train=once, model_dir=str(tmp_path / name))
         flags = (f"--model={tmp_path / name}", f"--suite={CHOICES}", f"--data={tmp_path / 'mmlu'}", "--limit=5")
@@ -207,7 +206,7 @@ def test_choices_are_scored_on_a_mesh_as_on_one_device(run: Run, test_data: Path
 
 def test_what_cannot_be_asked_is_refused_at_the_start(run: Run, super_ni: Path, tmp_path: Path) -> None:
     evaluation = run.evaluation
-    with pytest.raises(BenchmarkError, match="there is no suite 'super-ni' .did you mean 'super_ni'"):
+    with pytest.raises(BenchmarkError, match=r"there is no suite 'super-ni' .did you mean 'super_ni'"):
         EvaluationConfig(suites="super-ni")
     with pytest.raises(EvaluationError, match=r"suite_limit is 0: .* at least 1, or None for all"):
         EvaluationConfig(suite_limit=0)
@@ -218,12 +217,13 @@ def test_what_cannot_be_asked_is_refused_at_the_start(run: Run, super_ni: Path, 
     ]:
         with pytest.raises((BenchmarkError, RunError), match=said):
             prepared(run, evaluation=dataclasses.replace(evaluation, **changed))
-    with pytest.raises(RunError, match=r"best_metric=super_ni/rogueL: .* mean 'super_ni/rougeL'.; there are mix/loss,"):
+    with pytest.raises(
+        RunError, match=r"best_metric=super_ni/rogueL: .* mean 'super_ni/rougeL'.*; there are mix/loss,"
+    ):
         prepared(run, train=dataclasses.replace(LOOP, best_metric="super_ni/rogueL"))
-    rows = dataclasses.replace(run.data, feature_lengths={"tokens": 16})
     short = dataclasses.replace(DECODER, positions="learned", max_positions=200)
     with pytest.raises(BenchmarkError, match=r"super_ni-def_pos2, task\S+: \d+ tokens, and up to 128 of an answer"):
-        prepared(run, model=short, data=rows)
+        prepared(run, model=short)
     prompts = PromptTuning(length=2, init="random", tasks=("mix_task",))
     with pytest.raises(Exception, match=r"task 'task\S+' has no prompt"):
         prepared(run, tuning=(prompts,))
@@ -237,8 +237,9 @@ def test_without_a_held_out_split_the_best_is_by_the_first_suite(run: Run) -> No
 
 @pytest.mark.parametrize("lowest", [False, True])
 def test_the_best_evaluation_is_kept_and_what_a_killed_run_left_is_not(
-    lowest: bool, super_ni: Path, tmp_path: Path
+    lowest: bool, super_ni: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(measuring, "write_report", lambda folder, *how, **more: (folder / "report.json").touch())
     (benchmark,) = chosen([SUITE], str(super_ni), limit=1).values()
     measured = Measured(
         result=scored(benchmark, [Prediction(id=each.id, text="x") for each in benchmark.load()]), seconds=1.0

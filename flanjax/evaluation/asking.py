@@ -23,7 +23,7 @@ from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import generate
 from flanjax.generation.scoring import score
 from flanjax.generation.stopping import before_stop
-from flanjax.models.config import Compute
+from flanjax.models.config import Compute, ModelConfigError
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig, model_settings
@@ -83,7 +83,7 @@ class Asked:
         return [before_stop(self._text(ids), stop)[0] for ids in answers]
 
     def loglikelihoods(self, instances: Sequence[Instance]) -> list[tuple[float, ...]]:
-        """The log-likelihood of each choice after the prompt and one space, its end not counted.
+        """The log-likelihood of each choice after the prompt and one space, its end not counted, or as its ids say.
 
         Raises:
           PackingError: as `generate`.
@@ -103,6 +103,8 @@ class Asked:
         return [tuple(next(scores).total for _ in instance.choices) for instance in instances]
 
     def _pairs(self, instance: Instance) -> tuple[list[int], list[list[int]]]:
+        if instance.ids:
+            return list(instance.ids), [list(ids) for ids in instance.choice_ids]
         return continuation_ids(self.vocabulary, instance.prompt, [f" {choice}" for choice in instance.choices])
 
     def tokens(self, text: str) -> int:
@@ -153,7 +155,7 @@ class Asked:
         """
         if self.chat is not None:
             return self.chat.prompt([{"role": turn.role, "content": turn.text} for turn in instance.conversation])
-        return self.vocabulary.as_inputs(self.vocabulary.encode(instance.prompt))
+        return list(instance.ids) or self.vocabulary.as_inputs(self.vocabulary.encode(instance.prompt))
 
     def _prompts(self, instances: Sequence[Instance]) -> list[int] | None:
         tasks = self.config.prompt_tasks

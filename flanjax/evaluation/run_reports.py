@@ -55,9 +55,10 @@ def keep_evaluation(
 
 
 def _better(value: float, before: float, lowest: bool) -> bool:
+    """Whether a value is no worse; of equal ones the later checkpoint is kept, and so is its evaluation."""
     if math.isnan(value) or math.isnan(before):
-        return math.isnan(before) and not math.isnan(value)
-    return value < before if lowest else value > before
+        return math.isnan(before)
+    return value <= before if lowest else value >= before
 
 
 def _best(run_dir: Path) -> tuple[str, int, float] | None:
