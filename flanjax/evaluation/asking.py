@@ -134,10 +134,8 @@ class Asked:
         for instance in benchmark.load():
             self._prompts([instance])
             asked = len(self.question(instance))
-            scored = [
-                len(continuation_ids(self.vocabulary, instance.prompt, f" {text}")[1]) for text in instance.choices
-            ]
-            longest = max(scored) if benchmark.mode == "choices" else benchmark.max_new_tokens
+            written = 0 if benchmark.mode == "choices" else benchmark.max_new_tokens
+            longest = max([written, *map(len, self._pairs(instance)[1])])
             if isinstance(self.config, DecoderConfig):
                 try:
                     require_positions(self.config, self.config.prompt_length + asked + longest)
