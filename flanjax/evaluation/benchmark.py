@@ -244,7 +244,8 @@ def evaluate(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Result:
 
 
 def _outcome(benchmark: Benchmark, instance: Instance, prediction: Prediction) -> Outcome:
-    if benchmark.mode != "generate" and (
+    scored = benchmark.mode == "choices" or (benchmark.mode == "both" and prediction.loglikelihoods)
+    if scored and (
         len(prediction.loglikelihoods) != len(instance.choices)
         or any(map(math.isnan, prediction.loglikelihoods))
         or not math.isfinite(max(prediction.loglikelihoods))
