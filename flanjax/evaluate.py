@@ -95,14 +95,19 @@ def evaluate(
         benchmark = of_mixture(each, asked.vocabulary, limit=limit, seed=seed)
         benchmarks[each.name] = first_of_each_task(benchmark, limit)
     settings["parameters"] = asked.identity
-    settings["questions"] = {name: questions_of(benchmark)[1] for name, benchmark in benchmarks.items()}
+    forms = {
+        name: {change: perturbed(benchmark, change, seed=seed) for change in perturbations}
+        for name, benchmark in benchmarks.items()
+    }
+    every = [form for name, one in benchmarks.items() for form in (one, *one.probes.values(), *forms[name].values())]
+    settings["questions"] = {form.name: questions_of(form)[1] for form in every}
     _refuse_another(Path(output), settings)
     write_settings(Path(output), settings)
     answered = functools.partial(_answered, asked=asked, output=Path(output), console=console)
-    measured = {}
-    for name, benchmark in benchmarks.items():
-        forms = {change: perturbed(benchmark, change, seed=seed) for change in perturbations}
-        measured[name] = measure(benchmark, answered, asked.tokens, perturbed=forms, seed=seed)
+    measured = {
+        name: measure(benchmark, answered, asked.tokens, perturbed=forms[name], seed=seed)
+        for name, benchmark in benchmarks.items()
+    }
     write_evaluation(Path(output), str(model), measured, settings, asked.facts)
     return {name: _figures(each.result) for name, each in measured.items()}
 
@@ -237,7 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="of a run's checkpoint (default: the latest)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N instances of each task (default: all)")
     parser.add_argument(
-        "--perturb", action="append", default=[], metavar="NAME", help="ask in another form as well; may be repeated"
+        "--perturb",
+        action="append",
+        default=[],
+        metavar="NAME[:FILE]",
+        help="ask in another form as well; may be repeated",
     )
     parser.add_argument("--chat", action="store_true", help="ask in the model's chat template")
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="texts that go through it together")

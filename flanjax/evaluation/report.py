@@ -37,8 +37,8 @@ _LIMITS = (512, 1024, 2048)  # lengths that models are commonly trained with, in
 
 
 def answers_name(benchmark: str) -> str:
-    """The file that a benchmark's answers are in."""
-    return f"{benchmark}.answers.jsonl"
+    """The file that a benchmark's answers are in; its name may have that of another file in it."""
+    return f"{benchmark.replace('/', '_')}.answers.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
