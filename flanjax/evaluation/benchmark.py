@@ -126,6 +126,7 @@ class Benchmark:
       probes: the same instances asked with less or with wrong instruction, by what is changed: a model that answers
         those as well has not learnt from what was there.
       tables: what else is known of a result, by heading: rows of figures by name.
+      whole: the benchmark that this one is a part of; None where it is whole.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Benchmark:
     say: Callable[[str], str] = str
     probes: Mapping[str, "Benchmark"] = dataclasses.field(default_factory=dict)
     tables: Mapping[str, Callable[["Result"], TableRows]] = dataclasses.field(default_factory=dict)
+    whole: "Benchmark | None" = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -120,14 +120,14 @@ def measure(
       perturbed: the same benchmark in other forms, by name.
       seed: of the guesses among the baselines (`flanjax.evaluation.baselines`).
     """
-    result = evaluate(benchmark, answered(benchmark))
+    result, guessed = evaluate(benchmark, answered(benchmark)), baselines(benchmark, seed, benchmark.whole)
     written = [
         outcome.instance.choices if benchmark.mode == "choices" else (outcome.prediction.text,)
         for outcome in result.outcomes
     ]
     return Measured(
         result=result,
-        baselines={name: evaluate(benchmark, found) for name, found in baselines(benchmark, seed).items()},
+        baselines={name: evaluate(benchmark, found) for name, found in guessed.items()},
         probes={name: evaluate(probe, answered(probe)) for name, probe in benchmark.probes.items()},
         perturbed={name: evaluate(form, answered(form)) for name, form in (perturbed or {}).items()},
         seconds=sum(outcome.prediction.seconds for outcome in result.outcomes),

@@ -14,7 +14,7 @@ from flanjax.data.draws import Draw
 from flanjax.data.sources import BadRow
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.bbh import bbh
-from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate
+from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate, likeliest
 from flanjax.evaluation.gsm8k import gsm8k
 from flanjax.evaluation.ifeval import ifeval
 from flanjax.evaluation.mmlu import mmlu
@@ -31,6 +31,7 @@ from flanjax.evaluation.perturbations import (
     typos,
     worst_case,
 )
+from flanjax.evaluation.suites import first_of_each_task
 from flanjax.evaluation.super_ni import super_ni
 from flanjax.evaluation.truthfulqa import truthfulqa
 from flanjax.evaluation.word_lists import GENDER, associations, read_words, representation, toxic_fraction
@@ -85,6 +86,21 @@ def test_a_guess_is_one_of_the_choices_however_few_the_instances_are(test_data):
     found = figures(few)
     assert found["random-label"]["exact_match"] == pytest.approx(25, abs=6)
     assert {prediction.text for prediction in baselines(few)["random-label"]} == {"(A)", "(B)", "(C)", "(D)"}
+
+
+def test_of_a_part_of_a_test_set_labels_are_those_of_the_whole(test_data):
+    benchmark = mmlu(test_data / "mmlu" / "data", shots=0)
+    few = first_of_each_task(benchmark, 1)
+    alone, informed = (evaluate(few, baselines(few, whole=whole)["random-label"]) for whole in (None, benchmark))
+    assert alone.outcomes == informed.outcomes  # four letters either way
+    assert evaluate(few, baselines(few)["majority-label"]).average("accuracy") == 100  # each task's only answer
+    (common,) = {
+        tuple(baselines(part, whole=benchmark)["majority-label"][:1])
+        for part in (few, first_of_each_task(benchmark, 2))
+    }
+    counts = Counter(i.correct for i in benchmark.load() if i.task == "abstract_algebra")
+    assert evaluate(few, baselines(few, whole=benchmark)["majority-label"]).average("accuracy") < 50
+    assert likeliest(common[0]) == counts.most_common(1)[0][0][0]
 
 
 def test_baselines_say_an_answer_as_it_is_read(test_data):
