@@ -82,17 +82,17 @@ def test_a_seed_is_an_answer_and_no_new_program(pairs, kind):
 
 
 def test_only_the_words_of_a_text_count_as_repeated(pairs):
-    def seen(config, params, inputs, count, left):
+    def seen(config, params, inputs, count):
         def of_prefill(params):
-            return prefill(build(config, Compute(), params), *padded(inputs, count, left=left), 8).seen
+            return prefill(build(config, Compute(), params), *padded(inputs, count), 8).seen
 
         return [np.flatnonzero(row).tolist() for row in jax.jit(of_prefill)(params)]
 
     config = dataclasses.replace(pairs["llama"].config, added=(PromptTuning(length=3, tasks=("a", "b")),))
     inputs = behind_prompts(config, [[5, 0, 7], [9]], [0, 1])
-    assert seen(config, init_params(config, 0), inputs, 4, left=True) == [[0, 5, 7], [9], [], []]
+    assert seen(config, init_params(config, 0), inputs, 4) == [[0, 5, 7], [9], [], []]
     # What an encoder-decoder answers repeats none of its input, but its start token, as transformers has it.
-    assert seen(pairs["t5"].config, pairs["t5"].params, [[5, 6, 7]], 1, left=False) == [[0]]
+    assert seen(pairs["t5"].config, pairs["t5"].params, [[5, 6, 7]], 1) == [[0]]
 
 
 @pytest.mark.parametrize("options", [{"num_samples": 2}, {"temperature": 0, "num_beams": 2}], ids=["drawn", "beams"])
