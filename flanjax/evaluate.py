@@ -6,11 +6,13 @@ prompting (`flanjax.evaluation.suites`); its figures stand beside those of copyi
 """
 
 import argparse
+import datetime
 import importlib.metadata
 import json
+import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,10 @@ class Answers:
             [{"role": turn.role, "content": turn.text} for turn in instance.conversation] for instance in instances
         ]
         return self._model.chat(conversations, max_new_tokens, **how)
+
+    def tokens(self, texts: Iterable[str]) -> int:
+        """How many tokens texts are, without those that begin or end one, or make a turn of chat."""
+        return sum(len(self._model.vocabulary.encode(text)) for text in texts)
 
     def loglikelihoods(self, instances: "Sequence[Instance]") -> list[tuple[float, ...]]:
         """The log-likelihood of each choice after the prompt and one space, its end not counted."""
@@ -97,18 +103,23 @@ def evaluate(
 
     if data and len({suite(name).dataset for name in suites}) > 1:
         raise BenchmarkError(f"--data={data} is of one dataset, and the suites are of several: one call for each")
-    benchmarks = [first_of_each_task(suite(name).benchmark(data), limit) for name in suites]
-    for name, benchmark in zip(suites, benchmarks, strict=True):
+    for name in suites:
+        benchmark = first_of_each_task(suite(name).benchmark(data), limit)
         if chat and benchmark.mode == "choices":
             raise BenchmarkError(f"suite {name!r} scores choices after a plain text: leave --chat out")
-    forms = [{name: perturbed(benchmark, name, seed=seed) for name in perturbations} for benchmark in benchmarks]
-    answers = Answers(load(model, adapter=adapter), chat=chat, batch_size=batch_size)
-    measured = [_measure(*each, answers, seed, console) for each in zip(benchmarks, forms, strict=True)]
+        for perturbation in perturbations:
+            perturbed(benchmark, perturbation)
+    loaded = load(model, adapter=adapter)
+    answers = Answers(loaded, chat=chat, batch_size=batch_size)
+    measured = []
+    for name in suites:
+        benchmark = first_of_each_task(suite(name).benchmark(data, loaded.vocabulary), limit)
+        forms = {perturbation: perturbed(benchmark, perturbation, seed=seed) for perturbation in perturbations}
+        measured.append(_measure(benchmark, forms, answers, seed, console))
     settings = {"model": str(model), "suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
     settings |= {"adapter": None if adapter is None else str(adapter), "perturbations": list(perturbations)}
     facts = {name: json.dumps(value) for name, value in settings.items()}
-    facts["flanjax"] = importlib.metadata.version("flanjax")
-    write_report(output, str(model), measured, facts=facts, seed=seed)
+    write_report(output, str(model), measured, facts=facts | _facts(loaded), seed=seed)
     write_whole(Path(output) / SETTINGS, json.dumps(settings, indent=2) + "\n")
     return {
         name: {metric: each.result.average(metric) for metric in each.result.benchmark.metrics}
@@ -129,9 +140,29 @@ def _measure(
     return Measured(
         result=result,
         baselines={name: score(benchmark, predictions) for name, predictions in baselines(benchmark, seed).items()},
+        probes={name: _answered(probe, answers, console) for name, probe in benchmark.probes.items()},
         perturbed={name: _answered(form, answers, console) for name, form in forms.items()},
         seconds=seconds,
+        prompt_tokens=[answers.tokens([each.instance.prompt]) for each in result.outcomes],
+        answer_tokens=[
+            answers.tokens([each.prediction.text] if benchmark.mode == "generate" else each.instance.choices)
+            for each in result.outcomes
+        ],
     )
+
+
+def _facts(model: "Model") -> dict[str, str]:
+    """What was measured with, beside the settings."""
+    import jax
+
+    device = jax.devices()[0]
+    facts = {name: importlib.metadata.version(name) for name in ("flanjax", "jax", "numpy", "rouge-score")}
+    facts["python"] = platform.python_version()
+    facts["device"] = f"{device.platform}, {device.device_kind}"
+    facts["computed in"] = model.compute.dtype
+    facts["parameters"] = f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,}"
+    facts["date"] = datetime.date.today().isoformat()
+    return facts
 
 
 def _answered(benchmark: "Benchmark", answers: Answers, console: "Console | None") -> "Result":

@@ -22,7 +22,7 @@ from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import OnText, generate
-from flanjax.generation.greedy import score
+from flanjax.generation.scoring import Score, score
 from flanjax.generation.stopping import before_stop
 from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.peft import adapter_on, read_peft
@@ -74,6 +74,24 @@ class Model:
           LoadingError: one text instead of a list, not one target for each input, a batch size below 1, or no such
             prompt.
         """
+        return [
+            score.total for score in self.score_tokens(inputs, targets, prompt=prompt, eos=eos, batch_size=batch_size)
+        ]
+
+    def score_tokens(
+        self,
+        inputs: Sequence[str],
+        targets: Sequence[str],
+        *,
+        prompt: str | None = None,
+        eos: bool = True,
+        batch_size: int = 16,
+    ) -> list[Score]:
+        """`score` token by token, and whether each target is what greedy decoding would give.
+
+        Raises:
+          LoadingError: as `score`.
+        """
         _require_pairs("inputs", inputs, "targets", targets)
         end = [self.vocabulary.eos_id] if eos else []
         labels = [self.vocabulary.encode(text) + end for text in targets]
@@ -93,17 +111,18 @@ class Model:
         _require_pairs("texts", texts, "continuations", continuations)
         encode = self.vocabulary.encode
         if self.vocabulary.separate_inputs:
-            targets = [encode(text.lstrip()) for text in continuations]
-            return self._scores(self._tokens(texts), targets, prompt, batch_size)
+            return self.score(
+                texts, [text.lstrip() for text in continuations], prompt=prompt, eos=False, batch_size=batch_size
+            )
         befores = [encode(text) for text in texts]
         wholes = [encode(text + continuation) for text, continuation in zip(texts, continuations, strict=True)]
         targets = [whole[len(before) :] for before, whole in zip(befores, wholes, strict=True)]
         inputs = [self.vocabulary.as_inputs(before) for before in befores]
-        return self._scores(inputs, targets, prompt, batch_size)
+        return [score.total for score in self._scores(inputs, targets, prompt, batch_size)]
 
     def _scores(
         self, inputs: list[list[int]], targets: list[list[int]], prompt: str | None, batch_size: int
-    ) -> list[float]:
+    ) -> list[Score]:
         _require_positive("batch_size", batch_size)
         return score(
             self.config,

@@ -18,7 +18,7 @@ from flanjax.data.loader import DataConfig
 from flanjax.data.vocabularies import Vocabulary, VocabularySource, train_vocabulary
 from flanjax.evaluation.evaluators import EvaluationConfig
 from flanjax.export import PREFIX_LM, export
-from flanjax.generation.greedy import score
+from flanjax.generation.scoring import score
 from flanjax.interchange.hf_decoder import write_hf_decoder
 from flanjax.loading import Model
 from flanjax.models.config import Compute, ModelConfigError, T5Config
@@ -141,11 +141,9 @@ def test_what_was_measured_while_it_trained_is_what_is_read_back(run: Run, layou
 
 
 def weighted_score(model: Model, inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
-    """Differences of scores of growing targets: that of each token given what stands before it."""
-    grown = [targets[: stop + 1] for stop in range(len(targets))]
     how = {"prefix_lm": model.prefix_lm}
-    sums = score(model.config, model.compute, model.params, [inputs] * len(grown), grown, **how)
-    return float(np.sum(np.diff([0.0, *sums]) * weights))
+    (found,) = score(model.config, model.compute, model.params, [inputs], [targets], **how)
+    return float(np.dot(found.logprobs, weights))
 
 
 def test_an_uninterrupted_run_and_a_resumed_one_are_equal_and_another_layout_is_refused(

@@ -27,6 +27,8 @@ Mode = Literal["generate", "choices"]
 Average = Literal["instances", "tasks", "categories"]
 # Of each metric the values in [0, 1] that one instance adds to its mean: one, or several such as one an instruction.
 Scores = Mapping[str, tuple[float, ...]]
+# A table's figures and words by column, of each of its rows by name.
+TableRows = Mapping[str, Mapping[str, float | str]]
 
 
 class BenchmarkError(FlanjaxError):
@@ -48,6 +50,7 @@ class Instance:
       correct: places of the right choices.
       input: the question alone, without definition and demonstrations.
       demonstrations: outputs of the demonstrations in the prompt, in order.
+      cut: whether something was left out of the published prompt, which would be longer than is allowed.
       details: what else a metric needs, as it was published.
     """
 
@@ -61,6 +64,7 @@ class Instance:
     correct: tuple[int, ...] = ()
     input: str = ""
     demonstrations: tuple[str, ...] = ()
+    cut: bool = False
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -103,6 +107,9 @@ class Benchmark:
       max_new_tokens: of a generated text.
       stop: strings at which a generated text ends; T5 writes no newline, so it never meets one.
       say: a text that gives an answer, as a generated one does that is read.
+      probes: the same instances asked with less or with wrong instruction, by what is changed: a model that answers
+        those as well has not learnt from what was there.
+      tables: what else is known of a result, by heading: rows of figures by name.
     """
 
     name: str
@@ -115,6 +122,8 @@ class Benchmark:
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
     say: Callable[[str], str] = str
+    probes: Mapping[str, "Benchmark"] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, Callable[["Result"], TableRows]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ def ifeval(file: str | Path, *, detect: Detect = identify) -> Benchmark:
         score=functools.partial(_score, detect),
         metrics=("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"),
         max_new_tokens=1280,
+        tables={"Instructions": instruction_table},
     )
 
 
@@ -55,6 +56,12 @@ def by_instruction(result: Result, how: Literal["strict", "loose"]) -> dict[str,
         for name, value in zip(types, outcome.scores[f"instruction_{how}"], strict=True):
             followed[name].append(value)
     return {name: 100 * sum(values) / len(values) for name, values in sorted(followed.items())}
+
+
+def instruction_table(result: Result) -> dict[str, dict[str, float]]:
+    """Of each instruction type the percentages that were followed strictly and loosely."""
+    strict, loose = by_instruction(result, "strict"), by_instruction(result, "loose")
+    return {name: {"strict": strict[name], "loose": loose[name]} for name in strict}
 
 
 def _instances(file: str | Path) -> Iterator[Instance]:

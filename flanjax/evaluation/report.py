@@ -13,11 +13,11 @@ Two runs are compared from the answers that they kept:
 """
 
 import dataclasses
+import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from flanjax.evaluation.benchmark import BenchmarkError, Outcome, Result
 from flanjax.evaluation.calibration import choice_confidences, expected_calibration_error, reliability
@@ -29,6 +29,11 @@ from flanjax.evaluation.word_lists import associations, representation, toxic_fr
 from flanjax.files import write_whole
 
 Summary = dict[str, Any]
+_PROBES = (
+    "In brackets what a probe has more than the model has, and the 95 % interval of that: a model that loses nothing "
+    "by a simplified definition or by wrong examples has not used them."
+)
+_LIMITS = (512, 1024, 2048)  # lengths that models are commonly trained with, in tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,36 +43,48 @@ class Measured:
     Attributes:
       result: of the model.
       baselines: of `flanjax.evaluation.baselines`, and of other models to stand beside it, by name.
+      probes: of the model on the benchmark's probes, by name.
       perturbed: of the model on `flanjax.evaluation.perturbations`, by name.
       seconds: that the model took to answer all instances.
+      prompt_tokens: of each instance's prompt, as the model counts them.
+      answer_tokens: likewise of what it wrote, or of all choices that it scored.
     """
 
     result: Result
     baselines: Mapping[str, Result] = dataclasses.field(default_factory=dict)
+    probes: Mapping[str, Result] = dataclasses.field(default_factory=dict)
     perturbed: Mapping[str, Result] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
+    prompt_tokens: Sequence[int] = ()
+    answer_tokens: Sequence[int] = ()
 
 
 def summarize(measured: Measured, *, samples: int = SAMPLES, seed: int = 0) -> Summary:
     """All figures of a benchmark, as JSON has them; percentages have four places, as published ones."""
-    result = measured.result
-    benchmark = result.benchmark
+    result, metrics = measured.result, measured.result.benchmark.metrics
+    sure: _Sure = {"samples": samples, "seed": seed}
     summary: Summary = {
-        "benchmark": benchmark.name,
+        "benchmark": result.benchmark.name,
+        "prompts_sha256": _prompts_hash(result),
         "instances": len(result.outcomes),
-        "mean_over": benchmark.average,
-        "metrics": {
-            metric: _rounded(dataclasses.asdict(interval(result, metric, samples=samples, seed=seed)))
-            for metric in benchmark.metrics
-        },
-        "baselines": {
-            name: _rounded({metric: baseline.average(metric) for metric in benchmark.metrics})
-            for name, baseline in measured.baselines.items()
-        },
-        "by_task": _table(result, "task"),
-        "by_category": _table(result, "category"),
+        "mean_over": result.benchmark.average,
+        "metrics": {metric: _rounded(dataclasses.asdict(interval(result, metric, **sure))) for metric in metrics},
+        "baselines": {name: _averages(baseline) for name, baseline in measured.baselines.items()},
+        "by_task": _table(result, "task", sure),
+        "by_category": _table(result, "category", sure),
     }
-    if benchmark.mode == "choices":
+    if measured.baselines:
+        best = max(measured.baselines, key=lambda name: measured.baselines[name].average(metrics[0]))
+        gain = _gains(measured.baselines[best], result, metrics[:1], sure)[metrics[0]]
+        summary["above_baseline"] = {"baseline": best, **gain}
+    if measured.probes:
+        summary["probes"] = {name: _gains(result, probe, metrics, sure) for name, probe in measured.probes.items()}
+    if result.benchmark.tables:
+        summary["tables"] = {
+            heading: {name: _rounded(row) for name, row in table(result).items()}
+            for heading, table in result.benchmark.tables.items()
+        }
+    if result.benchmark.mode == "choices":
         confidences, right = choice_confidences(result)
         summary["calibration"] = {
             "ece_10_bin": round(expected_calibration_error(confidences, right), 4),
@@ -82,17 +99,13 @@ def summarize(measured: Measured, *, samples: int = SAMPLES, seed: int = 0) -> S
             "gender_of_professions": associations(texts),
         }
     if measured.perturbed:
-        summary["robustness"] = {
-            name: _rounded({metric: rough.average(metric) for metric in benchmark.metrics})
-            for name, rough in measured.perturbed.items()
-        }
         forms = [result, *measured.perturbed.values()]
-        summary["robustness"]["worst of all"] = _rounded({m: worst_case(forms, m) for m in benchmark.metrics})
-    if measured.seconds is not None:
-        summary["efficiency"] = {
-            "seconds": round(measured.seconds, 3),
-            "instances_per_second": round(len(result.outcomes) / measured.seconds, 3) if measured.seconds else None,
-        }
+        summary["robustness"] = {name: _averages(rough) for name, rough in measured.perturbed.items()}
+        summary["robustness"]["worst of all"] = _rounded({m: worst_case(forms, m) for m in metrics})
+    if measured.prompt_tokens:
+        summary["lengths"] = _lengths(measured)
+    if measured.seconds:
+        summary["efficiency"] = _efficiency(measured, measured.seconds)
     return summary
 
 
@@ -183,20 +196,70 @@ def _gain(each: Mapping[str, Any]) -> tuple[str, ...]:
     return (each["benchmark"], each["metric"], *scores, difference, f"{each['p_value']:.4f}", *counts)
 
 
+class _Sure(TypedDict):
+    """How an interval is found."""
+
+    samples: int
+    seed: int
+
+
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def _table(result: Result, field: str) -> dict[str, dict[str, Any]]:
-    counts = Counter(getattr(outcome.instance, field) for outcome in result.outcomes)
-    if set(counts) == {""}:
-        return {}
-    by = result.by_task if field == "task" else result.by_category
-    means = {metric: by(metric) for metric in result.benchmark.metrics}
+def _averages(result: Result) -> dict[str, Any]:
+    return _rounded({metric: result.average(metric) for metric in result.benchmark.metrics})
+
+
+def _gains(first: Result, second: Result, metrics: Sequence[str], sure: _Sure) -> dict[str, dict[str, Any]]:
+    """Of each metric the second result's average, and what it has more than the first."""
     return {
-        name: {"instances": counts[name]} | _rounded({m: found[name] for m, found in means.items() if name in found})
-        for name in sorted(counts)
+        metric: _rounded({"mean": second.average(metric)} | dataclasses.asdict(compare(first, second, metric, **sure)))
+        for metric in metrics
     }
+
+
+def _prompts_hash(result: Result) -> str:
+    """Of all prompts and choices: two runs with another were not asked the same."""
+    asked = [[each.instance.id, each.instance.prompt, each.instance.choices] for each in result.outcomes]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def _lengths(measured: Measured) -> dict[str, Any]:
+    lengths = measured.prompt_tokens
+    return {
+        "mean": round(sum(lengths) / len(lengths), 1),
+        "longest": max(lengths),
+        **{f"over_{limit}": sum(length > limit for length in lengths) for limit in _LIMITS},
+        "cut": sum(outcome.instance.cut for outcome in measured.result.outcomes),
+    }
+
+
+def _efficiency(measured: Measured, seconds: float) -> dict[str, Any]:
+    found = {"seconds": seconds, "instances_per_second": len(measured.result.outcomes) / seconds}
+    if measured.prompt_tokens:
+        found["prompt_tokens_per_second"] = sum(measured.prompt_tokens) / seconds
+        found["answer_tokens_per_second"] = sum(measured.answer_tokens) / seconds
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def _table(result: Result, field: str, sure: _Sure) -> dict[str, dict[str, Any]]:
+    """Of each task or category its instances, its means, and the interval of the first metric."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in result.outcomes:
+        groups.setdefault(getattr(outcome.instance, field), []).append(outcome)
+    if set(groups) == {""}:
+        return {}
+    plain = dataclasses.replace(result.benchmark, average="instances")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in sorted(groups):
+        part = Result(benchmark=plain, outcomes=tuple(groups[name]))
+        there = [metric for metric in plain.metrics if part.by_task(metric)]
+        rows[name] = {"instances": len(part.outcomes)} | _rounded({metric: part.average(metric) for metric in there})
+        if plain.metrics[0] in there:
+            found = interval(part, plain.metrics[0], **sure)
+            rows[name] |= _rounded({"low": found.low, "high": found.high})
+    return rows
 
 
 def _line(outcome: Outcome) -> dict[str, Any]:
@@ -216,12 +279,15 @@ def _blocks(title: str, facts: Mapping[str, str], summaries: Sequence[Summary]) 
     rows = []
     for summary in summaries:
         metric, figure = next(iter(summary["metrics"].items()))
-        best = max(summary["baselines"].items(), key=lambda item: item[1][metric], default=None)
-        beside = "none" if best is None else f"{best[1][metric]:.2f} ({best[0]})"
-        rows.append((summary["benchmark"], metric, _with_interval(figure), beside, str(summary["instances"])))
-    blocks.append(Heading(2, "Overview"))
-    blocks.append(Table(("benchmark", "metric", "score (95 % interval)", "best baseline", "instances"), rows))
-    blocks.append(Picture(plot_averages(summaries), "Scores with their intervals, and the baselines"))
+        beside = above = "none"
+        if found := summary.get("above_baseline"):
+            beside = f"{summary['baselines'][found['baseline']][metric]:.2f} ({found['baseline']})"
+            above = _with_sign(found)
+        name, count = summary["benchmark"], str(summary["instances"])
+        rows.append((name, metric, _with_interval(figure), beside, above, count))
+    columns = ("benchmark", "metric", "score (95 % interval)", "best baseline", "above it", "instances")
+    blocks += [Heading(2, "Overview"), Table(columns, rows)]
+    blocks.append(Picture(plot_averages(summaries), "Scores with their intervals, the baselines and the probes"))
     for summary in summaries:
         blocks += _benchmark_blocks(summary)
     return blocks
@@ -231,16 +297,29 @@ def _benchmark_blocks(summary: Summary) -> list[Block]:
     metrics = list(summary["metrics"])
     blocks: list[Block] = [Heading(2, summary["benchmark"])]
     blocks.append(
-        Words(f"{summary['instances']:,} instances; scores are percentages, means over {summary['mean_over']}.")
+        Words(
+            f"{summary['instances']:,} instances; scores are percentages, means over {summary['mean_over']}. "
+            f"SHA-256 of the prompts: {summary['prompts_sha256']}."
+        )
     )
     rows = [("the model", *(_with_interval(figure) for figure in summary["metrics"].values()))]
+    for name, gains in summary.get("probes", {}).items():
+        rows.append((f"the model, {name}", *(f"{gain['mean']:.2f} ({_with_sign(gain)})" for gain in gains.values())))
     rows += [(name, *(f"{found[metric]:.2f}" for metric in metrics)) for name, found in summary["baselines"].items()]
     blocks.append(Table(("answers", *metrics), rows))
+    if "probes" in summary:
+        blocks.append(Words(_PROBES))
     for field, heading in (("by_category", "Categories"), ("by_task", "Tasks")):
         if len(summary[field]) > 1:
-            blocks += [Heading(3, heading), _scores(heading.lower(), summary[field], ("instances", *metrics))]
+            blocks += [
+                Heading(3, heading),
+                _scores(heading.lower(), summary[field], ("instances", *metrics), metrics[0]),
+            ]
     if len(summary["by_task"]) > 1:
         blocks.append(Picture(plot_tasks(summary), f"{metrics[0]} of each task"))
+    for heading, table in summary.get("tables", {}).items():
+        columns = tuple(dict.fromkeys(column for row in table.values() for column in row))
+        blocks += [Heading(3, heading), _scores("", table, columns)]
     if found := summary.get("calibration"):
         text = f"Expected calibration error {found['ece_10_bin']:.4f} (ten bins), {found['ece_1_bin']:.4f} (one bin)."
         blocks += [Heading(3, "Calibration"), Words(text)]
@@ -250,9 +329,10 @@ def _benchmark_blocks(summary: Summary) -> list[Block]:
     if found := summary.get("words"):
         shown = [(name, "none" if value is None else f"{value:.4f}") for name, value in found.items()]
         blocks += [Heading(3, "Listed words"), Table(("count", "value"), shown)]
-    if found := summary.get("efficiency"):
-        text = f"{found['seconds']:,} seconds, {found['instances_per_second']} instances a second."
-        blocks += [Heading(3, "Efficiency"), Words(text)]
+    for key, heading in (("lengths", "Lengths of prompts, in tokens"), ("efficiency", "Efficiency")):
+        if found := summary.get(key):
+            figures = [(name.replace("_", " "), f"{value:,}") for name, value in found.items()]
+            blocks += [Heading(3, heading), Table(("", "value"), figures)]
     return blocks
 
 
@@ -260,10 +340,18 @@ def _with_interval(figure: Mapping[str, float]) -> str:
     return f"{figure['mean']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 
-def _scores(first: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...]) -> Table:
-    def cell(value: Any) -> str:
-        return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+def _with_sign(gain: Mapping[str, float]) -> str:
+    return f"{gain['difference']:+.2f}; {gain['low']:+.2f} to {gain['high']:+.2f}"
 
-    return Table(
-        (first, *columns), [(name, *(cell(row.get(column)) for column in columns)) for name, row in rows.items()]
-    )
+
+def _scores(
+    first: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...], sure_of: str | None = None
+) -> Table:
+    """A table of rows by name; the metric `sure_of` has its interval beside it."""
+
+    def cell(row: Mapping[str, Any], column: str) -> str:
+        value = row.get(column)
+        text = "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+        return f"{text} ({row['low']:.2f} to {row['high']:.2f})" if column == sure_of and text else text
+
+    return Table((first, *columns), [(name, *(cell(row, column) for column in columns)) for name, row in rows.items()])

@@ -8,19 +8,20 @@ _TASKS = 60
 
 
 def plot_averages(summaries: Sequence[Mapping[str, Any]]) -> bytes:
-    """The first metric of each benchmark with its interval, and the baselines as marks beside it."""
-    figure = _figure(9, 0.8 + 0.55 * len(summaries))
+    """The first metric of each benchmark with its interval, and baselines and probes as marks beside it."""
+    marks = [_marks(summary) for summary in summaries]
+    names = list(dict.fromkeys(name for each in marks for name in each))
+    figure = _figure(9, max(0.8 + 0.55 * len(summaries), 0.6 + 0.25 * len(names)))
     axes = figure.subplots()
-    names = sorted({name for summary in summaries for name in summary["baselines"]})
     for place, summary in enumerate(summaries):
-        metric, found = next(iter(summary["metrics"].items()))
-        reach = [[max(found["mean"] - found["low"], 0)], [max(found["high"] - found["mean"], 0)]]
-        axes.barh(place, found["mean"], xerr=reach, color="0.8", ecolor="black", capsize=3)
-        for number, name in enumerate(names):
-            if name in summary["baselines"]:
-                label = None if any(name in earlier["baselines"] for earlier in summaries[:place]) else name
-                value = summary["baselines"][name][metric]
-                axes.plot(value, place, "osd^vP*X"[number % 8], color=f"C{number}", label=label)
+        found = next(iter(summary["metrics"].values()))
+        axes.barh(place, found["mean"], xerr=_reach([found]), color="0.85", ecolor="black", capsize=3)
+        # One under the other, for those that are equal would hide each other.
+        for step, (name, value) in enumerate(marks[place].items()):
+            number = names.index(name)
+            label = None if any(name in earlier for earlier in marks[:place]) else name
+            height = place + 0.6 * ((step + 0.5) / len(marks[place]) - 0.5)
+            axes.plot(value, height, "osd^vP*X"[number % 8], color=f"C{number}", label=label, linestyle="none")
     labels = [f"{summary['benchmark']}\n{next(iter(summary['metrics']))}" for summary in summaries]
     axes.set_yticks(range(len(summaries)), labels, fontsize="small")
     axes.invert_yaxis()
@@ -40,11 +41,12 @@ def plot_tasks(summary: Mapping[str, Any]) -> bytes:
         ordered = ordered[: _TASKS // 2] + ordered[-_TASKS // 2 :]
     figure = _figure(9, 1 + 0.2 * len(ordered))
     axes = figure.subplots()
-    axes.barh(ordered, [scores[name] for name in ordered], color="0.6")
+    rows = [{"mean": scores[name], **summary["by_task"][name]} for name in ordered]
+    axes.barh(ordered, [scores[name] for name in ordered], xerr=_reach(rows), color="0.75", ecolor="0.3", capsize=2)
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize="x-small")
     axes.set_xlim(0, 100)
-    axes.set_xlabel(f"{metric}, percent")
+    axes.set_xlabel(f"{metric}, percent; lines are 95 % intervals")
     return _png(figure)
 
 
@@ -57,6 +59,19 @@ def plot_reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     axes.legend()
     return _png(figure)
+
+
+def _marks(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The first metric of each baseline and probe, by name."""
+    metric = next(iter(summary["metrics"]))
+    found = {name: row[metric] for name, row in summary["baselines"].items()}
+    return found | {name: row[metric]["mean"] for name, row in summary.get("probes", {}).items()}
+
+
+def _reach(figures: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """How far intervals go below and above their means."""
+    below = [max(each["mean"] - each["low"], 0) for each in figures]
+    return [below, [max(each["high"] - each["mean"], 0) for each in figures]]
 
 
 def _figure(width: float, height: float) -> Any:

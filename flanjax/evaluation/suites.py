@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flanjax.data.tasks import dataset_folder
+from flanjax.data.tasks import Tokenizer, dataset_folder
 from flanjax.errors import nearest
 from flanjax.evaluation.bbh import bbh
 from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance
@@ -26,16 +26,18 @@ class Suite:
     """A benchmark that has a name.
 
     Attributes:
-      make: the benchmark over a folder or file.
+      make: the benchmark over a folder or file; where prompts have a length, `tokenizer` counts it.
       dataset: its folder is `dataset_folder(dataset)` where none is given.
       inside: what in that folder `make` takes, where it is there.
       says: one line for a list of all.
+      fitted: whether prompts are cut to a length in tokens of the model.
     """
 
-    make: Callable[[Path], Benchmark]
+    make: Callable[..., Benchmark]
     dataset: str
     inside: str = ""
     says: str
+    fitted: bool = False
 
     def place(self, data: str = "") -> Path:
         """What the benchmark is read from: `data`, or the dataset's own folder.
@@ -48,23 +50,22 @@ class Suite:
             raise BenchmarkError(f"{folder}: there is nothing; --data names a copy of {self.dataset}")
         return folder / self.inside if (folder / self.inside).exists() else folder
 
-    def benchmark(self, data: str = "") -> Benchmark:
-        """The benchmark over `data`, or over the dataset's own folder.
+    def benchmark(self, data: str = "", tokenizer: Tokenizer | None = None) -> Benchmark:
+        """The benchmark over `data`, or over the dataset's own folder; without a tokenizer no prompt is cut.
 
         Raises:
           FlanjaxError: nothing is there, or it is no copy of the dataset.
         """
-        return self.make(self.place(data))
+        return self.make(self.place(data), tokenizer=tokenizer) if self.fitted else self.make(self.place(data))
 
 
 SUITES: dict[str, Suite] = {
     "super_ni": Suite(
-        make=super_ni, dataset="natural_instructions", says="Super-NaturalInstructions' official test, two positives"
-    ),
-    "super_ni-delusive": Suite(
-        make=functools.partial(super_ni, examples="delusive"),
-        dataset="natural_instructions",
-        says="the same with outputs of its demonstrations exchanged (Kung and Peng 2023)",
+        make=super_ni,
+        dataset="super_natural_instructions",
+        inside="natural-instructions-master",
+        says="Super-NaturalInstructions' official test, two positives",
+        fitted=True,
     ),
     "mmlu": Suite(make=mmlu, dataset="mmlu", inside="data", says="MMLU as published, 5 shots, letters scored"),
     "mmlu-flan": Suite(
@@ -103,7 +104,7 @@ def suite(name: str) -> Suite:
 
 
 def first_of_each_task(benchmark: Benchmark, count: int | None) -> Benchmark:
-    """The benchmark with the first `count` instances of each task alone; None takes all.
+    """The benchmark, and its probes, with the first `count` instances of each task alone; None takes all.
 
     Raises:
       BenchmarkError: the count is below 1.
@@ -112,7 +113,8 @@ def first_of_each_task(benchmark: Benchmark, count: int | None) -> Benchmark:
         return benchmark
     if count < 1:
         raise BenchmarkError(f"{count} instances of each task: it must be 1 at the least")
-    return dataclasses.replace(benchmark, load=functools.partial(_first, benchmark, count))
+    probes = {name: first_of_each_task(probe, count) for name, probe in benchmark.probes.items()}
+    return dataclasses.replace(benchmark, load=functools.partial(_first, benchmark, count), probes=probes)
 
 
 def _first(benchmark: Benchmark, count: int) -> Iterator[Instance]:

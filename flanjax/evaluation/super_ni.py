@@ -1,18 +1,22 @@
 """Super-NaturalInstructions' official test: 119 English tasks, 100 instances each, ROUGE-L and exact match.
 
     super_ni("data/super_natural_instructions")      # tasks/*.json, splits/default/test_tasks.txt
-    official_table(result)                           # {"Textual Entailment": ("exact_match", 41.2), ...}
+    official_table(result)            # {"Textual Entailment": {"metric": "exact_match", "score": 41.2}, ...}
 
 Prompts are Tk-Instruct's (`flanjax.tasks.natural_instructions`). Figures are means over all instances. Each category,
-which is the first that a task names, has the one metric that the paper reports for it. `examples="delusive"` gives the
-demonstrations outputs of other instances, wrong but of the right form, as Kung and Peng (arXiv 2305.11383) do: a model
-that scores as well on those has learnt the form of an answer and not the task. Sources: Wang et al. 2022 (arXiv
+which is the first that a task names, has the one metric that the paper reports for it. Sources: Wang et al. 2022 (arXiv
 2204.07705) and its published evaluation.
+
+The benchmark brings two probes of Kung and Peng (arXiv 2305.11383); a model that scores as well on them has learnt the
+form of an answer and not the task. "simplified definition" says no more than what an answer looks like: one of the
+labels, where a task has few, or else a text. "delusive examples" gives the demonstrations outputs of other instances,
+wrong but of the right form. Here they are put to any model; the paper trains with them as well, and simplifies by hand.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +29,7 @@ from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Re
 from flanjax.evaluation.held_out import held_out
 from flanjax.evaluation.metrics import METRICS
 
+Probe = Literal["simplified definition", "delusive examples"]
 FAMILY = "flanjax.tasks.natural_instructions"
 TEST_MIXTURE = "super_natural_instructions_test"
 POSITIVES = {"def": 0, "pos2": 2, "def_pos2": 2, "def_pos2_neg2": 2, "def_pos2_expl": 2}
@@ -50,7 +55,6 @@ def super_ni(
     tasks: Sequence[str] | None = None,
     instances_per_task: int = 100,
     encoding: str = "def_pos2",
-    examples: Literal["original", "delusive"] = "original",
     tokenizer: Tokenizer | None = None,
     max_source: int = 1024,
     seed: int = 0,
@@ -62,41 +66,47 @@ def super_ni(
       tasks: other tasks than those of splits/default/test_tasks.txt.
       instances_per_task: the official test has 100.
       encoding: one of `POSITIVES`.
-      examples: "delusive" swaps the outputs of the demonstrations.
       tokenizer: of the model; examples that do not fit are left out, and a longer input is cut. None cuts nothing.
       max_source: tokens of an input, its end-of-sequence id included.
       seed: of the outputs that delusive examples get.
 
     Raises:
-      BenchmarkError: an encoding or kind of examples that there is not.
+      BenchmarkError: an encoding that there is not.
       FlanjaxError: the folder is no copy of the repository, or has not the tasks.
     """
-    if encoding not in POSITIVES or examples not in ("original", "delusive"):
-        raise BenchmarkError(
-            f"super_ni: encoding={encoding!r}, examples={examples!r}: give one of {', '.join(POSITIVES)}, "
-            "and original or delusive"
-        )
+    if encoding not in POSITIVES:
+        raise BenchmarkError(f"super_ni: encoding={encoding!r}: give one of {', '.join(POSITIVES)}")
     options = {"data_dir": str(data_dir), "encoding": encoding, "max_source": max_source}
     options |= {"test_instances_per_task": instances_per_task, "held_out": tuple(tasks or ())}
     family = load_family(FAMILY, options)
     assert family is not None
     wanted = set(tasks or family.mixtures[TEST_MIXTURE])
-    benchmark = held_out(
-        f"super_ni-{encoding}" + ("-delusive" if examples == "delusive" else ""),
-        [task for task in family.tasks if task.name in wanted],
-        tokenizer=tokenizer,
-        change=functools.partial(_delusive, POSITIVES[encoding], seed) if examples == "delusive" else None,
-        seed=seed,
+    shots = POSITIVES[encoding]
+
+    def asked(probe: Probe | None) -> Benchmark:
+        benchmark = held_out(
+            f"super_ni-{encoding}" + (f"-{probe.split()[0]}" if probe else ""),
+            [task for task in family.tasks if task.name in wanted],
+            tokenizer=tokenizer,
+            change=functools.partial(_probe, probe, shots, seed) if probe else None,
+            seed=seed,
+        )
+        load = functools.partial(_with_categories, Path(data_dir), shots, benchmark.load)
+        return dataclasses.replace(benchmark, load=load)
+
+    probes: dict[Probe, bool] = {"simplified definition": encoding.startswith("def"), "delusive examples": shots > 0}
+    return dataclasses.replace(
+        asked(None),
+        probes={probe: asked(probe) for probe, there in probes.items() if there},
+        tables={"Categories, each by the metric that the paper reports": official_table},
     )
-    load = functools.partial(_with_categories, Path(data_dir), POSITIVES[encoding], benchmark.load)
-    return dataclasses.replace(benchmark, load=load)
 
 
-def official_table(result: Result) -> dict[str, tuple[str, float]]:
+def official_table(result: Result) -> dict[str, dict[str, str | float]]:
     """Of each category its metric and mean in percent; categories outside the paper's twelve have ROUGE-L."""
     means = {metric: result.by_category(metric) for metric in METRICS}
     chosen = {category: CATEGORY_METRICS.get(category, "rougeL") for category in means["rougeL"]}
-    return {category: (metric, means[metric][category]) for category, metric in chosen.items()}
+    return {category: {"metric": metric, "score": means[metric][category]} for category, metric in chosen.items()}
 
 
 def _with_categories(folder: Path, shots: int, load: Callable[[], Iterator[Instance]]) -> Iterator[Instance]:
@@ -106,12 +116,16 @@ def _with_categories(folder: Path, shots: int, load: Callable[[], Iterator[Insta
         if instance.task not in categories:
             categories[instance.task] = _category(files[instance.task])
         row = instance.details["row"]
+        question = row["input"].strip()
+        there = min(shots, len(row["positives"]))
+        shown = sum(f" Positive Example {number} -" in instance.prompt for number in range(1, there + 1))
         yield dataclasses.replace(
             instance,
             id=row["id"],
             category=categories[instance.task],
-            input=_shown(row["input"].strip(), instance.prompt),
-            demonstrations=tuple(example["output"] for example in row["positives"][:shots]),
+            input=_shown(question, instance.prompt),
+            demonstrations=tuple(example["output"] for example in row["positives"][:shown]),
+            cut=shown < there or question not in instance.prompt,
             details={},
         )
 
@@ -128,19 +142,29 @@ def _category(file: str) -> str:
     return categories[0]
 
 
-def _delusive(shots: int, seed: int, row: Row, task: TextTask, number: int) -> Row:
-    """The row with an output of the task for each example that is neither its own nor, if may be, the right one."""
+def _probe(probe: Probe, shots: int, seed: int, row: Row, task: TextTask, number: int) -> Row:
+    """The row with the definition simplified, or with outputs of the task for its examples that are wrong."""
     outputs = _outputs(task.source["test"])
+    if probe == "simplified definition":
+        return {**row, "definition": _simplified(outputs)}
     draw = Draw("delusive", seed, task.name)
     wrong = []
     for example in row["positives"][:shots]:
         others = [output for output in outputs if output != example["output"]]
-        unhelpful = [output for output in others if output not in row["outputs"]]
-        wrong.append(example | {"output": draw.choice(unhelpful or others or outputs)})
+        unhelpful = [output for output in others if output not in row["outputs"]]  # if that leaves any
+        wrong.append(example | {"output": draw.choice(unhelpful or others or list(outputs))})
     return {**row, "positives": wrong}
 
 
+def _simplified(outputs: Mapping[str, int]) -> str:
+    """What an output may be: one of the labels where each comes five times in the mean."""
+    if sum(outputs.values()) < 5 * len(outputs):
+        return "The output is a text."
+    return f"The output is one of: {', '.join(outputs)}."
+
+
 @functools.lru_cache(maxsize=1)
-def _outputs(rows: Rows) -> tuple[str, ...]:
-    """The outputs of a task; its rows are read once, for all of them follow each other."""
-    return tuple(sorted({row["outputs"][0] for _, row in rows(0)}))
+def _outputs(rows: Rows) -> Mapping[str, int]:
+    """How often a task has each output, in their order; its rows are read once, for all of them follow each other."""
+    counts = Counter(row["outputs"][0] for _, row in rows(0))
+    return dict(sorted(counts.items()))

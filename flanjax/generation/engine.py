@@ -15,7 +15,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from flanjax.generation.batches import PAD_ID, Tokens, behind_prompts, length_bucket, padded, row_bucket
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.sampling import Processors, row_number
-from flanjax.generation.slots import STEPS, Kept, Made, advance, empty, idle, put, read, resized
+from flanjax.generation.slots import STEPS, Kept, Made, Rows, advance, empty, put, read, resized
 from flanjax.generation.stopping import Answer, Decode
 from flanjax.models.config import Compute
 from flanjax.models.decoder import require_positions
@@ -104,6 +104,9 @@ class _Job:
     position: int
     made: int = 0
     answer: Answer | None = None  # where its text is looked at before its end
+
+
+_NONE = _Job(Request(), (), DecodingConfig(), (0, 0), None, None, PAD_ID, 0)  # of a row that is free
 
 
 class Engine:
@@ -215,14 +218,14 @@ class Engine:
                 job.request.done, job.request.error = True, error
             self._rows, self._kept = [], None
             raise
-        for row, job in enumerate(self._rows):
-            if job is not None:
-                self._hand_out(job, row, made)
+        for row, under_way in enumerate(self._rows):
+            if under_way is not None:
+                self._hand_out(under_way, row, made)
         return True
 
     def _next(self) -> list[_Job]:
         """The waiting requests that there is a slot for."""
-        free, jobs = self._slots - sum(job is not None for job in self._rows), []
+        free, jobs = self._slots - sum(job is not None for job in self._rows), list[_Job]()
         while self._waiting and len(jobs) < free:
             job = self._waiting.popleft()
             if not job.request.done:
@@ -286,7 +289,8 @@ class Engine:
                 job.request.done, job.request.error = True, error
             return
         pairs = [(next(places), source, job) for source, of_input in enumerate(jobs) for job in of_input]
-        into, sources = np.full((2, row_bucket(len(pairs))), len(self._rows), np.int32)
+        count = next(size for size in _SIZES if size >= len(pairs))
+        into, sources = np.full((2, count), len(self._rows), np.int32)
         into[: len(pairs)], sources[: len(pairs)] = zip(*[pair[:2] for pair in pairs], strict=True)
         sources[len(pairs) :] = 0
         assert self._kept is not None
@@ -296,35 +300,45 @@ class Engine:
 
     def _advance(self) -> Made:
         """Some tokens more for every row."""
-        jobs = [(row, job) for row, job in enumerate(self._rows) if job is not None]
-        idle_decoding = DecodingConfig()
-        processors = Processors.of([idle_decoding if job is None else job.decoding for job in self._rows])
-        eos = max(_EOS_IDS, row_bucket(max(len(job.decoding.eos_ids) for _, job in jobs)))
-        rows = idle(len(self._rows), eos, processors)
-        for row, job in jobs:
-            rows.last[row], rows.position[row], rows.made[row] = job.last, job.position, job.made
-            rows.limit[row], rows.active[row] = job.decoding.max_new_tokens, True
-            rows.seed[row], rows.numbers[row] = job.decoding.seed, job.number
-            rows.eos_ids[row, : len(job.decoding.eos_ids)] = job.decoding.eos_ids
-        asked = [job.logprobs for _, job in jobs if job.logprobs is not None]
+        jobs = [job for job in self._rows if job is not None]
+        asked = [job.logprobs for job in jobs if job.logprobs is not None]
         self._kept, made = advance(
             self._config,
             self._compute,
             self._params,
             self._kept,
-            rows,
-            np.int32(1 if any(job.on_piece for _, job in jobs) else STEPS),
+            self._said_of_rows(),
+            np.int32(1 if any(job.on_piece for job in jobs) else STEPS),
             np.bool_(bool(self._waiting)),
             np.bool_(bool(asked)),
             top=row_bucket(max(asked)) if any(asked) else 0,
         )
-        made = Made(*map(np.asarray, made))
-        self.steps += int(made.count.max())
+        made = jax.device_get(made)
+        self.steps += int(made.counts.max())
         return made
+
+    def _said_of_rows(self) -> Rows:
+        """What the device is told of each row."""
+        jobs = [_NONE if job is None else job for job in self._rows]
+        asked = [job.decoding for job in jobs]
+        eos = np.full((len(jobs), max(_EOS_IDS, row_bucket(max(len(x.eos_ids) for x in asked)))), -1, np.int32)
+        for row, decoding in enumerate(asked):
+            eos[row, : len(decoding.eos_ids)] = decoding.eos_ids
+        told: dict[str, Any] = {
+            "last": np.array([job.last for job in jobs], np.int32),
+            "position": np.array([job.position for job in jobs], np.int32),
+            "made": np.array([job.made for job in jobs], np.int32),
+            "limit": np.array([x.max_new_tokens for x in asked], np.int32),
+            "active": np.array([job is not None for job in self._rows]),
+            "seed": np.array([x.seed for x in asked], np.uint32),
+            "numbers": np.array([job.number for job in jobs], np.uint32),
+            "eos_ids": eos,
+        }
+        return Rows(**told, processors=Processors.of(asked))
 
     def _hand_out(self, job: _Job, row: int, made: Made) -> None:
         """A row's new tokens to its request."""
-        count = int(made.count[row])
+        count = int(made.counts[row])
         tokens = made.tokens[row, :count].tolist()
         job.last, job.position, job.made = tokens[-1], job.position + count, job.made + count
         ended = tokens[-1] in job.decoding.eos_ids

@@ -11,7 +11,7 @@ import functools
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,8 +79,8 @@ class Processors(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[DecodingConfig]) -> "Processors":
         """The values of these rows, as numpy arrays."""
-        fields = {name: [getattr(row, name) for row in rows] for name in cls._fields}
-        return cls(**{name: np.array(x, np.int32 if name == "top_k" else np.float32) for name, x in fields.items()})
+        kinds: dict[str, Any] = {name: np.int32 if name == "top_k" else np.float32 for name in cls._fields}
+        return cls(**{name: np.array([getattr(x, name) for x in rows], kind) for name, kind in kinds.items()})
 
     def __call__(self, logits: Logits, seen: Bool[Array, "batch vocab"] | None) -> Logits:
         """The processed logits; `seen` is used by the repetition penalty alone."""

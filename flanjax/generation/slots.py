@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from flanjax.generation.batches import PAD_ID
@@ -65,9 +64,9 @@ class Kept(NamedTuple):
 
 
 class Made(NamedTuple):
-    """New tokens of each row, its first `count` columns, the end token included; by the model's own distribution."""
+    """New tokens of each row, its first `counts` columns, the end token included; by the model's own distribution."""
 
-    count: Int[Array, " rows"]
+    counts: Int[Array, " rows"]
     tokens: Int[Array, "rows steps"]
     logprobs: Float[Array, "rows steps"]  # 0 where none are asked for
     top_ids: Int[Array, "rows steps top"]
@@ -189,7 +188,7 @@ def advance(
             last=token, position=rows.position + active, made=rows.made + active, active=active & ~ended
         )
         made = Made(
-            count=rows.made - first.made,
+            counts=rows.made - first.made,
             tokens=made.tokens.at[:, at].set(token),
             logprobs=made.logprobs.at[:, at].set(chosen),
             top_ids=made.top_ids.at[:, at].set(ids),
@@ -224,19 +223,3 @@ def _scores(
         return jnp.zeros(len(token)), (jnp.zeros((len(token), top)), jnp.zeros((len(token), top), jnp.int32))
 
     return jax.lax.cond(scored, likelihoods, none)
-
-
-def idle(rows: int, eos: int, processors: Processors) -> Rows:
-    """Rows of numpy arrays, none of them active, for the host to fill in."""
-    of = functools.partial(np.zeros, rows)
-    return Rows(
-        last=of(np.int32),
-        position=of(np.int32),
-        made=of(np.int32),
-        limit=np.ones(rows, np.int32),
-        active=of(bool),
-        seed=of(np.uint32),
-        numbers=np.zeros((rows, 2), np.uint32),
-        eos_ids=np.full((rows, eos), -1, np.int32),
-        processors=processors,
-    )

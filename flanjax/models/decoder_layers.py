@@ -107,7 +107,7 @@ class CausalAttention(Attention):
         own: tuple[Float[Array, "batch kv_heads 1 head_dim"], Float[Array, "batch kv_heads 1 head_dim"]],
         context: Context,
     ) -> Float[Array, "batch 1 embed"]:
-        """`attend` of one query of each row, over earlier keys and values, whose mask and bias these are, and its own."""
+        """`attend` of one query of each row, over earlier keys and values, with this mask and bias, and its own."""
         bias = None if context.bias is None else context.bias[:, :, 0]
         among = (CachedKeys(*earlier, bias, context.mask[:, 0, 0]), CachedKeys(*own))
 

@@ -29,6 +29,7 @@ from flanjax.evaluation.held_out import held_out, own_metrics
 from flanjax.evaluation.ifeval import ifeval
 from flanjax.evaluation.metrics import score
 from flanjax.evaluation.mmlu import CATEGORIES, mmlu
+from flanjax.evaluation.suites import first_of_each_task
 from flanjax.evaluation.super_ni import CATEGORY_METRICS, official_table, super_ni
 from flanjax.evaluation.truthfulqa import mc_scores, split_answers, truthfulqa
 
@@ -287,6 +288,13 @@ def test_super_ni_prompts_that_are_too_long_keep_what_they_show_of_their_questio
         assert len(instance.prompt) < 500
         assert instance.input
         assert instance.input in instance.prompt
+        assert instance.cut
+    whole = {i.id: i for i in super_ni(folder, instances_per_task=10).load()}
+    for instance in super_ni(folder, tokenizer=Letters(), max_source=1300, instances_per_task=10).load():
+        shown = instance.prompt.count(" Positive Example ")
+        assert instance.demonstrations == whole[instance.id].demonstrations[:shown]
+        assert instance.cut == (instance.prompt != whole[instance.id].prompt)
+    assert not any(instance.cut for instance in whole.values())
     with pytest.raises(FlanjaxError, match=r"no task in .* matches 'task0_none'"):
         super_ni(folder, tasks=["task0_none"])
 
@@ -299,20 +307,45 @@ def test_super_ni_figures_are_those_of_the_official_evaluation(all_benchmarks):
     for metric in benchmark.metrics:
         assert round(result.average(metric), 4) == official.metrics[metric]
     table = official_table(result)
-    assert table["Cause Effect Classification"][0] == "exact_match"
-    assert table["Data to Text"] == ("rougeL", result.by_category("rougeL")["Data to Text"])
+    assert table["Cause Effect Classification"]["metric"] == "exact_match"
+    assert table["Data to Text"] == {"metric": "rougeL", "score": result.by_category("rougeL")["Data to Text"]}
     assert len(CATEGORY_METRICS) == 12
 
 
-def test_delusive_demonstrations_keep_their_inputs_and_never_show_the_right_output(all_benchmarks, test_data):
-    folder = test_data / "super_natural_instructions"
-    plain, delusive = (list(super_ni(folder, examples=kind).load()) for kind in ("original", "delusive"))
-    assert delusive == list(super_ni(folder, examples="delusive").load())
-    for before, after in zip(plain, delusive, strict=True):
+def test_delusive_demonstrations_keep_their_inputs_and_never_show_the_right_output(all_benchmarks):
+    benchmark = all_benchmarks["super_ni"]
+    probe = benchmark.probes["delusive examples"]
+    assert list(probe.load()) == list(probe.load())
+    for before, after in zip(benchmark.load(), probe.load(), strict=True):
+        assert before.id == after.id
         assert all(a != b for a, b in zip(before.demonstrations, after.demonstrations, strict=True))
         assert before.prompt.split("Now complete")[1] == after.prompt.split("Now complete")[1]
         if before.task.startswith("task957"):  # a label space is too small for it
             assert not set(after.demonstrations) & set(after.references)
+
+
+def test_a_simplified_definition_says_what_an_answer_looks_like_and_leaves_the_rest(all_benchmarks):
+    benchmark = all_benchmarks["super_ni"]
+    for before, after in zip(benchmark.load(), benchmark.probes["simplified definition"].load(), strict=True):
+        definition, rest = after.prompt.split("\n\n", 1)
+        assert (before.id, before.references, before.demonstrations) == (
+            after.id,
+            after.references,
+            after.demonstrations,
+        )
+        assert before.prompt.endswith(rest)
+        labels = before.task.startswith("task1393")
+        assert definition == f"Definition: The output is {'one of: A, B' if labels else 'a text'}."
+
+
+def test_probes_are_of_the_same_first_instances_and_only_of_what_an_encoding_shows(test_data, all_benchmarks):
+    few = first_of_each_task(all_benchmarks["super_ni"], 3)
+    ids = [instance.id for instance in few.load()]
+    assert len(ids) == 6
+    assert all([instance.id for instance in probe.load()] == ids for probe in few.probes.values())
+    folder = test_data / "super_natural_instructions"
+    assert list(super_ni(folder, encoding="def").probes) == ["simplified definition"]
+    assert list(super_ni(folder, encoding="pos2").probes) == ["delusive examples"]
 
 
 def test_any_task_can_be_measured_on_a_held_out_split_and_by_its_own_metrics(test_data):

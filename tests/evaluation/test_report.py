@@ -37,8 +37,14 @@ def measured(test_data):
         Measured(
             result=evaluate(ni, texts(ni)),
             baselines={name: evaluate(ni, found) for name, found in baselines(ni).items()},
+            probes={
+                name: evaluate(probe, [Prediction(id=i.id, text="yes") for i in probe.load()])
+                for name, probe in ni.probes.items()
+            },
             perturbed={"lower_case": evaluate(perturbed(ni, "lower_case"), texts(ni))},
             seconds=2.0,
+            prompt_tokens=[100] * 39 + [600],
+            answer_tokens=[10] * 40,
         ),
         Measured(
             result=evaluate(truth, lengths),
@@ -58,16 +64,8 @@ def test_the_figures_are_those_of_the_results(measured):
     ni, truth = (summarize(each, samples=50) for each in measured)
     result = measured[0].result
     assert list(ni) == [
-        "benchmark",
-        "instances",
-        "mean_over",
-        "metrics",
-        "baselines",
-        "by_task",
-        "by_category",
-        "words",
-        "robustness",
-        "efficiency",
+        *("benchmark", "prompts_sha256", "instances", "mean_over", "metrics", "baselines", "by_task", "by_category"),
+        *("above_baseline", "probes", "tables", "words", "robustness", "lengths", "efficiency"),
     ]
     assert ni["metrics"]["rougeL"]["mean"] == round(result.average("rougeL"), 4)
     assert ni["metrics"]["exact_match"]["mean"] == 50
@@ -79,7 +77,23 @@ def test_the_figures_are_those_of_the_results(measured):
     }
     assert ni["words"] == {"toxic_fraction": 0.5, "gender_representation": 0.5, "gender_of_professions": None}
     assert ni["robustness"]["worst of all"] == ni["robustness"]["lower_case"]
-    assert ni["efficiency"] == {"seconds": 2.0, "instances_per_second": 20.0}
+    assert ni["lengths"] == {"mean": 112.5, "longest": 600, "over_512": 1, "over_1024": 0, "over_2048": 0, "cut": 0}
+    assert ni["efficiency"] == {
+        "seconds": 2.0,
+        "instances_per_second": 20.0,
+        "prompt_tokens_per_second": 2250.0,
+        "answer_tokens_per_second": 200.0,
+    }
+    for probe in ni["probes"].values():
+        assert (probe["exact_match"]["mean"], probe["exact_match"]["difference"]) == (0, -50)
+    above, metric = ni["above_baseline"], "rougeL"
+    best = max(row[metric] for row in ni["baselines"].values())
+    assert ni["baselines"][above["baseline"]][metric] == best
+    assert above["difference"] == pytest.approx(ni["metrics"][metric]["mean"] - best, abs=1e-3)
+    for row in ni["by_task"].values():
+        assert row["low"] <= row[metric] <= row["high"]
+    (official,) = ni["tables"].values()
+    assert official["Cause Effect Classification"] == {"metric": "exact_match", "score": 50.0}
     assert list(truth)[-1] == "calibration"
     assert sum(each["instances"] for each in truth["calibration"]["bins"]) == 817
     assert len(truth["by_task"]) == 38
@@ -126,8 +140,10 @@ def test_html_and_markdown_have_the_same_headings_and_tables(folder):
         "## super_ni-def_pos2",
         "### Categories",
         "### Tasks",
+        "### Categories, each by the metric that the paper reports",
         "### Robustness",
         "### Listed words",
+        "### Lengths of prompts, in tokens",
         "### Efficiency",
         "## truthfulqa",
         "### Categories",
@@ -150,10 +166,13 @@ def test_the_json_says_what_the_tables_say(folder):
         metric, figure = next(iter(summary["metrics"].items()))
         shown = f"{figure['mean']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
         best, values = max(summary["baselines"].items(), key=lambda item: item[1][metric])
-        row = (summary["benchmark"], metric, shown, f"{values[metric]:.2f} ({best})", str(summary["instances"]))
+        above = summary["above_baseline"]
+        gain = f"{above['difference']:+.2f}; {above['low']:+.2f} to {above['high']:+.2f}"
+        row = (summary["benchmark"], metric, shown, f"{values[metric]:.2f} ({best})", gain, str(summary["instances"]))
         assert f"| {' | '.join(row)} |" in markdown
         for name, found in summary["by_task"].items():
-            assert f"| {name} | {found['instances']} | {found[metric]:.2f} |" in markdown
+            sure = f"({found['low']:.2f} to {found['high']:.2f})"
+            assert f"| {name} | {found['instances']} | {found[metric]:.2f} {sure} |" in markdown
 
 
 def test_answers_are_kept_and_can_be_scored_again(folder, measured):
@@ -210,4 +229,4 @@ def test_a_benchmark_of_many_tasks_and_no_baseline_is_reported(test_data, tmp_pa
     result = evaluate(small, [Prediction(id=each.id, text="(A)") for each in first.values()])
     (summary,) = write_report(tmp_path, "t", [Measured(result=result)], samples=20)
     assert (len(summary["by_task"]), len(summary["by_category"])) == (27, 23)
-    assert "| none | 27 |" in (tmp_path / "report.md").read_text()
+    assert "| none | none | 27 |" in (tmp_path / "report.md").read_text()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flanjax.generation.batches import length_bucket
 from flanjax.generation.generate import _advance, _start
-from flanjax.generation.greedy import EOS_ID, greedy, score
+from flanjax.generation.greedy import EOS_ID, greedy
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import build, init_params
 
@@ -81,29 +81,5 @@ def test_the_limit_is_a_prefix_and_needs_no_new_program(params):
     assert (_start._cache_size(), _advance._cache_size()) == compiled
 
 
-def test_scores_are_summed_log_likelihoods(params):
-    targets = [[4, 1], [1], [6, 7, 8, 9, 10, 11, 12, 13, 14, 1], [3, 0, 3, 1], [2]]
-    scores = score(CONFIG, Compute(), params, INPUTS, targets)
-    for inputs, target, total in zip(INPUTS, targets, scores, strict=True):
-        likelihoods = jax.nn.log_softmax(forced_logits(params, inputs, target))
-        np.testing.assert_allclose(total, sum(likelihoods[i, token] for i, token in enumerate(target)), rtol=1e-4)
-    pairs = zip(INPUTS, targets, strict=True)
-    np.testing.assert_allclose([score(CONFIG, Compute(), params, [x], [y])[0] for x, y in pairs], scores, rtol=1e-5)
-
-
-def test_an_answer_scores_higher_than_another(params):
-    best = greedy(CONFIG, Compute(), params, INPUTS[:1], 1)[0] or [EOS_ID]
-    others = [[token] for token in range(32) if [token] != best]
-    scores = score(CONFIG, Compute(), params, INPUTS[:1] * 32, [best, *others])
-    assert scores[0] == max(scores)
-
-
 def test_nothing_in_nothing_out(params):
     assert greedy(CONFIG, Compute(), params, [], 4) == []
-    assert score(CONFIG, Compute(), params, [], []) == []
-    assert score(CONFIG, Compute(), params, [[5, 1]], [[]]) == [0.0]
-
-
-def test_targets_must_match_inputs(params):
-    with pytest.raises(ValueError, match="2 inputs but 1 targets"):
-        score(CONFIG, Compute(), params, INPUTS[:2], [[1]])

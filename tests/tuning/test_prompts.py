@@ -12,7 +12,8 @@ import pytest
 from flanjax.data.cache import Example
 from flanjax.data.packing import Batch, pack_rows
 from flanjax.data.placeholders import Placeholders
-from flanjax.generation.greedy import greedy, score
+from flanjax.generation.greedy import greedy
+from flanjax.generation.scoring import score
 from flanjax.interchange.runs import recipe
 from flanjax.models.attention import PrefixKeys, attention
 from flanjax.models.config import Compute, ModelConfigError, T5Config
@@ -153,7 +154,7 @@ def test_answers_and_scores_are_given_to_the_text_alone(tuned, methods):
     )
     chosen = jax.nn.log_softmax(logits(model, params, batch))[:, np.arange(3), [8, 4, 1]].sum(axis=1)
     found = score(model, Compute(), params, texts, [[8, 4, 1]] * 2, prompts=numbers)
-    np.testing.assert_allclose(found, chosen, rtol=1e-4)
+    np.testing.assert_allclose([score.total for score in found], chosen, rtol=1e-4)
     answers = greedy(model, Compute(), params, texts, 3, prompts=numbers)
     first = logits(model, params, batch)[:, 0].argmax(axis=1)
     assert [answer[:1] for answer in answers] == [[token] if token > 1 else [] for token in first.tolist()]

@@ -1,0 +1,1 @@
+"""The OpenAI completions and chat completions API over one engine."""

@@ -1,0 +1,288 @@
+"""One thread that drives an engine, between an event loop and `flanjax.generation.engine`.
+
+    driver = Driver(lambda: Engine(...), most_rows=64)
+    driver.start()
+    with driver.submit([Row(ids=(5, 6, 1), decoding=DecodingConfig())]) as answers:
+        async for pieces in answers:            # [(0, Piece(tokens=(8, 9), text="Four.", ...))]
+            ...
+
+Everything here but that thread belongs to one event loop. What the thread is to do goes into its inbox, and it takes
+it between two steps of the engine: the loop never waits for a step. Pieces go back by `call_soon_threadsafe` and wait
+in their request's `Answers`, where a reader who is slow gets them joined into one piece a row. So nothing waits for a
+reader, and what waits for one is never more than the request's whole answer.
+"""
+
+import asyncio
+import contextlib
+import functools
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from flanjax.errors import FlanjaxError
+from flanjax.generation.decoding import DecodingConfig
+from flanjax.generation.engine import OnPiece, Piece, Request
+from flanjax.serving.errors import ApiError
+
+T = TypeVar("T")
+
+
+class Decoder(Protocol):
+    """What is driven: `flanjax.generation.engine.Engine`."""
+
+    def submit(
+        self,
+        ids: Sequence[int],
+        decoding: DecodingConfig,
+        *,
+        sample: int = 0,
+        prompt: int = 0,
+        logprobs: int | None = None,
+        on_piece: OnPiece | None = None,
+    ) -> Request:
+        """Queues an input."""
+
+    def cancel(self, request: Request) -> None:
+        """Lets go of a request."""
+
+    def run_once(self) -> bool:
+        """Advances all; False when nothing is under way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One answer that is wanted; the fields are the arguments of `Engine.submit`."""
+
+    ids: tuple[int, ...]
+    decoding: DecodingConfig
+    sample: int = 0
+    prompt: int = 0
+    logprobs: int | None = None
+
+
+class Answers:
+    """The answers to one request's rows as they come; leaving its context lets go of rows that are not done."""
+
+    def __init__(self, driver: "Driver", rows: Sequence[Row]):
+        self.rows = tuple(rows)
+        self._driver = driver
+        self._waiting: dict[int, list[Piece]] = {}
+        self._unfinished = set(range(len(rows)))
+        self._failure: ApiError | None = None
+        self._news = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._driver._close(self)
+
+    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """What has come since the last time: (number of the row, piece), one of each row at the most.
+
+        Raises:
+          ApiError: the engine refused a row or failed.
+        """
+        while self._unfinished or self._waiting:
+            await self._news.wait()
+            self._news.clear()
+            if self._failure is not None:
+                raise self._failure
+            came, self._waiting = self._waiting, {}
+            yield [(row, joined(pieces)) for row, pieces in came.items()]
+
+    def _put(self, row: int, piece: Piece) -> None:
+        self._waiting.setdefault(row, []).append(piece)
+        if piece.finish is not None:
+            self._unfinished.discard(row)
+        self._news.set()
+
+    def _fail(self, failure: ApiError) -> None:
+        self._failure = failure
+        self._news.set()
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces of one row as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return Piece(
+        tokens=tuple(token for piece in pieces for token in piece.tokens),
+        text="".join(piece.text for piece in pieces),
+        logprobs=tuple(logprob for piece in pieces for logprob in piece.logprobs),
+        finish=pieces[-1].finish,
+    )
+
+
+class Driver:
+    """Drives an engine on a thread of its own.
+
+    Attributes:
+      ready: set once the engine is there; raises what opening it raised.
+      failure: why nothing is answered any more; None while the engine works.
+      rows: those under way and those that wait.
+
+    Arguments:
+      open_engine: makes the engine, in that thread.
+      most_rows: of all requests together; more are refused.
+    """
+
+    def __init__(self, open_engine: Callable[[], Decoder], *, most_rows: int):
+        self.failure: Exception | None = None
+        self.rows = 0
+        self._open_engine, self._most_rows = open_engine, most_rows
+        self._open: set[Answers] = set()
+        self._running: dict[Request, Answers] = {}  # of the thread
+        self._inbox: queue.SimpleQueue[Callable[[Decoder], None] | None] = queue.SimpleQueue()  # None: the end
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begins to open the engine; called in the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Ends the thread after the step that it is at, and waits for that at most so long."""
+        self._inbox.put(None)
+        self._thread.join(seconds)
+
+    def require_ready(self) -> None:
+        """Refuses a request that cannot be answered now.
+
+        Raises:
+          ApiError: the engine is not there yet, or has failed.
+        """
+        if self.failure is not None:
+            raise self._broken()
+        if not self.ready.done():
+            raise ApiError(503, "the model is being loaded", code="loading", retry_after=2)
+
+    def submit(self, rows: Sequence[Row]) -> Answers:
+        """Queues rows together.
+
+        Raises:
+          ApiError: as `require_ready`; so many rows are too many, now or ever.
+        """
+        self.require_ready()
+        if len(rows) > self._most_rows:
+            raise ApiError(400, f"{len(rows)} answers at once: this server takes at most {self._most_rows}")
+        if self.rows + len(rows) > self._most_rows:
+            raise ApiError(
+                429,
+                f"{self.rows} answers are under way or wait: with {len(rows)} more there would be more than "
+                f"{self._most_rows}; ask again later",
+                code="queue_full",
+                retry_after=1,
+            )
+        answers = Answers(self, rows)
+        self._open.add(answers)
+        self.rows += len(rows)
+        self._inbox.put(lambda engine: self._submit(engine, answers))
+        return answers
+
+    async def call(self, do: Callable[[], T]) -> T:
+        """What `do` returns, called in the engine's thread between two steps.
+
+        Raises:
+          ApiError: as `require_ready`.
+        """
+        self.require_ready()
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def run(engine: Decoder) -> None:
+            try:
+                self._tell(_settle, done, do(), None)
+            except Exception as error:
+                self._tell(_settle, done, None, error)
+
+        self._inbox.put(run)
+        return await done
+
+    def refuse_all(self, failure: ApiError) -> None:
+        """Ends all requests under way with an error."""
+        for answers in self._open:
+            answers._fail(failure)
+
+    def _close(self, answers: Answers) -> None:
+        if answers not in self._open:
+            return
+        self._open.discard(answers)
+        self.rows -= len(answers.rows)
+        if answers._unfinished:
+            self._inbox.put(lambda engine: self._cancel(engine, answers))
+
+    def _broken(self) -> ApiError:
+        return ApiError(500, f"the engine has failed, restart the server: {self.failure!r}", code="engine_failed")
+
+    # --- the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            engine = self._open_engine()
+            self._tell(_settle, self.ready, None, None)
+            self._drive(engine)
+        except Exception as error:
+            self._tell(self._failed, error)
+
+    def _drive(self, engine: Decoder) -> None:
+        busy = False
+        while True:
+            while not busy or not self._inbox.empty():
+                do = self._inbox.get()
+                if do is None:
+                    return
+                do(engine)
+                busy = True
+            busy = engine.run_once()
+            for request in [request for request in self._running if request.done]:
+                answers = self._running.pop(request)
+                if request.error is not None:
+                    self._tell(answers._fail, ApiError(500, f"the answer cannot be made: {request.error!r}"))
+
+    def _submit(self, engine: Decoder, answers: Answers) -> None:
+        try:
+            for number, row in enumerate(answers.rows):
+                request = engine.submit(
+                    row.ids,
+                    row.decoding,
+                    sample=row.sample,
+                    prompt=row.prompt,
+                    logprobs=row.logprobs,
+                    on_piece=functools.partial(self._tell, answers._put, number),
+                )
+                self._running[request] = answers
+        except (FlanjaxError, ValueError) as error:
+            self._cancel(engine, answers)
+            self._tell(answers._fail, ApiError(400, str(error)))
+
+    def _cancel(self, engine: Decoder, answers: Answers) -> None:
+        for request in [request for request, whose in self._running.items() if whose is answers]:
+            del self._running[request]
+            engine.cancel(request)
+
+    def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody is there to be told
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    # --- back in the loop ------------------------------------------------------------------------------------------
+
+    def _failed(self, error: Exception) -> None:
+        self.failure = error
+        if not self.ready.done():
+            self.ready.set_exception(error)
+        self.refuse_all(self._broken())
+
+
+def _settle(future: "asyncio.Future[Any]", value: Any, error: Exception | None) -> None:
+    if future.done():  # nobody waits for it any more
+        return
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,434 @@
+"""What the server holds to whatever is asked: queue, limits, clients that go away or are slow, keys, failures.
+
+The engine is scripted, so that these are told by its steps and not by a clock.
+"""
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+import time
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanjax.errors import FlanjaxError
+from flanjax.serving.app import make_app
+from flanjax.serving.server import serve
+from flanjax.serving.service import Service, Settings
+from tests.serving.conftest import ScriptedEngine, running
+
+WORDS = "one two three"
+
+
+def post(server, path, body, *, headers=None, kind="application/json"):
+    """The status, the headers and the object of an answer to raw bytes."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request("POST", path, content, {"content-type": kind, **(headers or {})})
+    answer = connection.getresponse()
+    content = answer.read()
+    is_json = answer.headers["content-type"] == "application/json"
+    return answer.status, answer.headers, json.loads(content) if is_json else content.decode()
+
+
+def get(server, path, headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", path, headers=headers or {})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def until(holds):
+    """Waits for what another thread is about to do."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
+
+
+def ask(server, **given):
+    return post(server, "/v1/completions", {"model": "tiny", "prompt": WORDS, "max_tokens": 8, **given})
+
+
+def events(answer):
+    """The objects of a stream, and what it ends with."""
+    lines = [line.removeprefix("data: ") for line in answer.splitlines() if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"], lines[-1]
+
+
+# --- many at once --------------------------------------------------------------------------------------------------
+
+
+def test_many_clients_share_steps(llama):
+    made = []
+
+    def make(model, settings):
+        made.append(ScriptedEngine(model, settings))
+        return made[0]
+
+    async def together(server):
+        async with server.async_client() as client:
+            asked = [client.completions.create(model="tiny", prompt=f"{WORDS} {i}", max_tokens=8) for i in range(64)]
+            return await asyncio.gather(*asked)
+
+    with running(llama, make_engine=make, slots=16, max_queue=48) as server:
+        made[0].go.clear()
+        loop = threading.Thread(target=lambda: found.extend(asyncio.run(together(server))))
+        found = []
+        loop.start()
+        until(lambda: server.service.driver.rows == 64)
+        made[0].go.set()
+        loop.join()
+    prompts = [llama.vocabulary.encode(f"{WORDS} {i}") for i in range(64)]
+    assert [one.choices[0].text for one in found] == [llama.vocabulary.decode((ids * 8)[:8]) for ids in prompts]
+    assert made[0].steps <= 64 * 8 / 16 + 1, "one by one it would be 512"
+
+
+def test_a_full_queue_is_told_and_empties(scripted):
+    scripted.engine.go.clear()
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(ask(scripted))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    until(lambda: scripted.service.driver.rows == 8)
+    status, headers, body = ask(scripted)
+    assert (status, body["error"]["code"], headers["retry-after"]) == (429, "queue_full", "1")
+    assert ask(scripted, n=9)[0] == 400, "which no empty queue would take"
+    scripted.engine.go.set()
+    for thread in threads:
+        thread.join()
+    assert [status for status, _, _ in found] == [200] * 8
+    assert scripted.service.driver.rows == 0
+    assert ask(scripted)[0] == 200
+
+
+# --- clients that go, and that are slow ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_lets_go_of_its_answers(scripted, stream):
+    scripted.engine.pause_at = 3 if stream else 0
+    body = json.dumps({"prompt": WORDS, "max_tokens": 50, "n": 3, "stream": stream}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    with socket.create_connection(("127.0.0.1", scripted.port)) as client:
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        if stream:
+            assert client.recv(10_000).startswith(b"HTTP/1.1 200 ")
+        until(lambda: scripted.service.driver.rows == 3)
+    until(lambda: scripted.service.driver.rows == 0)
+    scripted.engine.go.set()
+    assert ask(scripted)[0] == 200
+    assert len(scripted.engine.cancelled) == 3
+    assert scripted.engine.steps < 50
+
+
+def slow_stream(server, may_send, sent, **given):
+    """A stream to a client that takes no more while `may_send` is clear; runs in the server's loop."""
+    body = json.dumps({"prompt": WORDS, "stream": True, **given}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        return await asyncio.Future()
+
+    async def send(message):
+        sent.append(message)
+        while not may_send.is_set():
+            await asyncio.sleep(0.005)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b""}
+    scope |= {"headers": [(b"content-type", b"application/json")], "http_version": "1.1", "asgi": {"version": "3.0"}}
+    return asyncio.run_coroutine_threadsafe(make_app(server.service)(scope, receive, send), server.loop)
+
+
+def test_a_slow_client_holds_nobody_up_and_misses_nothing(scripted):
+    may_send, sent = threading.Event(), []
+    done = slow_stream(scripted, may_send, sent, max_tokens=60)
+    until(lambda: sent)
+    whole = ask(scripted, max_tokens=60)
+    until(lambda: scripted.engine.steps >= 60)
+    assert len(sent) == 1, "it still holds the first message"
+    may_send.set()
+    done.result(30)
+    chunks, last = events(b"".join(message.get("body", b"") for message in sent).decode())
+    assert last == "[DONE]"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole[2]["choices"][0]["text"]
+    assert len(chunks) < 60, "what waited came together"
+    assert sum(message.get("more_body") is False for message in sent) == 1
+
+
+def test_a_client_that_never_reads_is_cut_off(llama):
+    with running(llama, make_engine=ScriptedEngine, timeout=0.5) as server:
+        sent = []
+        slow_stream(server, threading.Event(), sent, max_tokens=60).result(30)
+        assert server.service.driver.rows == 0
+        assert sent[0]["type"] == "http.response.start"
+
+
+def test_a_request_has_its_time(llama):
+    made = []
+
+    def make(model, settings):
+        made.append(ScriptedEngine(model, settings))
+        return made[0]
+
+    with running(llama, make_engine=make, timeout=0.3) as server:
+        made[0].go.clear()
+        status, _, body = ask(server)
+        assert (status, body["error"]["code"]) == (504, "timeout")
+        assert server.service.driver.rows == 0
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+            client.sendall(b"content-length: 100\r\n\r\n{")
+            assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+        made[0].go.set()
+        assert ask(server)[0] == 200
+
+
+# --- the engine and the model --------------------------------------------------------------------------------------
+
+
+def test_a_failing_engine_is_told_to_everybody(scripted):
+    scripted.engine.go.clear()
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(ask(scripted))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: scripted.service.driver.rows == 3)
+    scripted.engine.broken = RuntimeError("out of memory")
+    scripted.engine.go.set()
+    for thread in threads:
+        thread.join()
+    found.append(ask(scripted))
+    assert [(status, body["error"]["type"]) for status, _, body in found] == [(500, "server_error")] * 4
+    assert all("out of memory" in body["error"]["message"] for _, _, body in found)
+    status, body = get(scripted, "/health")
+    assert (status, body["status"]) == (503, "engine_failed")
+    with pytest.raises(openai.InternalServerError, match="out of memory"):
+        scripted.client().completions.create(model="tiny", prompt=WORDS)
+
+
+def test_a_stream_that_has_begun_ends_with_the_reason(scripted):
+    scripted.engine.pause_at = 3
+    stream = scripted.client().completions.create(model="tiny", prompt=WORDS, max_tokens=100, stream=True)
+    next(stream)
+    scripted.engine.broken = RuntimeError("out of memory")
+    scripted.engine.go.set()
+    with pytest.raises(openai.APIError, match="out of memory"):
+        list(stream)
+
+
+def test_an_answer_that_fails_alone_fails_alone(scripted, monkeypatch):
+    monkeypatch.setattr(scripted.engine, "fails", "odd one")
+    status, _, body = ask(scripted, prompt="an odd one out")
+    assert (status, "cannot be spelled" in body["error"]["message"]) == (500, True)
+    assert ask(scripted)[0] == 200
+    assert get(scripted, "/health")[0] == 200
+
+
+def test_requests_wait_for_no_model_that_is_being_loaded(llama):
+    loaded = threading.Event()
+
+    def slowly():
+        loaded.wait(30)
+        return llama
+
+    with running(slowly, make_engine=ScriptedEngine, wait=False) as server:
+        status, headers, body = ask(server)
+        assert (status, body["error"]["code"], headers["retry-after"]) == (503, "loading", "2")
+        assert get(server, "/health") == (503, {"status": "loading", "message": "the model is being loaded"})
+        loaded.set()
+        until(lambda: get(server, "/health")[0] == 200)
+        assert ask(server)[0] == 200
+
+
+def test_a_model_that_cannot_be_opened_ends_the_server():
+    def no_model():
+        raise FlanjaxError("no such folder")
+
+    async def main(listening):
+        await serve(Service(no_model, Settings(name="x")), listening, grace=1, on_ready=lambda: None)
+
+    with pytest.raises(FlanjaxError, match="no such folder"):
+        asyncio.run(main(socket.create_server(("127.0.0.1", 0))))
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_names_and_health(scripted):
+    assert [model.id for model in scripted.client().models.list()] == ["tiny"]
+    assert scripted.client().models.retrieve("tiny").owned_by == "flanjax"
+    assert get(scripted, "/health") == (200, {"status": "ready", "answers": 0, "slots": 4})
+    with pytest.raises(openai.NotFoundError, match="did you mean 'tiny'") as error:
+        scripted.client().completions.create(model="tinny", prompt="x")
+    assert error.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        scripted.client().models.retrieve("other")
+
+
+def test_addresses_that_are_not_there(scripted):
+    for path, method, status in (("/v1/chat", "GET", 404), ("/v1/completions", "GET", 405), ("/x", "POST", 404)):
+        connection = http.client.HTTPConnection("127.0.0.1", scripted.port, timeout=30)
+        connection.request(method, path)
+        answer = connection.getresponse()
+        assert answer.status == status
+        assert path in json.loads(answer.read())["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[1]", "must be a JSON object"),
+        (b'{"prompt": NaN}', "NaN"),
+        (b'{"prompt": "\\ud800"}', "surrogates"),
+        (b'{"prompt": "\xff"}', "not valid JSON"),
+        (b"[" * 10_000, "not valid JSON"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"{}", "prompt is missing"),
+        (b'{"prompt": []}', "prompt is []"),
+        (b'{"prompt": "x", "temprature": 1}', "did you mean 'temperature'"),
+    ],
+)
+def test_malformed_bodies(scripted, body, says):
+    status, _, answer = post(scripted, "/v1/completions", body)
+    assert status == 400
+    assert says in answer["error"]["message"]
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", [0, 10**6]),
+        ("prompt", [[]]),
+        ("prompt", ["a", [1]]),
+        ("max_tokens", 0),
+        ("max_tokens", True),
+        ("max_tokens", 1000),
+        ("temperature", -1),
+        ("temperature", "hot"),
+        ("temperature", 10**400),
+        ("top_p", 1.5),
+        ("n", 0),
+        ("n", 10**6),
+        ("stop", ["x"] * 17),
+        ("stop", [""]),
+        ("logprobs", 21),
+        ("best_of", 2),
+        ("suffix", "x"),
+        ("presence_penalty", 0.5),
+        ("logit_bias", {"5": 1}),
+        ("stream", "yes"),
+        ("stream_options", {"include_usage": True}),
+        ("repetition_penalty", 0),
+    ],
+)
+def test_fields_that_are_refused(scripted, field, value):
+    status, _, body = ask(scripted, **{field: value})
+    assert (status, body["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": ["hi"]}, "messages"),
+        ({"messages": [{"role": "cat", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "end<|im_end|>"}]}, "messages"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"max_completion_tokens": 1000}, "max_completion_tokens"),
+    ],
+)
+def test_fields_of_a_chat_that_are_refused(scripted, given, param):
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]} | given
+    status, _, answer = post(scripted, "/v1/chat/completions", body)
+    assert (status, answer["error"]["param"]) == (400, param)
+
+
+def test_what_changes_nothing_is_taken(scripted):
+    given = {"user": "me", "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}}
+    assert ask(scripted, suffix=None, top_p=0.5, temperature=0, **given)[0] == 200
+
+
+def test_bodies_too_large(scripted):
+    assert ask(scripted, prompt="x" * 30_000)[0] == 413
+    assert ask(scripted, prompt="x" * 1_000_000)[0] == 413
+    connection = http.client.HTTPConnection("127.0.0.1", scripted.port, timeout=30)
+    parts = (b"x" * 1000 for _ in range(50))
+    connection.request("POST", "/v1/completions", parts, {"content-type": "application/json"}, encode_chunked=True)
+    assert connection.getresponse().status == 413
+
+
+def test_other_kinds_of_bodies(scripted):
+    status, _, body = post(scripted, "/v1/completions", {"prompt": "x"}, kind="text/plain")
+    assert (status, "application/json" in body["error"]["message"]) == (415, True)
+
+
+def test_a_key_is_asked_for(llama):
+    with running(llama, make_engine=ScriptedEngine, api_key="sésame") as server:
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "sésame"},
+            {"authorization": "Basic x"},
+        ):
+            headers = {name: value.encode() for name, value in headers.items()}
+            status, answered, body = post(server, "/v1/completions", {"prompt": "x"}, headers=headers)
+            assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+            assert answered["www-authenticate"] == "Bearer"
+            assert get(server, "/v1/models", headers)[0] == 401
+        assert get(server, "/health")[0] == 200
+        right = {"authorization": "Bearer sésame".encode()}
+        assert post(server, "/v1/completions", {"prompt": "x"}, headers=right)[0] == 200
+        with pytest.raises(openai.AuthenticationError):
+            server.client(api_key="none").completions.create(model="tiny", prompt="x")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+COMMON = ("model", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "logprobs", "stream", "stream_options")
+COMMON += ("presence_penalty", "frequency_penalty", "logit_bias", "user", "top_k", "min_p", "repetition_penalty")
+COMPLETION = (*COMMON, "prompt", "best_of", "suffix")
+CHAT = (
+    *COMMON,
+    "messages",
+    "top_logprobs",
+    "max_completion_tokens",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "store",
+)
+
+
+def test_no_field_of_any_type_fails_the_server(scripted):
+    @given(st.dictionaries(st.sampled_from(COMPLETION), VALUES, max_size=3))
+    @settings(max_examples=150)
+    def completions(fields):
+        assert ask(scripted, **fields)[0] in (200, 400, 404, 429)
+
+    @given(st.dictionaries(st.sampled_from(CHAT), VALUES, max_size=3), st.lists(VALUES, max_size=2))
+    @settings(max_examples=150)
+    def chats(fields, parts):
+        message = {"role": "user", "content": [{"type": "text", "text": "Hi"}, *parts]}
+        body = {"messages": [message], "max_tokens": 4} | fields
+        assert post(scripted, "/v1/chat/completions", body)[0] in (200, 400, 404, 429)
+
+    completions()
+    chats()
+    assert get(scripted, "/health") == (200, {"status": "ready", "answers": 0, "slots": 4})
