@@ -26,9 +26,11 @@ MODELS: dict[str, ModelConfig] = {
 }
 INPUTS = [[2, 5, 6, 1], [2, 7], [2, 9, 3, 3, 8, 4, 4, 10, 11, 12], [2, 9, 9], [30, 1]] * 2
 WAYS = {
-    "greedy": DecodingConfig(max_new_tokens=20, eos_ids=(1, 17)),
-    "drawn": DecodingConfig(max_new_tokens=9, temperature=0.9, top_p=0.9, seed=4),
-    "beams": DecodingConfig(max_new_tokens=9, num_beams=2),
+    "t5": {"drawn": DecodingConfig(max_new_tokens=9, temperature=0.9, top_p=0.9, seed=4)},
+    "decoder": {
+        "greedy": DecodingConfig(max_new_tokens=20, eos_ids=(1, 17)),
+        "beams": DecodingConfig(max_new_tokens=9, num_beams=2),
+    },
 }
 
 
@@ -40,7 +42,7 @@ def answers(mesh: jax.sharding.Mesh | None = None) -> dict[str, list[list[int]]]
         if mesh is not None:
             shardings, _ = param_shardings(logical_axes(config), abstract_params(config), mesh)
             params = jax.jit(lambda config=config: init_params(config, 1), out_shardings=shardings)()
-        for way, decoding in WAYS.items():
+        for way, decoding in WAYS[name].items():
             found[f"{name} {way}"] = generate(config, Compute(), params, INPUTS, decoding, batch_rows=8)
     return found
 
