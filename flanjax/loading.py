@@ -140,7 +140,7 @@ class Model:
             inputs,
             targets,
             prefix_lm=self.prefix_lm,
-            prompts=self._prompts(prompt, len(inputs)),
+            prompts=self.prompts(prompt, len(inputs)),
             batch_rows=batch_size,
         )
 
@@ -220,7 +220,7 @@ class Model:
             decode=self._text,
             on_text=on_text,
             prefix_lm=self.prefix_lm,
-            prompts=self._prompts(prompt, len(tokens)),
+            prompts=self.prompts(prompt, len(tokens)),
             batch_rows=batch_size,
         )
         return [before_stop(self._text(ids), decoding.stop)[0] for ids in answers]
@@ -228,7 +228,12 @@ class Model:
     def _text(self, ids: Sequence[int]) -> str:
         return self.vocabulary.decode(list(ids))
 
-    def _prompts(self, prompt: str | None, count: int) -> list[int]:
+    def prompts(self, prompt: str | None, count: int) -> list[int]:
+        """The number of a task's learnt prompt, so many times: what `generate` and `score` take for so many inputs.
+
+        Raises:
+          LoadingError: there is no such prompt, or the model has some and none is named.
+        """
         tasks = self.config.prompt_tasks
         if (prompt is None) == bool(tasks):
             there = f"prompts of the tasks {', '.join(tasks)}: choose one" if tasks else "none to choose from"
