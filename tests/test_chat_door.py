@@ -195,6 +195,22 @@ def test_lines_from_a_pipe_are_answered_on_stdout_alone(model: Model, converse: 
     assert "top_p chooses what is drawn, but temperature 0 draws nothing" in err
 
 
+def test_ctrl_c_at_the_prompt_does_not_leave_and_ctrl_d_does(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, typed = Shown(model), iter([KeyboardInterrupt, "Hi", EOFError, KeyboardInterrupt])
+
+    def type_in(prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", type_in)
+    assert chat._converse(shown.talk, interactive=True) == 0
+    assert [message["role"] for message in shown.talk.messages] == ["user", "assistant"]
+    with pytest.raises(KeyboardInterrupt):  # of a pipe there is no prompt to come back to
+        chat._converse(shown.talk, interactive=False)
+
+
 ON_A_TERMINAL = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C is for the process whose terminal it is
@@ -219,8 +235,6 @@ def test_a_person_at_a_terminal_stops_an_answer_and_leaves(folder: Path) -> None
 
     try:
         assert "holds 96 tokens" in until("> ")
-        os.write(terminal, b"\x03")  # nothing is said yet: nothing stops
-        until("> ")
         os.write(terminal, b"Hi\n")
         until("Hi\r\n")
         assert select.select([terminal], [], [], 120)[0]  # the answer has begun
