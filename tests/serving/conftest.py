@@ -60,11 +60,15 @@ def t5_model(tmp_path_factory):
 
 
 class Running:
-    """A server in a thread, and clients for it."""
+    """A server in a thread, and clients for it; `engine` once the model is there."""
 
-    def __init__(self, service, port, loop):
-        self.service, self.port, self.loop = service, port, loop
+    def __init__(self, service, port, loop, engines):
+        self.service, self.port, self.loop, self._engines = service, port, loop, engines
         self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def engine(self):
+        return self._engines[0]
 
     def client(self, **options):
         return openai.OpenAI(
@@ -80,10 +84,13 @@ class Running:
 @contextlib.contextmanager
 def running(model, *, make_engine=engine_of, wait=True, **settings):
     """A server for a model, or for what `model()` opens, until the end of the context."""
-    found, ready = [], threading.Event()
-    service = Service(
-        model if callable(model) else lambda: model, Settings(**({"name": "tiny"} | settings)), make_engine
-    )
+    found, engines, ready = [], [], threading.Event()
+
+    def make(*given):
+        engines.append(make_engine(*given))
+        return engines[0]
+
+    service = Service(model if callable(model) else lambda: model, Settings(**({"name": "tiny"} | settings)), make)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
 
@@ -100,7 +107,7 @@ def running(model, *, make_engine=engine_of, wait=True, **settings):
     assert ready.wait(120), "the server did not come up"
     loop, task = found
     try:
-        yield Running(service, port, loop)
+        yield Running(service, port, loop, engines)
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join(30)
@@ -165,14 +172,7 @@ class ScriptedEngine:
 
 @pytest.fixture
 def scripted(llama):
-    """A server whose engine follows the test's script; the engine is `engine`."""
-    made = []
-
-    def make(model, settings):
-        made.append(ScriptedEngine(model, settings))
-        return made[0]
-
-    with running(llama, make_engine=make, slots=4, max_queue=4, max_body=20_000) as server:
-        server.engine = made[0]
+    """A server whose engine follows the test's script."""
+    with running(llama, make_engine=ScriptedEngine, slots=4, max_queue=4, max_body=20_000) as server:
         yield server
-        made[0].go.set()
+        server.engine.go.set()

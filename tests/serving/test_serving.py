@@ -64,28 +64,22 @@ def events(answer):
 
 
 def test_many_clients_share_steps(llama):
-    made = []
-
-    def make(model, settings):
-        made.append(ScriptedEngine(model, settings))
-        return made[0]
-
     async def together(server):
         async with server.async_client() as client:
             asked = [client.completions.create(model="tiny", prompt=f"{WORDS} {i}", max_tokens=8) for i in range(64)]
             return await asyncio.gather(*asked)
 
-    with running(llama, make_engine=make, slots=16, max_queue=48) as server:
-        made[0].go.clear()
+    with running(llama, make_engine=ScriptedEngine, slots=16, max_queue=48) as server:
+        server.engine.go.clear()
         loop = threading.Thread(target=lambda: found.extend(asyncio.run(together(server))))
         found = []
         loop.start()
         until(lambda: server.service.driver.rows == 64)
-        made[0].go.set()
+        server.engine.go.set()
         loop.join()
     prompts = [llama.vocabulary.encode(f"{WORDS} {i}") for i in range(64)]
     assert [one.choices[0].text for one in found] == [llama.vocabulary.decode((ids * 8)[:8]) for ids in prompts]
-    assert made[0].steps <= 64 * 8 / 16 + 1, "one by one it would be 512"
+    assert server.engine.steps <= 64 * 8 / 16 + 1, "one by one it would be 512"
 
 
 def test_a_full_queue_is_told_and_empties(scripted):
@@ -171,14 +165,8 @@ def test_a_client_that_never_reads_is_cut_off(llama):
 
 
 def test_a_request_has_its_time(llama):
-    made = []
-
-    def make(model, settings):
-        made.append(ScriptedEngine(model, settings))
-        return made[0]
-
-    with running(llama, make_engine=make, timeout=0.3) as server:
-        made[0].go.clear()
+    with running(llama, make_engine=ScriptedEngine, timeout=0.3) as server:
+        server.engine.go.clear()
         status, _, body = ask(server)
         assert (status, body["error"]["code"]) == (504, "timeout")
         assert server.service.driver.rows == 0
@@ -186,7 +174,7 @@ def test_a_request_has_its_time(llama):
             client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
             client.sendall(b"content-length: 100\r\n\r\n{")
             assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
-        made[0].go.set()
+        server.engine.go.set()
         assert ask(server)[0] == 200
 
 
