@@ -61,6 +61,14 @@ def server(folder, *flags):
         process.communicate()
 
 
+def status(client):
+    try:
+        answer = urllib.request.urlopen(str(client.base_url).replace("/v1/", "/health"))
+    except urllib.error.HTTPError as refused:
+        answer = refused
+    return answer.status, json.loads(answer.read())["status"]
+
+
 def ended(process):
     out, error = process.communicate(timeout=60)
     return process.returncode, out, error
@@ -73,12 +81,9 @@ def test_what_is_under_way_ends_and_nothing_new_begins(folder):
         stream = client.completions.create(**given, stream=True)
         pieces = [next(stream)]
         process.send_signal(signal.SIGTERM)
-        while True:
-            try:
-                urllib.request.urlopen(str(client.base_url).replace("/v1/", "/health"))
-            except urllib.error.HTTPError as refused:
-                assert json.loads(refused.read())["status"] == "shutting_down"
-                break
+        while (health := status(client))[0] == 200:
+            pass
+        assert health == (503, "shutting_down")
         with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
             client.completions.create(**given)
         assert refused.value.status_code == 503

@@ -73,7 +73,12 @@ class Job:
         for ids in self.inputs:
             for _ in range(self.samples):
                 row = Row(
-                    ids=ids, decoding=self.decoding, sample=times[ids], prompt=self.prompt, logprobs=self.logprobs
+                    stream=self.stream,
+                    ids=ids,
+                    decoding=self.decoding,
+                    sample=times[ids],
+                    prompt=self.prompt,
+                    logprobs=self.logprobs,
                 )
                 rows.append(row)
                 times[ids] += 1

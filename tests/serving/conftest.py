@@ -150,7 +150,8 @@ class ScriptedEngine:
             self.pause_at = None
             self.go.clear()
         self.go.wait(60)
-        if self.broken is not None:
+        if self.broken is not None and (self._waiting or self._running):
+            self._running, self._waiting = [], deque()
             raise self.broken
         while self._waiting and len(self._running) < self._slots:
             self._running.append(self._waiting.popleft())
@@ -165,7 +166,11 @@ class ScriptedEngine:
             request.done = len(request.ids) == decoding.max_new_tokens
             request.finish = "length" if request.done else None
             told = () if logprobs is None else (TokenLogprob(-1.0, ((token, -1.0),) * logprobs),)
-            on_piece(Piece((token,), self._decode(request.ids)[len(before) :], told, request.finish))
+            request.text = self._decode(request.ids)
+            request.logprobs.extend(told)
+            if on_piece is None:
+                continue
+            on_piece(Piece((token,), request.text[len(before) :], told, request.finish))
         self._running = [row for row in self._running if not row[0].done]
         return bool(self._running or self._waiting)
 

@@ -199,6 +199,9 @@ def test_a_failing_engine_is_told_to_everybody(scripted):
     assert (status, body["status"]) == (503, "engine_failed")
     with pytest.raises(openai.InternalServerError, match="out of memory"):
         scripted.client().completions.create(model="tiny", prompt=WORDS)
+    scripted.engine.broken = None
+    assert ask(scripted)[0] == 200, "it may have been that request alone"
+    assert get(scripted, "/health")[0] == 200
 
 
 def test_a_stream_that_has_begun_ends_with_the_reason(scripted):
