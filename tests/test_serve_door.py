@@ -4,17 +4,21 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
+import httpx2
 import jax
 import numpy as np
 import openai
 import pytest
 
+import flanjax
 from flanjax import serve
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.interchange.hf_decoder import write_hf_decoder
@@ -22,6 +26,7 @@ from flanjax.models.decoder import init_params
 from flanjax.models.decoder_config import DecoderConfig
 
 KEY = "secret"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def folder(bpe_folder, tmp_path_factory):
     vocabulary = Vocabulary.from_file(bpe_folder)
     config = DecoderConfig(
         vocab_size=vocabulary.size, embed_dim=16, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16, mlp_dim=16,
-        max_positions=8192,
+        max_positions=2048,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("models") / "little"
     params = jax.tree.map(np.asarray, init_params(config, 0))
@@ -38,13 +43,26 @@ def folder(bpe_folder, tmp_path_factory):
     return folder
 
 
+# The door with an engine that takes its time, and compiles nothing.
+SLOW = """
+import sys
+import flanjax
+from flanjax import serve
+from flanjax.serving import service
+from tests.serving.conftest import SlowEngine
+service.Engine = SlowEngine
+sys.exit(serve.main(sys.argv[1:]))
+"""
+
+
 @contextlib.contextmanager
-def server(folder, *flags):
-    """The process and its address, once it is ready."""
-    command = [sys.executable, "-m", "flanjax.serve", f"--model={folder}", "--port=0", "--slots=2", *flags]
+def server(folder, *flags, slow=False):
+    """The process and a client for it, once it is ready."""
+    door = ["-c", SLOW] if slow else ["-m", "flanjax.serve"]
+    command = [sys.executable, *door, f"--model={folder}", "--port=0", "--slots=2", *flags]
     environment = os.environ | {serve.API_KEY: KEY, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )
     try:
         lines = []
@@ -74,10 +92,20 @@ def ended(process):
     return process.returncode, out, error
 
 
-def test_what_is_under_way_ends_and_nothing_new_begins(folder):
+def test_a_model_is_served(folder):
     with server(folder) as (process, client):
         assert [model.id for model in client.models.list()] == ["little"]
-        given = {"model": "little", "prompt": "a", "max_tokens": 4000, "seed": 1}
+        (choice,) = client.completions.create(model="little", prompt="a", max_tokens=8, temperature=0).choices
+        assert [choice.text] == flanjax.load(folder).generate(["a"], 8)
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="other").models.list()
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == (0, "ended\n", "")
+
+
+def test_what_is_under_way_ends_and_nothing_new_begins(folder):
+    with server(folder, slow=True) as (process, client):
+        given = {"model": "little", "prompt": "a b c", "max_tokens": 200}
         stream = client.completions.create(**given, stream=True)
         pieces = [next(stream)]
         process.send_signal(signal.SIGTERM)
@@ -88,26 +116,42 @@ def test_what_is_under_way_ends_and_nothing_new_begins(folder):
             client.completions.create(**given)
         assert refused.value.status_code == 503
         pieces += stream
-        assert pieces[-1].choices[0].finish_reason in ("stop", "length")
-        assert len(pieces) > 10
+        assert pieces[-1].choices[0].finish_reason == "length"
+        said = "".join(piece.choices[0].text for piece in pieces)
+        ids = Vocabulary.from_file(folder).encode("a b c")
+        assert said == Vocabulary.from_file(folder).decode((ids * 200)[:200])
         assert ended(process) == (0, "ended\n", "")
 
 
 def test_what_does_not_end_in_time_is_told(folder):
-    with server(folder, "--grace=0.2", "--max_length=8000") as (process, client):
-        stream = client.completions.create(
-            model="little",
-            prompt="a",
-            max_tokens=7900,
-            stream=True,
-            temperature=0,
-            extra_body={"repetition_penalty": 0.1},
-        )
+    with server(folder, "--grace=0.1", slow=True) as (process, client):
+        stream = client.completions.create(model="little", prompt="a", max_tokens=1000, stream=True)
         next(stream)
         process.send_signal(signal.SIGINT)
         with pytest.raises(openai.APIError, match="shutting down"):
             list(stream)
         assert ended(process) == (0, "ended\n", "")
+
+
+def test_a_second_signal_does_not_wait(folder):
+    with server(folder, slow=True) as (process, client):
+        stream = client.completions.create(model="little", prompt="a", max_tokens=1000, stream=True)
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        while status(client)[0] == 200:
+            pass
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises((openai.APIError, httpx2.TransportError)):
+            list(stream)
+        assert ended(process)[:2] == (0, "ended\n")
+
+
+def test_the_commands_of_the_page_are_taken():
+    page = (ROOT / "docs" / "inference.md").read_text()
+    found = re.findall(r"^ {4}python -m flanjax\.serve (.+)$", page, flags=re.MULTILINE)
+    assert found
+    for arguments in found:
+        assert serve._parser().parse_args(shlex.split(arguments)).model
 
 
 def test_a_model_that_is_not_there(tmp_path, capfd):

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections import deque
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -173,6 +175,18 @@ class ScriptedEngine:
             on_piece(Piece((token,), request.text[len(before) :], told, request.finish))
         self._running = [row for row in self._running if not row[0].done]
         return bool(self._running or self._waiting)
+
+
+class SlowEngine(ScriptedEngine):
+    """Takes a hundredth of a second for a step; made as the real one is."""
+
+    def __init__(self, config, compute, params, *, slots, decode, prefix_lm):
+        vocabulary = SimpleNamespace(decode=decode)
+        super().__init__(SimpleNamespace(vocabulary=vocabulary), SimpleNamespace(slots=slots))
+
+    def run_once(self):
+        time.sleep(0.01)
+        return super().run_once()
 
 
 @pytest.fixture

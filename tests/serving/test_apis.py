@@ -20,7 +20,7 @@ MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content
 
 @pytest.fixture(scope="module")
 def llama_server(llama):
-    with running(llama, slots=8) as server:
+    with running(llama, slots=4) as server:
         yield server
 
 
@@ -53,17 +53,17 @@ def texts(answer):
 # --- the answers are those of Model.generate -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [{"temperature": 0}, DRAWN, {**DRAWN, "temperature": 1.4, "top_p": 1, "n": 3}], ids=str)
+@pytest.mark.parametrize("how", [{"temperature": 0}, {**DRAWN, "n": 2}], ids=("greedy", "drawn"))
 def test_answers_are_those_of_generate(served, how):
     server, model = served
     options = {("num_samples" if name == "n" else name): value for name, value in how.items()}
     assert texts(complete(server, PROMPTS, **how)) == model.generate(PROMPTS, 12, **options)
 
 
-def test_extensions_have_their_meaning_in_generate(served):
-    server, model = served
+def test_extensions_have_their_meaning_in_generate(llama_server, llama):
     more = {"top_k": 20, "min_p": 0.05, "repetition_penalty": 1.3}
-    assert texts(complete(server, PROMPTS, **DRAWN, extra_body=more)) == model.generate(PROMPTS, 12, **DRAWN, **more)
+    answer = complete(llama_server, PROMPTS[:2], **DRAWN, extra_body=more)
+    assert texts(answer) == llama.generate(PROMPTS[:2], 12, **DRAWN, **more)
 
 
 def test_prompts_in_token_ids(served):
@@ -160,8 +160,9 @@ def test_logprobs_are_the_scores_of_the_answer(served):
     how = DecodingConfig(max_new_tokens=12, temperature=1.2, seed=5, eos_ids=(model.vocabulary.eos_id,))
     (scored,) = score(*where, generate(*where, how))
     assert told.token_logprobs == pytest.approx(scored.logprobs, abs=1e-3)
-    for logprob, top in zip(told.token_logprobs, told.top_logprobs, strict=True):
-        assert logprob in top.values()
+    for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert top[token] >= logprob
+        assert 3 <= len(top) <= 4 or model.vocabulary.separate_inputs, "its tokens of no text are many"
         assert max(top.values()) >= logprob
     (bare,) = complete(server, PROMPTS[2], **{**given, "logprobs": 0}).choices
     assert bare.logprobs.token_logprobs == pytest.approx(told.token_logprobs, abs=1e-3)
