@@ -18,6 +18,10 @@ QUANTIZED = (
     "the run's base is quantized, and what was exported goes with the full-precision original: "
     "the two differ by the rounding of the base"
 )
+BASE_NAME = (
+    "adapter_config.json calls the base model {name!r}, after its folder: PeftModel.from_pretrained, which is given "
+    "the model, does not look; AutoPeftModel looks for that name. --base_name gives it a hub id, or a path, to open"
+)
 PREFIX_LM = (
     "the run is a prefix LM, whose inputs see each other in both directions, and a Hugging Face folder has no word for "
     "that: transformers will read its inputs from left to right"
@@ -51,20 +55,23 @@ def export(
     dtype: str | None = None,
     merge: bool = False,
     format: str = "hf",
+    base_name: str | None = None,
 ) -> Exported:
     """Writes the checkpoint of `step`, or the latest, of the run directory `run` to the new folder `output`.
 
     `dtype` is float32 unless given. With `merge` the parameters that tuning methods added are put into the model's own;
     where the run had quantized those, into the originals that it was made from. With the format "peft" they are
-    written alone.
+    written alone, for a base model that is called `base_name`, by default as the folder that it lies in.
 
     Raises:
       FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged, no
-        PEFT folder can express its methods, `output` is not new, or the disk is full.
+        PEFT folder can express its methods, a name is given where none is written, `output` is not new, or the disk is
+        full.
     """
     from flanjax.interchange.any_model import HF_DECODER, format_of, hf_class, write_hf_model
     from flanjax.interchange.folders import ModelFolderError, read_json, require_new
-    from flanjax.interchange.peft import base_name, write_peft
+    from flanjax.interchange.peft import base_name as name_of
+    from flanjax.interchange.peft import write_peft
     from flanjax.interchange.runs import read_run
     from flanjax.interchange.t5x import write_t5x
     from flanjax.models.decoder_config import DecoderConfig
@@ -76,6 +83,8 @@ def export(
         raise ModelFolderError(f"format is {format!r}: choose one of {', '.join(FORMATS)}")
     if format == "peft" and merge:
         raise TuningError("a PEFT folder is what is not merged: give either --format=peft or --merge")
+    if format != "peft" and base_name is not None:
+        raise TuningError(f"--base_name={base_name}: a whole model names no base: give it with --format=peft")
     require_new(Path(output))
     trained = read_run(run, step=step)
     quantized = trained.model != unquantized(trained.model)
@@ -93,11 +102,13 @@ def export(
             trained.model,
             trained.params,
             begun=trained.begun,
-            base_name=base_name(base),
+            base_name=base_name or name_of(base),
             recipe=trained.recipe,
             dtype=dtype,
             model_type=None if source is None else read_json(Path(source) / "config.json")["model_type"],
         )
+        if base_name is None and base is not None:
+            notices = (*notices, BASE_NAME.format(name=name_of(base)))
         return Exported(trained.step, None, notices, tasks)
     if added_paths(trained.model) and not merge:
         raise TuningError(
@@ -134,13 +145,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="a checkpoint's step; the latest unless given")
     parser.add_argument("--dtype", metavar="NAME", help="of the tensors: float32 (default), bfloat16 or float16")
     parser.add_argument("--format", choices=FORMATS, default="hf", help="hf or t5x: a whole model; peft: an adapter")
+    parser.add_argument("--base_name", metavar="ID", help="what an adapter calls its base: a hub id, or a path")
     parser.add_argument("--merge", action="store_true", help="put what tuning methods added into the model's own")
     flags = parser.parse_args(argv)
     return doors.run_door(lambda: _export(flags))
 
 
 def _export(flags: argparse.Namespace) -> int:
-    done = export(flags.run, flags.output, step=flags.step, dtype=flags.dtype, merge=flags.merge, format=flags.format)
+    done = export(
+        flags.run,
+        flags.output,
+        step=flags.step,
+        dtype=flags.dtype,
+        merge=flags.merge,
+        format=flags.format,
+        base_name=flags.base_name,
+    )
     if done.logit_difference is not None:
         print(f"merged; the largest difference of a logit is {done.logit_difference:.2g}")
     for notice in done.notices:
@@ -148,9 +168,9 @@ def _export(flags: argparse.Namespace) -> int:
     of_tasks = f", a folder for each of {', '.join(done.tasks)}" if done.tasks else ""
     print(f"step {done.step} of {flags.run} is in {flags.output}{of_tasks}; load it with")
     if flags.format == "peft":
-        adapter = Path(flags.output, *done.tasks[:1])
-        print(f'  peft.PeftModel.from_pretrained(BASE, "{adapter}")')
-        print(f'  flanjax.load(BASE, adapter="{adapter}")')
+        print(f'  peft.PeftModel.from_pretrained(BASE, "{Path(flags.output, *done.tasks[:1])}")')
+        asked = f'.generate(["..."], prompt="{done.tasks[0]}")' if done.tasks else ""
+        print(f'  flanjax.load(BASE, adapter="{flags.output}"){asked}')
         return 0
     if flags.format != "hf":
         print(f'  --gin.INITIAL_CHECKPOINT_PATH=\\"{Path(flags.output, f"checkpoint_{done.step}")}\\"  # T5X')

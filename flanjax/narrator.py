@@ -58,7 +58,7 @@ class Narrator:
             console.notice(note)
 
     def memory(self, memory: MemoryUse | None) -> None:
-        """The compiler's figures of the compiled step."""
+        """The compiler's figures of the compiled step, beside what a device has."""
         if memory is None:
             self._console.notice("this backend does not say how much memory the step needs")
             return
@@ -67,6 +67,15 @@ class Narrator:
             f"+ {byte_size(memory.temporaries)} temporaries + {byte_size(memory.outputs - memory.aliased)} new outputs "
             f"+ {byte_size(memory.code)} code"
         )
+        if (room := _room(self._prepared.mesh.local_devices)) is None:
+            self._console.line("whether it fits is not known: these devices do not say how much memory they have")
+        elif memory.total <= room:
+            self._console.line(f"it fits: a device has {byte_size(room)}, {byte_size(room - memory.total)} are left")
+        else:
+            self._console.notice(
+                f"it does not fit: a device has {byte_size(room)}, {byte_size(memory.total - room)} are missing. Raise "
+                "MICROBATCHES, lower BATCH_ROWS or FEATURE_LENGTHS, or spread the parameters (MeshConfig.fsdp)"
+            )
 
     def progress(self, progress: Progress) -> None:
         """Moves the bar."""
@@ -196,3 +205,9 @@ def parameter_table(prepared: Prepared, layout: StateLayout) -> str:
         for (path, leaf), names in zip(shapes, axes, strict=True)
     ]
     return "\n".join(lines) + "\n"
+
+
+def _room(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that jax may use on the smallest of these devices; None where they do not say."""
+    found = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    return min((limit for limit in found if limit), default=None)

@@ -21,8 +21,9 @@ from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig, abstract_params, init_params
 from flanjax.models.parameters import Params
+from flanjax.sharding.hosts import agree, of_first
 from flanjax.tuning.method import Method
-from flanjax.tuning.partition import begin, digest, flatten, unflatten
+from flanjax.tuning.partition import begin, digest, digest_of_few, flatten, unflatten
 
 
 class RunError(FlanjaxError):
@@ -122,12 +123,17 @@ class StartingPoint:
         return place(begin(self.tuned, base, vocabulary.encode, self._seed), shardings)
 
     def base(self) -> str | None:
-        """What the frozen parameters of a run that has some are known by; None where everything moves."""
+        """What the frozen parameters of a run that has some are known by; None where everything moves.
+
+        The first process reads all of them for it. The others look at a few: a model of its own disk is noticed.
+        """
         if not self.tuned.added:
             return None
         if self._folder is None:
             return f"random, of seed {self._seed}"
-        return digest(self._source()[1])
+        params = self._source()[1]
+        agree(f"the model in INIT_FROM={self._folder}", digest_of_few(params))
+        return of_first("base", lambda: digest(params))
 
     def _source(self) -> tuple[ModelConfig, Params]:
         if self._read is None:

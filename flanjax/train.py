@@ -2,7 +2,7 @@
 
 The same command again resumes a run that was stopped or killed, and says so when the run is already whole.
 `--dry_run` builds the data, the shapes and the parameter table, compiles the step, prints the memory it needs on each
-device, and trains nothing.
+device and whether the device has it, and trains nothing.
 
 With `--multihost` the same command on every host of a pod or a cluster is one run.
 """

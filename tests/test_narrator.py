@@ -15,7 +15,7 @@ from flanjax.models.config import T5Config
 from flanjax.narrator import Narrator, parameter_table, size_rows
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.optimizers import OptimizerConfig, make_optimizer
-from flanjax.training.step import StateLayout
+from flanjax.training.step import MemoryUse, StateLayout
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.partition import trainable_axes
 
@@ -122,3 +122,25 @@ def test_a_parameter_is_listed_with_the_factor_of_its_rate() -> None:
     assert ends["decoder/layers/mlp/wo/lora/a"] == "trainable x 0.25 0.5"
     assert ends["decoder/layers/mlp/wo/lora/b"] == "trainable x 4 8"
     assert ends["decoder/layers/mlp/wo/kernel"] == "frozen"
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ((80 * 2**20, 64 * 2**20), "it fits: a device has 64.0 MiB, 24.0 MiB are left"),
+        ((80 * 2**20, 32 * 2**20), "it does not fit: a device has 32.0 MiB, 8.0 MiB are missing. Raise MICROBATCHES"),
+        ((None, None), "whether it fits is not known"),
+    ],
+)
+def test_the_memory_of_a_step_is_compared_with_the_smallest_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limits: tuple[int | None, ...], told: str
+) -> None:
+    one = narrator(tmp_path)
+    stats = [None if limit is None else {"bytes_limit": limit, "bytes_in_use": 5} for limit in limits]
+    devices = [SimpleNamespace(memory_stats=lambda found=found: found) for found in stats]
+    one._prepared.mesh = SimpleNamespace(local_devices=devices)
+    parts = {"arguments": 30, "outputs": 30, "aliased": 30, "temporaries": 8, "code": 2}
+    one.memory(MemoryUse(**{name: size * 2**20 for name, size in parts.items()}))
+    out = capsys.readouterr().out
+    assert "memory per device: 40.0 MiB" in out
+    assert told in out

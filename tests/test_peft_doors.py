@@ -94,7 +94,9 @@ def test_a_run_an_adapter_on_its_base_and_both_merged_are_one_model(
 ) -> None:
     run, adapter, whole = tuned(*methods), tmp_path / "adapter", tmp_path / "whole"
     assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft"]) == 0
-    assert f'flanjax.load(BASE, adapter="{adapter}")' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f'flanjax.load(BASE, adapter="{adapter}")' in told
+    assert "calls the base model 'base', after its folder" in told
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "base"
     assert str(base.parent) not in (adapter / "README.md").read_text() + json.dumps(config)
@@ -106,6 +108,22 @@ def test_a_run_an_adapter_on_its_base_and_both_merged_are_one_model(
     assert np.abs(np.subtract(flanjax.load(base).score(QUESTIONS, ANSWERS), expected)).max() > 1e-2
     np.testing.assert_allclose(flanjax.load(base, adapter=adapter).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
     np.testing.assert_allclose(flanjax.load(whole).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+
+
+def test_a_base_has_the_name_that_it_is_given(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
+
+    run, adapter = tuned(IA3()), tmp_path / "adapter"
+    assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft", f"--base_name={base}"]) == 0
+    assert "after its folder" not in capsys.readouterr().out
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    opened = AutoPeftModelForSeq2SeqLM if config["task_type"] == "SEQ_2_SEQ_LM" else AutoPeftModelForCausalLM
+    assert opened.from_pretrained(adapter).peft_config["default"].base_model_name_or_path == str(base)
+    assert export.main([f"--run={run}", f"--output={tmp_path / 'whole'}", "--merge", "--base_name=google/t5"]) == 2
+    assert "--base_name=google/t5: a whole model names no base" in capsys.readouterr().err
 
 
 def test_a_prompt_is_opened_on_its_base_and_cannot_be_merged(
@@ -121,25 +139,28 @@ def test_a_prompt_is_opened_on_its_base_and_cannot_be_merged(
     assert not (tmp_path / "whole").exists()
 
 
-def test_prompts_of_several_tasks_are_an_adapter_each(
+def test_prompts_of_several_tasks_are_an_adapter_each_and_one_together(
     base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, output = tuned(PromptTuning(length=3, tasks=("sorting", "no:1"))), tmp_path / "adapters"
+    tasks = ("sorting", "no:1")
+    run, output = tuned(PromptTuning(length=3, tasks=tasks)), tmp_path / "adapters"
     assert export.main([f"--run={run}", f"--output={output}", "--format=peft"]) == 0
     told = capsys.readouterr().out
     assert "a folder for each of sorting, no:1; load it with" in told
-    assert f'flanjax.load(BASE, adapter="{output / "sorting"}")' in told
+    assert f'peft.PeftModel.from_pretrained(BASE, "{output / "sorting"}")' in told
+    assert f'flanjax.load(BASE, adapter="{output}").generate(["..."], prompt="sorting")' in told
     assert sorted(path.name for path in output.iterdir()) == ["no:1", "sorting"]
-    scores = []
-    for task in ("sorting", "no:1"):
+    together, scores = flanjax.load(base, adapter=output), []
+    for task in tasks:
         assert f"# {task}\n" in (output / task / "README.md").read_text()
         expected = flanjax.load(run).score(QUESTIONS, ANSWERS, prompt=task)
         found = flanjax.load(base, adapter=output / task).score(QUESTIONS, ANSWERS)
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+        np.testing.assert_allclose(together.score(QUESTIONS, ANSWERS, prompt=task), expected, rtol=1e-4)
         scores.append(found)
     assert np.abs(np.subtract(*scores)).max() > 1e-2
-    with pytest.raises(FlanjaxError, match="an adapter that has a name lies in a folder of it: no:1, sorting"):
-        flanjax.load(base, adapter=output)
+    with pytest.raises(FlanjaxError, match="this model has prompts of the tasks no:1, sorting: choose one"):
+        together.score(QUESTIONS, ANSWERS)
 
 
 def test_the_doors_say_what_does_not_go_together(

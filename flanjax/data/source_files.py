@@ -1,7 +1,7 @@
 """The local files and folders that tasks are made from, known again by size and time of change.
 
 `stat` is cheap: a folder of a thousand task files is looked through in milliseconds, so that it can be done before
-every training. Hidden files do not count.
+every training. Files whose names are hidden count, hidden folders (`.git`, `.cache`) do not; links are followed.
 """
 
 import glob
@@ -13,6 +13,8 @@ from typing import Any
 
 # Of each file its size in bytes and time of change in nanoseconds; the name "" is the path itself.
 Stamp = dict[str, list[int]]
+# What file managers leave in the folders that they show.
+_NO_DATA = (".DS_Store", ".directory", "desktop.ini", "Thumbs.db")
 
 
 class SourceFiles:
@@ -98,12 +100,16 @@ def existing_paths(value: Any) -> Iterator[str]:
 
 
 def _files_below(folder: str, ignored: set[str]) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
-        if os.path.realpath(place) in ignored:
+    """Files at any depth, also behind links to folders; a folder that several links lead to counts once."""
+    seen = set(ignored)
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
             folders.clear()
             continue
-        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
-        yield from (os.path.join(place, name) for name in files if not name.startswith("."))
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__pycache__")))
+        yield from (os.path.join(place, name) for name in files if name not in _NO_DATA)
 
 
 def _size_and_time(file: str) -> list[int] | None:

@@ -5,10 +5,14 @@
 
 Inputs and targets are lists of token ids of any length. An encoder-decoder answers its inputs, a decoder goes on from
 them. A pair sees only itself: its neighbours in the batch, and the padding, do not change its score.
+
+What pairs have in common is computed once. Inputs are read once for all of their targets (`scoring_rows`), a decoder
+reads once what many inputs begin with, such as the examples of a few-shot prompt, and the head is multiplied only
+where a target's token is predicted.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,14 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flanjax.data.cache import Example
-from flanjax.data.packing import pack_rows
-from flanjax.generation.batches import Tokens, batches, behind_prompts, length_bucket, row_bucket
-from flanjax.models.config import Compute
+from flanjax.generation.batches import Tokens, batches, behind_prompts, length_bucket, padded, row_bucket
+from flanjax.generation.scoring_rows import Row, decoder_rows, encoder_decoder_rows, shared_beginnings
+from flanjax.models.config import Compute, T5Config
+from flanjax.models.decoder import Beginning
 from flanjax.models.decoder_config import DecoderConfig
-from flanjax.models.model import ModelConfig, build
+from flanjax.models.model import Model, ModelConfig, build
 from flanjax.models.parameters import Params
 from flanjax.sharding.rules import constrain
+
+# Places whose logits are there at once, at most; every larger bucket is a multiple of its half.
+PLACES = 64
 
 
 class Score(NamedTuple):
@@ -46,39 +53,91 @@ class Score(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """What is told of every target token of a batch."""
+    """What is told of each place."""
 
-    logprobs: Float[Array, "batch length"]
-    is_best: Bool[Array, "batch length"]
-    likeliest_ids: Int[Array, "batch length likeliest"]
-    likeliest_logprobs: Float[Array, "batch length likeliest"]
+    logprobs: Float[Array, "places tokens"]  # of the tokens that were asked for
+    is_best: Bool[Array, "places tokens"]
+    likeliest_ids: Int[Array, "places likeliest"]
+    likeliest_logprobs: Float[Array, "places likeliest"]
+
+
+class _Asked(NamedTuple):
+    """Of which tokens the log-likelihoods are wanted, and where."""
+
+    places: Int[Array | np.ndarray, " places"]  # in the rows laid end to end
+    tokens: Int[Array | np.ndarray, "places tokens"]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _begin(
+    config: DecoderConfig, compute: Compute, params: Params, tokens: Int[Array, "1 length"], segments: Array
+) -> Beginning:
+    """What rows go on from."""
+    return build(config, compute, params).begin(tokens[0], segments[0])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "prefix_lm", "branching", "likeliest"))
+def _decoder_likelihoods(
+    config: DecoderConfig,
+    compute: Compute,
+    params: Params,
+    rows: dict[str, Int[Array, "batch length"]],
+    asked: _Asked,
+    beginning: Beginning | None,
+    *,
+    prefix_lm: bool,
+    branching: bool,
+    likeliest: int,
+) -> _Told:
+    model = build(config, compute, params)
+    rows = {name: constrain(jnp.asarray(x), "batch", None) for name, x in rows.items()}
+    bidirectional = rows["of_inputs"] if prefix_lm else None
+    hidden = model.decode(
+        rows["tokens"],
+        rows["segments"],
+        positions=rows["positions"],
+        bidirectional=bidirectional,
+        beginning=beginning,
+        branching=branching,
+    )
+    return _likelihoods(model, hidden, asked, likeliest)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "likeliest"))
-def _score(
-    config: ModelConfig,
+def _encoder_decoder_likelihoods(
+    config: T5Config,
     compute: Compute,
     params: Params,
-    batch: dict[str, Int[Array, "batch length"]],
+    rows: dict[str, Int[Array, "batch length"]],
+    asked: _Asked,
     *,
     likeliest: int,
 ) -> _Told:
-    """Of every target token of a batch as in training."""
     model = build(config, compute, params)
+    rows = {name: constrain(jnp.asarray(x), "batch", None) for name, x in rows.items()}
+    of_inputs, segments = rows["of_inputs"], rows["segments"]
+    encoded = model.encode(rows["inputs"], of_inputs)
+    hidden = model.decode(rows["tokens"], segments, encoded, of_inputs, encoder_segment_of=jnp.minimum(segments, 1))
+    return _likelihoods(model, hidden, asked, likeliest)
 
-    def row(xs: tuple[Array, Array]) -> _Told:
-        hidden, targets = xs
+
+def _likelihoods(model: Model, hidden: Float[Array, "batch length embed"], asked: _Asked, likeliest: int) -> _Told:
+    """The log-likelihoods of the tokens in their places, and whether each is the most likely one there."""
+
+    def portion(xs: tuple[Array, Array]) -> _Told:
+        hidden, tokens = xs
         logits = model.logits(hidden)
-        chosen, total = (
-            jnp.take_along_axis(logits, targets[:, None], axis=1),
-            jax.nn.logsumexp(logits, 1, keepdims=True),
-        )
+        chosen, total = jnp.take_along_axis(logits, tokens, axis=1), jax.nn.logsumexp(logits, axis=1, keepdims=True)
         highest, ids = jax.lax.top_k(logits, min(likeliest, logits.shape[1]))
-        return _Told((chosen - total)[:, 0], jnp.argmax(logits, axis=1) == targets, ids, highest - total)
+        return _Told(chosen - total, jnp.argmax(logits, axis=1)[:, None] == tokens, ids, highest - total)
 
-    # A row at a time: float32 logits of the whole batch would be its largest array by far.
-    told = jax.lax.map(row, (model(batch), batch["decoder_target_tokens"]))
-    return _Told(*(constrain(x, *[None] * x.ndim) for x in told))
+    # Float32 logits of all places would be the largest array by far.
+    size = len(asked.places) if len(asked.places) <= PLACES else PLACES // 2
+    parts = [
+        x.reshape(-1, size, x.shape[-1]) for x in (hidden.reshape(-1, hidden.shape[-1])[asked.places], asked.tokens)
+    ]
+    told = jax.lax.map(portion, tuple(parts))
+    return _Told(*(constrain(x.reshape(len(asked.places), -1), None, None) for x in told))
 
 
 def score(
@@ -103,7 +162,7 @@ def score(
       targets: token ids, as many lists as inputs; EOS counts where it is given.
       prefix_lm: as `generate`.
       prompts: as `generate`.
-      batch_rows: pairs scored together.
+      batch_rows: inputs read together, each with all of its targets.
       likeliest: how many of the likeliest tokens are told with each token.
 
     Raises:
@@ -113,25 +172,104 @@ def score(
     if len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets: each input needs its target")
     inputs = behind_prompts(config, inputs, prompts)
-    examples = [
-        Example(inputs=np.array(x, np.int32), targets=np.array(y, np.int32))
-        for x, y in zip(inputs, targets, strict=True)
-    ]
+    by_context: dict[tuple[int, ...], dict[int, Tokens]] = {}
+    for i, (ids, target) in enumerate(zip(inputs, targets, strict=True)):
+        if len(target):
+            by_context.setdefault(tuple(ids), {})[i] = target
     scores = [Score((), True)] * len(inputs)
-    for batch in batches([max(len(x.inputs), len(x.targets)) for x in examples], batch_rows):
-        rows = [[examples[i]] for i in batch] + [[]] * (row_bucket(len(batch)) - len(batch))
-        packed = pack_rows(rows, _row_lengths(config, [examples[i] for i in batch]), prefix_lm=prefix_lm)
-        told = [np.asarray(x) for x in _score(config, compute, params, packed, likeliest=likeliest)]
-        for row, i in enumerate(batch):
-            at = np.flatnonzero(packed["decoder_loss_weights"][row])
-            logprobs, is_best, ids, values = (x[row, at].tolist() for x in told)
-            top = [tuple(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
-            scores[i] = Score(tuple(logprobs), all(is_best), tuple(top))
+    if isinstance(config, DecoderConfig):
+        told = _by_decoder(config, compute, params, by_context, batch_rows, prefix_lm=prefix_lm, likeliest=likeliest)
+    else:
+        told = _by_encoder_decoder(config, compute, params, by_context, batch_rows, likeliest=likeliest)
+    for slots, found in told:
+        for i, likelihood in _scores(slots, found):
+            scores[i] = likelihood
     return scores
 
 
-def _row_lengths(config: ModelConfig, examples: Sequence[Example]) -> tuple[int, ...]:
-    """Rows that hold any of these examples."""
-    if isinstance(config, DecoderConfig):
-        return (length_bucket(max(len(x.inputs) + len(x.targets) for x in examples)),)
-    return tuple(length_bucket(max(len(getattr(x, side)) for x in examples)) for side in ("inputs", "targets"))
+_ByContext = Mapping[tuple[int, ...], Mapping[int, Tokens]]
+# Of each pair, by its number: in which place its tokens are, and which they are of the tokens asked for there.
+_Slots = Mapping[int, Sequence[tuple[int, int]]]
+
+
+def _by_decoder(
+    config: DecoderConfig,
+    compute: Compute,
+    params: Params,
+    by_context: _ByContext,
+    batch_rows: int,
+    *,
+    prefix_lm: bool,
+    likeliest: int,
+) -> Iterator[tuple[_Slots, _Told]]:
+    """What is told of the pairs, a batch at a time, in any order."""
+    # Where inputs see what follows them, no two have a part in common.
+    goes_on = config.can_branch and not prefix_lm and compute.attention != "per_head"
+    for begin, contexts in shared_beginnings(list(by_context)) if goes_on else [(0, list(by_context))]:
+        beginning = _begin(config, compute, params, *padded([contexts[0][:begin]], 1)) if begin else None
+        rows = [
+            row
+            for context in contexts
+            for row in decoder_rows(context, by_context[context], begin=begin, branching=config.can_branch)
+        ]
+        for chosen in batches([len(row.tokens) for row in rows], batch_rows):
+            batch = [rows[i] for i in chosen]
+            arrays = _arrays(batch)
+            count, length = arrays["tokens"].shape
+            arrays["of_inputs"] = _filled([[1] * (len(row.inputs) - begin) for row in batch], count, length)
+            asked, slots = _asked(batch, length)
+            branching = any(max(row.segments) > 1 for row in batch)
+            how = {"prefix_lm": prefix_lm, "branching": branching, "likeliest": likeliest}
+            yield slots, _decoder_likelihoods(config, compute, params, arrays, asked, beginning, **how)
+
+
+def _by_encoder_decoder(
+    config: T5Config, compute: Compute, params: Params, by_context: _ByContext, batch_rows: int, *, likeliest: int
+) -> Iterator[tuple[_Slots, _Told]]:
+    """What is told of the pairs, a batch at a time, in any order."""
+    rows = [row for context, targets in by_context.items() for row in encoder_decoder_rows(context, targets)]
+    for chosen in batches([max(len(row.inputs), len(row.tokens)) for row in rows], batch_rows):
+        batch = [rows[i] for i in chosen]
+        arrays = _arrays(batch)
+        arrays["inputs"], arrays["of_inputs"] = padded([row.inputs for row in batch], row_bucket(len(batch)))
+        asked, slots = _asked(batch, arrays["tokens"].shape[1])
+        yield slots, _encoder_decoder_likelihoods(config, compute, params, arrays, asked, likeliest=likeliest)
+
+
+def _arrays(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """What the decoder is given, int32 [bucket of rows, bucket of the longest]."""
+    shape = row_bucket(len(rows)), length_bucket(max(len(row.tokens) for row in rows))
+    return {name: _filled([getattr(row, name) for row in rows], *shape) for name in ("tokens", "segments", "positions")}
+
+
+def _filled(rows: Sequence[Tokens], count: int, length: int) -> np.ndarray:
+    """The rows as int32 [count, length], zeros after them."""
+    array = np.zeros((count, length), np.int32)
+    for row, values in enumerate(rows):
+        array[row, : len(values)] = values
+    return array
+
+
+def _asked(rows: Sequence[Row], length: int) -> tuple[_Asked, _Slots]:
+    """What rows of this length are asked, each place once."""
+    tokens: dict[int, dict[int, int]] = {}  # by place and token, the token's number there
+    numbers: dict[int, int] = {}
+    slots: dict[int, list[tuple[int, int]]] = {}
+    for number, row in enumerate(rows):
+        for i, places in row.places.items():
+            slots[i] = []
+            for place, token in zip((number * length + place for place in places), row.targets[i], strict=True):
+                there = tokens.setdefault(place, {})
+                slots[i].append((numbers.setdefault(place, len(numbers)), there.setdefault(token, len(there))))
+    count, most = length_bucket(len(tokens)), row_bucket(max(map(len, tokens.values())))
+    places = _filled([list(tokens)], 1, count)[0]
+    return _Asked(places, _filled([list(there) for there in tokens.values()], count, most)), slots
+
+
+def _scores(slots: _Slots, told: _Told) -> Iterator[tuple[int, Score]]:
+    logprobs, is_best, ids, values = map(np.asarray, told)
+    for i, own in slots.items():
+        places, _ = at = tuple(zip(*own, strict=True))
+        top = zip(ids[list(places)].tolist(), values[list(places)].tolist(), strict=True)
+        likeliest = tuple(tuple(zip(*pair, strict=True)) for pair in top)
+        yield i, Score(tuple(logprobs[at].tolist()), bool(is_best[at].all()), likeliest)

@@ -4,12 +4,11 @@
     adapter = read_peft("adapter", base)                                     # and what peft wrote comes back
     model, params = adapter_on(adapter, base, base_params)
 
-A folder holds one adapter of one type, and layer norms that were trained beside it; prompts of several tasks are in as
-many folders. What is written is read again before it takes its name. Nothing is unpickled.
+A folder holds one adapter of one type, and layer norms that were trained beside it; prompts of several tasks are a
+folder of as many folders, both ways. What is written is read again before it takes its name. Nothing is unpickled.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,7 +24,14 @@ from flanjax.interchange.peft_config import CONFIG, WEIGHTS, AdapterConfig, Adap
 from flanjax.interchange.peft_ia3 import read_ia3, write_ia3
 from flanjax.interchange.peft_layers import Adapter, Content, write_norms
 from flanjax.interchange.peft_lora import on_unchanged_base, read_lora, write_lora
-from flanjax.interchange.peft_prompts import as_prompts, read_prefix, read_prompt, write_prefix, write_prompt
+from flanjax.interchange.peft_prompts import (
+    as_prompts,
+    prompts_together,
+    read_prefix,
+    read_prompt,
+    write_prefix,
+    write_prompt,
+)
 from flanjax.interchange.safetensors_files import FLOATS, write_file
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
@@ -43,6 +49,7 @@ _READERS: dict[str, Callable[[AdapterConfig, Base, AdapterTensors], Adapter]] = 
     "PROMPT_TUNING": read_prompt,
     "P_TUNING": read_prompt,
 }
+_PROMPTS = {kind for kind, read in _READERS.items() if read is read_prompt}
 _WRITERS: dict[type, Callable[..., Content]] = {
     IA3: write_ia3,
     LoRA: write_lora,
@@ -60,14 +67,19 @@ def read_peft(folder: str | Path, base: ModelConfig, *, model_type: str | None =
     """Reads an adapter for a base model of these sizes.
 
     `model_type` is the family whose names a decoder's modules have; None takes the first that has such a model and the
-    names of the adapter's tensors.
+    names of the adapter's tensors. A folder of prompts in folders of their own is one adapter, with a prompt for each
+    task that a folder is named after.
 
     Raises:
       ModelFolderError: there is no such folder, a file in it is missing, damaged or pickled; its type is not read here;
         the configuration asks for what would change the function and is not supported; tensors are missing, unknown,
-        of another shape than configuration and model ask for (all are listed at once), or not finite.
+        of another shape than configuration and model ask for (all are listed at once), or not finite; a folder of
+        adapters has others than prompts of one length.
     """
-    config = AdapterConfig.read(Path(folder))
+    folder = Path(folder)
+    if (named := AdapterConfig.named(folder)) and all(one.raw["peft_type"] in _PROMPTS for one in named.values()):
+        return prompts_together(folder, {name: read_peft(folder / name, base, model_type=model_type) for name in named})
+    config = AdapterConfig.read(folder)
     kind = config.raw["peft_type"]
     if kind not in _READERS:
         raise config.error(
@@ -234,10 +246,10 @@ def _only_adapter(model: ModelConfig) -> Method:
 
 
 def base_name(source: str | None) -> str | None:
-    """What to call the base model in a folder that others read: a hub id, or the last part of a path; None for none.
+    """What to call the base model that lies at a path, in a folder that others read: its last part; None for none.
 
-    Worked example: "google/flan-t5-small" stays, "/home/me/models/flan" and "../flan" become "flan".
+    A path that looks like a hub id is one of this machine all the same: elsewhere it would name somebody else's model.
+
+    Worked example: "/home/me/models/flan", "runs/flan" and "../flan" are "flan".
     """
-    if source is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
-        return source
-    return Path(source).name
+    return None if source is None else Path(source).absolute().name

@@ -69,13 +69,23 @@ class AdapterConfig:
         if not folder.is_dir():
             raise ModelFolderError(f"{folder}: there is no such folder")
         if not (folder / CONFIG).is_file():
-            inside = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG}"))]
+            inside = cls.named(folder)
             hint = f"; an adapter that has a name lies in a folder of it: {', '.join(inside)}" if inside else ""
             raise ModelFolderError(f"{folder}: no {CONFIG}, so no PEFT adapter{hint}")
         config = cls(folder / CONFIG, read_json(folder / CONFIG))
         if not isinstance(config.raw.get("peft_type"), str):
             raise ModelFolderError(f"{config.path}: peft_type is missing")
         return config
+
+    @classmethod
+    def named(cls, folder: Path) -> dict[str, "AdapterConfig"]:
+        """Those of the adapters that lie in folders of their names, where `folder` itself holds none.
+
+        Raises:
+          ModelFolderError: one of them is no JSON object with a `peft_type`.
+        """
+        inside = [] if (folder / CONFIG).is_file() else sorted(folder.glob(f"*/{CONFIG}"))
+        return {path.parent.name: cls.read(path.parent) for path in inside}
 
     def error(self, message: str) -> ModelFolderError:
         """An error of this file."""

@@ -20,6 +20,7 @@ that there is none, for only then does peft go on training from such a table (Pr
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,25 @@ def as_prompts(method: PromptMethod, model: ModelConfig, params: Params) -> dict
     table = np.asarray(prompt_table(model, params))
     alone = PromptTuning(length=method.length, init="random")
     return {task: (alone, {prompt_path(model): prompt[None]}) for task, prompt in zip(tasks, table, strict=True)}
+
+
+def prompts_together(folder: Path, of_tasks: Mapping[str, Adapter]) -> Adapter:
+    """The prompts of tasks as one adapter; what `as_prompts` took apart.
+
+    Raises:
+      ModelFolderError: they are of more than one length.
+    """
+    lengths = {task: adapter.methods[0].prompt_length for task, adapter in of_tasks.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{task} has {length}" for task, length in lengths.items())
+        raise ModelFolderError(
+            f"{folder}: prompts of one model have one length, and of these {told}: give one of the folders"
+        )
+    first = next(iter(of_tasks.values()))
+    method = PromptTuning(length=first.methods[0].prompt_length, init="random", tasks=tuple(of_tasks))
+    return Adapter(
+        (method,), {path: np.concatenate([one.params[path] for one in of_tasks.values()]) for path in first.params}
+    )
 
 
 def write_prompt(method: PromptTuning, base: Base, added: Flat) -> Content:

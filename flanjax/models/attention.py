@@ -4,13 +4,13 @@ The bias [1, heads, queries, keys] and the boolean mask [batch, 1, queries, keys
 a [batch, heads, queries, keys] array of both, for every layer. There is no 1/sqrt(head_dim): T5's initialiser has it.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from flanjax.models.blockwise import blockwise
 from flanjax.models.config import ATTENTION_IMPLEMENTATIONS, ModelConfigError
 
 # Finite, so that a row in which nothing may be attended gives a plain average and not NaN.
@@ -22,7 +22,7 @@ class PrefixKeys(NamedTuple):
 
     keys: Float[Array, "prefix kv_heads head_dim"]
     values: Float[Array, "batch prefix kv_heads head_dim"]  # of each row, for dropout on them
-    bias: Float[Array, "#batch #heads queries prefix"] | None
+    bias: Float[Array, "#batch #heads #queries prefix"] | None
 
 
 def segment_mask(
@@ -32,14 +32,16 @@ def segment_mask(
     causal: bool = False,
     window: int = 0,
     bidirectional: Num[Array, "batch keys"] | None = None,
+    trunk: Bool[Array, "batch keys"] | None = None,
 ) -> Bool[Array, "batch 1 queries keys"]:
     """True where a query may see a key: same segment, which is not padding (0), and with `causal` not after it.
 
     A `window` lets a query see that many keys at most, itself the last of them. `bidirectional` is 1 on the tokens of
-    a prefix, which see each other whatever their order (Raffel et al. 2020, prefix LM).
+    a prefix, which see each other whatever their order (Raffel et al. 2020, prefix LM). `trunk` is True on keys that
+    the other segments of their row see too.
     """
     queries, keys = query_segments[:, :, None], key_segments[:, None, :]
-    allowed = (queries == keys) & (keys != 0)
+    allowed = ((queries == keys) if trunk is None else (queries == keys) | trunk[:, None, :]) & (keys != 0)
     if causal:
         earlier = jnp.tri(queries.shape[1], keys.shape[2], dtype=bool)
         if bidirectional is not None:
@@ -70,32 +72,32 @@ def attention(
 
     Implementations:
       xla: plain array operations, the reference.
-      per_head: one head of one row at a time, weights recomputed in the backward pass. On a CPU its [queries, keys]
-        arrays stay in the cache (half the time of `xla` at 512 x 512); no [batch, heads, queries, keys] array exists.
-      auto: `per_head` on a single CPU device, `xla` otherwise, and with a prefix or a soft cap.
+      blockwise: blocks of queries and keys, those left out that see nothing (`flanjax.models.blockwise`). Its scores
+        stay in a CPU's cache; no [batch, heads, queries, keys] array exists.
+      auto: `blockwise` on a single CPU device, `xla` otherwise, and with a prefix.
+
+    A query that sees no key at all gets something finite, which is not the same in both.
 
     Raises:
-      ModelConfigError: the implementation is unknown, or `per_head` with a prefix or a soft cap.
+      ModelConfigError: the implementation is unknown, or `blockwise` with a prefix.
     """
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         names = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise ModelConfigError(f"attention implementation {implementation!r} is unknown: choose one of {names}")
     if implementation == "auto":
-        # A loop over rows and heads would gather what a mesh has spread, and gains nothing for single queries.
-        alone = _on_one_cpu() and q.shape[1] > 1 and prefix is None and not softcap
-        implementation = "per_head" if alone else "xla"
+        # A loop over blocks would gather what a mesh has spread, and gains nothing for single queries.
+        alone = _on_one_cpu() and q.shape[1] > 1 and prefix is None
+        implementation = "blockwise" if alone else "xla"
+    if implementation == "blockwise":
+        if prefix is not None:
+            raise ModelConfigError("attention 'blockwise' has no place for a prefix: use 'auto' or 'xla'")
+        return blockwise(q, k, v, bias, mask, softcap)
     if k.shape[2] != q.shape[2]:
         group = q.shape[2] // k.shape[2]
         k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
         if prefix is not None:
             keys, values = (jnp.repeat(x, group, axis=-2) for x in (prefix.keys, prefix.values))
             prefix = PrefixKeys(keys, values, prefix.bias)
-    if implementation == "per_head":
-        if softcap:
-            raise ModelConfigError("attention implementation 'per_head' has no soft cap: use 'auto' or 'xla'")
-        if prefix is not None:
-            raise ModelConfigError("attention implementation 'per_head' has no place for a prefix: use 'auto' or 'xla'")
-        return _per_head(q, k, v, bias, mask)
     scores = _scores("bqhd,bkhd->bhqk", q, k, bias, mask, softcap)
     if prefix is None:
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
@@ -111,11 +113,6 @@ def _on_one_cpu() -> bool:
     return jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
-def _weights(product: str, q: Array, k: Array, bias: Array | None, mask: Array | None) -> Array:
-    """Float32 attention weights; `product` is the einsum of queries and keys."""
-    return jax.nn.softmax(_scores(product, q, k, bias, mask), axis=-1)
-
-
 def _scores(product: str, q: Array, k: Array, bias: Array | None, mask: Array | None, softcap: float = 0.0) -> Array:
     scores = jnp.einsum(product, q, k, preferred_element_type=jnp.float32)
     if softcap:
@@ -125,73 +122,3 @@ def _scores(product: str, q: Array, k: Array, bias: Array | None, mask: Array | 
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     return scores
-
-
-def _fold(x: Float[Array, "batch length heads head_dim"]) -> Float[Array, "batch_heads length head_dim"]:
-    return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
-
-
-def _unfold(x: Float[Array, "batch_heads length head_dim"], heads: int) -> Float[Array, "batch length heads head_dim"]:
-    return x.reshape(-1, heads, *x.shape[1:]).swapaxes(1, 2)
-
-
-def _for_each(count: int, body: Callable[[Array, Any], Any], state: Any) -> Any:
-    """`state = body(i, state)` for i below count."""
-    # Not a scan: differentiating the scan over layers around it would split this loop, and keep the bias and the mask
-    # of every row and head as arrays of their own.
-    step = lambda loop: (loop[0] + 1, body(*loop))  # noqa: E731
-    return jax.lax.while_loop(lambda loop: loop[0] < count, step, (jnp.int32(0), state))[1]
-
-
-@jax.custom_vjp
-def _per_head(q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None) -> Array:
-    return _per_head_forward(q, k, v, bias, mask)[0]
-
-
-def _per_head_forward(
-    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None
-) -> tuple[Array, tuple[Array | None, ...]]:
-    heads = q.shape[2]
-    q, k, v = _fold(q), _fold(k), _fold(v)
-
-    def one(i: Array, out: Array) -> Array:
-        weights = _weights("qd,kd->qk", q[i], k[i], *_of_head(i, heads, bias, mask))
-        return out.at[i].set(weights.astype(v.dtype) @ v[i])
-
-    out = _for_each(len(q), one, jnp.zeros_like(q))
-    return _unfold(out, heads), (q, k, v, bias, mask)
-
-
-def _per_head_backward(saved: tuple[Array, Array, Array, Array | None, Array | None], g: Array) -> tuple:
-    q, k, v, bias, mask = saved
-    heads, g = g.shape[2], _fold(g)
-
-    def one(i: Array, gradients: tuple) -> tuple:
-        dq, dk, dv, dbias = gradients
-        head_bias, head_mask = _of_head(i, heads, bias, mask)
-        weights = _weights("qd,kd->qk", q[i], k[i], head_bias, head_mask)
-        weighted = weights * jnp.einsum("qd,kd->qk", g[i], v[i], preferred_element_type=jnp.float32)
-        scores = weighted - weights * weighted.sum(-1, keepdims=True)
-        if head_mask is not None:
-            scores = jnp.where(head_mask, scores, 0)
-        if dbias is not None:
-            dbias = dbias.at[0, i % heads].add(scores)
-        scores, weights = scores.astype(q.dtype), weights.astype(q.dtype)
-        # The narrow operand first: as scores^T q these two products run at half the rate on XLA:CPU.
-        dk, dv = dk.at[i].set((q[i].T @ scores).T), dv.at[i].set((g[i].T @ weights).T)
-        return dq.at[i].set(scores @ k[i]), dk, dv, dbias
-
-    start = jax.tree.map(jnp.zeros_like, (q, k, v, bias))
-    dq, dk, dv, dbias = _for_each(len(q), one, start)
-    return _unfold(dq, heads), _unfold(dk, heads), _unfold(dv, heads), dbias, None
-
-
-def _of_head(i: Array, heads: int, bias: Array | None, mask: Array | None) -> tuple[Array | None, Array | None]:
-    """The bias and the mask, [queries, keys], of folded head number i; a mask of one row serves every row."""
-    return (
-        None if bias is None else bias[0, i % heads],
-        None if mask is None else mask[jnp.minimum(i // heads, mask.shape[0] - 1), 0],
-    )
-
-
-_per_head.defvjp(_per_head_forward, _per_head_backward)

@@ -15,7 +15,7 @@ from flanjax.errors import FlanjaxError
 ACTIVATIONS = ("exact_gelu", "gelu", "linear", "relu", "silu", "squared_relu", "tanh")
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "full")
-ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "per_head")
+ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "blockwise")
 
 
 class ModelConfigError(FlanjaxError):

@@ -41,6 +41,7 @@ from flanjax.models.parameters import (
 )
 from flanjax.models.positions import alibi_bias, alibi_bias_of_prefix, rotary_angles
 from flanjax.models.prompts import (
+    Prefix,
     insert_prompts,
     positions_in_segments,
     prefixes_of,
@@ -56,6 +57,24 @@ class Cache(NamedTuple):
     keys: Float[Array, "layers batch max_length kv_heads head_dim"]
     values: Float[Array, "layers batch max_length kv_heads head_dim"]
     starts: Int[Array, " batch"]  # where each row's text begins; what lies before is padding
+
+
+class Beginning(NamedTuple):
+    """Keys (rotated) and values of a text that every row of a batch goes on from; see `Decoder.begin`."""
+
+    keys: Float[Array, "layers length kv_heads head_dim"]
+    values: Float[Array, "layers length kv_heads head_dim"]
+    length: Int[Array, ""]  # of the text; what follows it is padding
+
+
+class _Kept(Prefix):
+    """The keys and values of a beginning, as what the attention of every layer sees before its own."""
+
+    def __init__(self, beginning: Beginning):
+        self.keys, self.values = nnx.Param(beginning.keys), nnx.Param(beginning.values)
+
+    def __call__(self) -> tuple[Float[Array, "prefix heads head_dim"], Float[Array, "prefix heads head_dim"]]:
+        return self.keys[...], self.values[...]
 
 
 class Table(nnx.Module):
@@ -102,10 +121,17 @@ class DecoderStack(nnx.Module):
         bidirectional: Num[Array, "batch length"] | None,
         drop: Dropout,
         compute: Compute,
+        *,
+        beginning: Beginning | None = None,
+        branching: bool = False,
     ) -> Float[Array, "batch length embed"]:
         """Embedded tokens to the decoder's output."""
         layers = with_prefixes(self.layers, self.prefix)
-        context = self._context(segments, positions, bidirectional)
+        context = self._context(segments, positions, bidirectional, segments == 1 if branching else None)
+        if beginning is not None:
+            layers = with_prefixes(self.layers, lambda: {"self_attention": _Kept(beginning)})
+            padding = jnp.arange(beginning.keys.shape[1]) >= beginning.length
+            context = context._replace(prefix_bias=jnp.where(padding, MASKED, 0.0)[None, None, None])
 
         def body(x: Array, layer_and_index: tuple[DecoderOnlyLayer, Array, Array]) -> tuple[Array, None]:
             layer, index, windowed = layer_and_index
@@ -141,9 +167,12 @@ class DecoderStack(nnx.Module):
         segments: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
         bidirectional: Array | None,
+        trunk: Bool[Array, "batch length"] | None = None,
     ) -> Context:
         config = self.config
-        masks = functools.partial(segment_mask, segments, segments, causal=True, bidirectional=bidirectional)
+        masks = functools.partial(
+            segment_mask, segments, segments, causal=True, bidirectional=bidirectional, trunk=trunk
+        )
         mask, rows = masks(), jnp.arange(segments.shape[1])
         angles = None
         if config.positions == "rotary":
@@ -239,11 +268,9 @@ class Decoder(nnx.Module):
         positions: Int[Array, "batch length"] | None,
     ) -> tuple[Float[Array, "batch length embed"], Int[Array, "batch length"]]:
         """Embedded tokens, and where each stands behind the prefix in its segment."""
-        offsets = positions_in_segments(segment_ids)
-        positions = jnp.where(
-            segment_ids == 0, 0, offsets if positions is None else positions
-        )  # however long padding is
-        return self._embed(tokens, offsets, segment_ids), positions + self.config.prefix_length
+        positions = positions_in_segments(segment_ids) if positions is None else positions
+        positions = jnp.where(segment_ids == 0, 0, positions)  # however long padding is
+        return self._embed(tokens, positions, segment_ids), positions + self.config.prefix_length
 
     def decode(
         self,
@@ -252,16 +279,28 @@ class Decoder(nnx.Module):
         *,
         positions: Int[Array, "batch length"] | None = None,
         bidirectional: Num[Array, "batch length"] | None = None,
+        beginning: Beginning | None = None,
+        branching: bool = False,
         dropout_key: Array | None = None,
     ) -> Float[Array, "batch length embed"]:
         """What `logits` takes: the last layer's output after the norm.
 
         `positions` count from the start of each segment unless they are given; `bidirectional` is 1 on the tokens of
-        a prefix that see each other.
+        a prefix that see each other. With a `beginning` every token sees that text before its own, and with
+        `branching` the segments 2, 3, ... of a row each go on from its segment 1; both need `positions`, counted from
+        the start of the text, and `config.can_branch`.
         """
         x, positions = self._enter(input_tokens, segment_ids, positions)
         drop = Dropout(self.config.dropout_rate, dropout_key).at("decoder")
-        return self.decoder(x, segment_ids, positions, bidirectional, drop, self.compute)
+        return self.decoder(
+            x, segment_ids, positions, bidirectional, drop, self.compute, beginning=beginning, branching=branching
+        )
+
+    def begin(self, tokens: Int[Array, " length"], segment_ids: Int[Array, " length"]) -> Beginning:
+        """One text, with padding (segment 0) after it, for the rows of `decode` to go on from."""
+        x, positions = self._enter(tokens[None], segment_ids[None], None)
+        keys, values = self.decoder.prefill(x, segment_ids[None], positions, None, self.compute)
+        return Beginning(keys[:, 0], values[:, 0], (segment_ids != 0).sum())
 
     def __call__(
         self, batch: Mapping[str, Array], *, dropout_key: Array | None = None

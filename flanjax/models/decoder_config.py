@@ -209,6 +209,12 @@ class DecoderConfig(Extensible):
         return self.max_positions - self.prefix_length
 
     @property
+    def can_branch(self) -> bool:
+        """Whether a token's own position is all that it needs to know of places, as a row that branches takes it."""
+        by_position = self.positions == "learned" or (self.positions == "rotary" and self.rotary.scaling != "dynamic")
+        return by_position and not self.window and not self.prefix_length
+
+    @property
     def rotary_dim(self) -> int:
         """How many numbers of each head are rotated."""
         return int(self.head_dim * self.rotary.fraction)

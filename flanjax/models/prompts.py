@@ -12,7 +12,7 @@ prompts in `decoder_input_tokens` in the same way.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -62,7 +62,7 @@ def prefixes_of(added: Sequence[Addition], layer: nnx.Module, count: int, path: 
     return next((prefixes for prefixes in found if prefixes is not None), None)
 
 
-def with_prefixes(layers: Layer, prefixes: Prefixes | None) -> Layer:
+def with_prefixes(layers: Layer, prefixes: Callable[[], Mapping[str, Prefix]] | None) -> Layer:
     """Stacked layers whose attentions have the prefixes; the module that is given stays as it is."""
     if prefixes is None:
         return layers

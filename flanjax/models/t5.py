@@ -138,12 +138,13 @@ class Decoder(Stack):
         encoder_segments: Int[Array, "batch encoder_length"],
         drop: Dropout,
         compute: Compute,
+        encoder_segment_of: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length embed"]:
         """Embedded decoder inputs to decoder output, before the tied head's scale."""
         positions = jnp.arange(x.shape[1])
         bias_of = self.bias_of_layers(lambda table: table(positions, positions))
         mask = segment_mask(segments, segments, causal=True)
-        cross_mask = segment_mask(segments, encoder_segments)
+        cross_mask = segment_mask(segments if encoder_segment_of is None else encoder_segment_of, encoder_segments)
         layers = with_prefixes(self.layers, self.prefix)
         prefix_bias_of = self._prefix_bias_of(layers, positions_in_segments(segments))
 
@@ -249,12 +250,16 @@ class T5(nnx.Module):
         encoded: Float[Array, "batch encoder_length embed"],
         encoder_segment_ids: Int[Array, "batch encoder_length"],
         *,
+        encoder_segment_of: Int[Array, "batch length"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """What `head` is multiplied by: decoder output after norm, dropout and the tied head's scale."""
+        """What `head` is multiplied by: decoder output after norm, dropout and the tied head's scale.
+
+        A position sees the encoder's segment of its own number, or that of `encoder_segment_of`.
+        """
         drop = self._dropout(dropout_key, "decoder")
         x = self._embed(input_tokens)
-        hidden = self.decoder(x, segment_ids, encoded, encoder_segment_ids, drop, self.compute)
+        hidden = self.decoder(x, segment_ids, encoded, encoder_segment_ids, drop, self.compute, encoder_segment_of)
         return hidden * self.config.head_scale
 
     def __call__(

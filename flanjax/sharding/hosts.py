@@ -6,6 +6,7 @@ writes the logs and prints; all of them compute, and all of them write their par
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -73,6 +74,22 @@ def agree(what: str, value: str) -> None:
             f"{what}: process 0 and process {', '.join(map(str, different))} do not have the same (here: {value}). "
             "Every host must run the same command, and see the same files under CACHE_DIR, MODEL_DIR and INIT_FROM"
         )
+
+
+def of_first(what: str, find: Callable[[], str]) -> str:
+    """What the first process finds, in every process; the others wait for it.
+
+    Arguments:
+      what: names it, for those that wait.
+      find: called in the first process alone.
+    """
+    if jax.process_count() == 1:
+        return find()
+    found = find().encode() if is_first() else b""
+    wait_for_all(what)  # which is patient; a collective is not
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(found))))
+    text = multihost_utils.broadcast_one_to_all(np.frombuffer(found.ljust(size, b" "), np.uint8))
+    return bytes(np.asarray(text)).decode()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,8 +76,8 @@ class PrefixTuning(Method):
     def attach(self, layer: nnx.Module, path: str) -> None:
         """Puts a prefix into every attention that matches, where no network makes it."""
         for _, module in matching(layer, path, self.attentions, Attention):
-            if module.implementation == "per_head":
-                raise TuningError("attention 'per_head' has no place for a prefix: set Compute.attention to 'auto'")
+            if module.implementation == "blockwise":
+                raise TuningError("attention 'blockwise' has no place for a prefix: set Compute.attention to 'auto'")
             if self.hidden_dim is None:
                 module.prefix = KeysAndValues.of(module, self.length)
 

@@ -14,7 +14,7 @@ import pytest
 
 from flanjax.data.materialize import MaterializeReport, materialize
 from flanjax.data.provenance import Request, code_identities, is_current
-from flanjax.data.source_files import SourceFiles, stamp_of
+from flanjax.data.source_files import SourceFiles, changes, stamp_of
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
 
 HELPER = "FIELDS = ('inputs', 'targets')\n"
@@ -278,13 +278,18 @@ def test_the_shipped_tasks_name_what_they_are_written_in() -> None:
 
 
 def test_folders_and_patterns_are_stamped(tmp_path: Path) -> None:
-    for name in ("a/b/one.json", "a/two.json", "a/.hidden", "a/out/made.json"):
+    for name in ("a/b/one.json", "a/two.json", "a/.three", "a/.DS_Store", "a/.git/four", "a/out/made.json", "c/five"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "c")
+    (tmp_path / "a" / "twice").symlink_to(tmp_path / "c")
+    (tmp_path / "c" / "around").symlink_to(tmp_path / "a")
     folder = str(tmp_path / "a")
     stamp = stamp_of(folder, [os.path.realpath(tmp_path / "a" / "out")])
     assert stamp is not None
-    assert list(stamp) == ["b/one.json", "two.json"]
+    assert list(stamp) == [".three", "b/one.json", "linked/five", "two.json"]
+    (tmp_path / "c" / "five").write_text("other words")
+    assert changes(folder, stamp, stamp_of(folder, [str(tmp_path / "a" / "out")]) or {}) == [f"{folder}/linked/five"]
     assert stamp["two.json"][0] == len("a/two.json")
     assert list(stamp_of(f"{folder}/*.json") or {}) == [f"{folder}/two.json"]
     assert stamp_of(f"{folder}/nothing") is None

@@ -16,6 +16,7 @@ import pytest
 from flanjax import data_door, doors, materialize
 from flanjax.data.catalog import find, is_path, shipped
 from flanjax.run import CONFIGURABLES, Run
+from flanjax.tuning.lora import ALL_LINEAR
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,6 +85,59 @@ def test_every_tuning_file_builds_after_a_run_file(name: str) -> None:
     head = doors.find_gin_file(name).read_text()
     assert f"`{name}`" in (ROOT / "docs" / "tuning.md").read_text()
     assert f"--gin_file=finetune.gin --gin_file={name}" in head
+    assert "# Published: " in head or "# Our choice, all of it" in head
+
+
+QLORA = {"rank": 64, "alpha": 16, "dropout": 0.1}
+CLIPPED = {"name": "adamw", "schedule": "constant", "warmup_steps": 0, "learning_rate": 2e-4, "global_norm_clip": 0.3}
+OF_LESTER = {
+    "name": "adafactor",
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "learning_rate": 0.3,
+    "decay_rate": 0.8,
+    "multiply_by_parameter_scale": False,
+    "weight_decay": 1e-5,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "tuning", "optimizer"),
+    [
+        ("lora.gin", [{"rank": 8, "alpha": 8}], {}),
+        ("lora_plus.gin", [{"rank": 8, "alpha": 8}], {"rate_factors": ((".*/lora/b", 16.0),)}),
+        ("rslora.gin", [{"rank": 64, "rank_stabilized": True}], {}),
+        ("dora.gin", [{"rank": 32, "alpha": 64, "dropout": 0.05, "dora": True}], {"learning_rate": 2e-4}),
+        ("pissa.gin", [{"rank": 128, "alpha": 128}], {"learning_rate": 2e-5, "schedule": "cosine"}),
+        ("lora_all_linear.gin", [{**QLORA, "targets": ALL_LINEAR}], CLIPPED),
+        (
+            "qlora.gin",
+            [{"block": 64, "double_block": 256, "double": True}, {**QLORA, "targets": ALL_LINEAR, "dtype": "bfloat16"}],
+            CLIPPED,
+        ),
+        ("ia3.gin", [{}], {"name": "adafactor", "learning_rate": 3e-3}),
+        ("prompt.gin", [{"length": 100, "init": "vocabulary", "vocabulary_ids": 5000}], OF_LESTER),
+        ("prefix_mlp.gin", [{"length": 200, "hidden_dim": 800}], {"learning_rate": 5e-5, "schedule": "linear"}),
+        ("houlsby.gin", [{"style": "houlsby", "bottleneck": 64}], {"learning_rate": 3e-4}),
+        ("parallel.gin", [{"style": "parallel", "bottleneck": 512, "scale": 4.0}], {"learning_rate": 5e-5}),
+        ("pfeiffer.gin", [{"style": "pfeiffer", "bottleneck": 768 // 16}], {}),
+        ("bitfit.gin", [{}], {"learning_rate": 3e-4}),
+    ],
+)
+def test_a_tuning_file_has_the_published_settings(
+    name: str, tuning: list[dict[str, object]], optimizer: dict[str, object]
+) -> None:
+    overrides = tuple((macro, repr("x")) for macro in ("MODEL_DIR", "INIT_FROM", "MIXTURE"))
+    doors.configure(doors.GinSources(files=("finetune.gin", name), overrides=overrides), CONFIGURABLES)
+    run = doors.build(Run)
+    for found, published in zip((*run.tuning, run.optimizer), (*tuning, optimizer), strict=True):
+        assert {field: getattr(found, field) for field in published} == published
+    if name == "ia3.gin":
+        assert run.train.train_steps == 1000
+    if name == "prompt.gin":
+        assert (run.loss.z_loss, run.loss.label_smoothing) == (1e-4, 0.0)
+    if name == "qlora.gin":
+        assert run.compute.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))

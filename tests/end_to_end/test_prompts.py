@@ -72,8 +72,8 @@ def test_it_cannot_be_merged(prompted: Path, tmp_path: Path, flanjax: Flanjax) -
             ["PromptTuning.init_file=nowhere.npy cannot be read"],
         ),
         (
-            {"TUNING": "(@PrefixTuning(),)", "Compute.attention": "per_head"},
-            ["'per_head' has no place for a prefix", "Compute.attention"],
+            {"TUNING": "(@PrefixTuning(),)", "Compute.attention": "blockwise"},
+            ["'blockwise' has no place for a prefix", "Compute.attention"],
         ),
     ],
 )

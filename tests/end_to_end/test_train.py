@@ -158,6 +158,7 @@ def test_dry_run_shows_the_parameters_and_writes_no_run(arguments: list[str], tm
     done = flanjax("train", *arguments, "--dry_run")
     assert "encoder/layers/attention/query/kernel" in done.stdout
     assert "memory per device" in done.stdout
+    assert "whether it fits is not known" in done.stdout or "it fits: a device has" in done.stdout
     assert not (tmp_path / "run").exists()
 
 

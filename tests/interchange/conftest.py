@@ -1,6 +1,7 @@
-"""Tiny random Hugging Face T5 folders, made by transformers itself, and a small trained vocabulary."""
+"""Tiny random T5 folders, of transformers' own making and of T5X's form, and a small trained vocabulary."""
 
 import errno
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
+
+from .t5x_tiny import TINY, random_params
 
 SIZES = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -60,6 +63,26 @@ def hf_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="module")
+def t5x_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5X checkpoint of `t5x_tiny.TINY` at step 7, not to be changed."""
+    from flanjax.interchange.t5x import write_t5x
+
+    return write_t5x(tmp_path_factory.mktemp("t5x") / "model", TINY, random_params(TINY), step=7)
+
+
+@pytest.fixture
+def t5x_copy(t5x_checkpoint: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copytree(t5x_checkpoint, tmp_path / "checkpoint_7"))
+
+
+@pytest.fixture
+def t5x_legacy(test_data: Path) -> Path:
+    """Checkpoints that T5X itself was tested with."""
+    return test_data / "fixtures" / "t5x_tiny_legacy"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""One of several processes that place a decoder's folder over all their devices; prints what it read as JSON.
+"""One of several processes that place a decoder's folder over all their devices and ask what it is known by.
+
+What it read for either is printed as JSON.
 
 python tests/interchange/placing_host.py FOLDER localhost:1234 2 0        # process 0 of 2
 """
@@ -17,6 +19,8 @@ from flanjax.models.decoder import abstract_params, logical_axes
 from flanjax.sharding.hosts import join
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.sharding.rules import param_shardings
+from flanjax.starting_point import StartingPoint
+from flanjax.tuning.lora import LoRA
 
 
 def main(folder: Path, address: str, count: int, index: int) -> None:
@@ -27,12 +31,18 @@ def main(folder: Path, address: str, count: int, index: int) -> None:
     shardings, _ = param_shardings(logical_axes(config), abstract_params(config), mesh)
     placed = place(params, shardings)
     total = sum(read)
+    start = StartingPoint(
+        model=None, dropout_rate=None, tuning=(LoRA(rank=2),), init_from=str(folder), adapter_from=None, seed=0
+    )
+    base = start.base()
+    hashed = sum(read) - total
     whole = jax.tree.leaves(in_memory(params))
 
     def equal(leaf: jax.Array, expected: np.ndarray) -> bool:
         return all(np.array_equal(shard.data, expected[shard.index]) for shard in leaf.addressable_shards)
 
-    print(json.dumps({"read": total, "equal": all(map(equal, jax.tree.leaves(placed), whole))}), flush=True)
+    equals = all(map(equal, jax.tree.leaves(placed), whole))
+    print(json.dumps({"read": total, "equal": equals, "base": base, "hashed": hashed}), flush=True)
 
 
 def count_bytes() -> list[int]:

@@ -21,10 +21,12 @@ from flanjax.models.t5 import Params, build, init_params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, ATTENTION, LoRA
 from flanjax.tuning.method import Method, TuningError
-from flanjax.tuning.partition import added_paths, begin, flatten, unflatten
+from flanjax.tuning.partition import added_paths, flatten, unflatten
 from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Freeze, Train
+
+from .with_peft import begun, moved, write_with_peft
 
 BLOCK = "base_model.model.encoder.block.0.layer.0.SelfAttention"
 
@@ -75,38 +77,6 @@ def peft_logits(base: Path, adapter: Path) -> np.ndarray:
     return adapted
 
 
-def write_with_peft(base: Path, output: Path, config: object) -> Path:
-    """An adapter of peft's own making, none of whose numbers is at its beginning."""
-    import torch
-    from peft import get_peft_model
-    from transformers import T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    model = get_peft_model(T5ForConditionalGeneration.from_pretrained(base), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(output)
-    return output
-
-
-def begun(model: T5Config, base: Params) -> Params:
-    """A model's parameters as tuning begins with them."""
-    return jax.device_get(begin(model, base, lambda text: [], 0))
-
-
-def moved(model: T5Config, base: Params, *own: str) -> Params:
-    """The same with random additions, and random values of these own ones."""
-    rng = np.random.default_rng(1)
-    chosen = added_paths(model) | set(own)
-
-    def move(value: np.ndarray) -> np.ndarray:
-        return (value + 0.2 * rng.standard_normal(value.shape, np.float32)).astype(value.dtype)
-
-    return unflatten({p: move(v) if p in chosen else v for p, v in flatten(begun(model, base)).items()})
-
-
 # --- from peft -----------------------------------------------------------------------------------------------------
 
 LORA = {"peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM"}
@@ -137,10 +107,8 @@ FROM_PEFT = {
 
 @pytest.mark.parametrize("settings", FROM_PEFT.values(), ids=FROM_PEFT)
 def test_what_peft_wrote_computes_the_same(hf_folder: Callable[..., Path], tmp_path: Path, settings: dict) -> None:
-    from peft import PeftConfig
-
     folder = hf_folder("flan")
-    adapter = write_with_peft(folder, tmp_path / "adapter", PeftConfig.from_peft_type(**settings))
+    adapter = write_with_peft(folder, tmp_path / "adapter", **settings)
     base, params = read_hf_t5(folder)
     model, tuned = adapter_on(read_peft(adapter, base), base, params)
     expected = peft_logits(folder, adapter)
@@ -148,14 +116,11 @@ def test_what_peft_wrote_computes_the_same(hf_folder: Callable[..., Path], tmp_p
 
 
 def test_methods_are_those_that_peft_was_told(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from peft import PeftConfig
-
     folder = hf_folder("flan")
     base, _ = read_hf_t5(folder)
 
     def methods(name: str) -> tuple[Method, ...]:
-        config = PeftConfig.from_peft_type(**FROM_PEFT[name])
-        return read_peft(write_with_peft(folder, tmp_path / name, config), base).methods
+        return read_peft(write_with_peft(folder, tmp_path / name, **FROM_PEFT[name]), base).methods
 
     assert methods("lora") == (LoRA(rank=3, alpha=6, dropout=0.1, targets=ATTENTION),)
     assert methods("all_linear") == (LoRA(rank=2, alpha=8, targets=ALL_LINEAR),)
@@ -164,11 +129,9 @@ def test_methods_are_those_that_peft_was_told(hf_folder: Callable[..., Path], tm
 
 
 def test_layers_without_an_adapter_get_one_that_does_nothing(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from peft import PeftConfig
-
     folder = hf_folder("flan")
-    config = PeftConfig.from_peft_type(**FROM_PEFT["one_layer"])
-    adapter = read_peft(write_with_peft(folder, tmp_path / "adapter", config), read_hf_t5(folder)[0])
+    written = write_with_peft(folder, tmp_path / "adapter", **FROM_PEFT["one_layer"])
+    adapter = read_peft(written, read_hf_t5(folder)[0])
     assert adapter.params["decoder/layers/self_attention/query/lora/a"].shape[0] == 3
     for value in adapter.params.values():
         assert value[1].all()
@@ -275,7 +238,7 @@ def test_another_dtype_is_read_back(hf_folder: Callable[..., Path], tmp_path: Pa
 @pytest.mark.parametrize(
     ("source", "name"),
     [
-        ("google/flan-t5-small", "google/flan-t5-small"),
+        ("runs/flan-t5", "flan-t5"),
         ("/home/me/flan-t5", "flan-t5"),
         ("../models/flan", "flan"),
         (None, None),
@@ -435,11 +398,9 @@ def test_a_folder_that_is_not_whole_or_asks_for_more_is_refused(
 
 
 def test_dora_on_some_layers_is_refused(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from peft import PeftConfig
-
     folder = hf_folder("flan")
-    config = PeftConfig.from_peft_type(**{**FROM_PEFT["dora"], "layers_to_transform": [1]})
-    adapter = write_with_peft(folder, tmp_path / "adapter", config)
+    settings = {**FROM_PEFT["dora"], "layers_to_transform": [1]}
+    adapter = write_with_peft(folder, tmp_path / "adapter", **settings)
     with pytest.raises(ModelFolderError, match=r"use_dora is true, and of .* not all layers have an adapter"):
         read_peft(adapter, read_hf_t5(folder)[0])
 

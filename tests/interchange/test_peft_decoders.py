@@ -19,10 +19,12 @@ from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.method import TuningError
 from flanjax.tuning.p_tuning import PTuning
-from flanjax.tuning.partition import added_paths, begin, flatten, unflatten
+from flanjax.tuning.partition import added_paths, flatten
 from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Train
+
+from .with_peft import begun, moved, write_with_peft
 
 VOCAB = 64
 LLAMA = {
@@ -110,33 +112,6 @@ def peft_logits(folder, adapter):
     return adapted
 
 
-def write_with_peft(folder, output, **settings):
-    """An adapter of peft's own making, none of whose numbers is at its beginning."""
-    import torch
-    from peft import PeftConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = PeftConfig.from_peft_type(task_type="CAUSAL_LM", **settings)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(output)
-    return output
-
-
-def moved(model, params, *own):
-    """Begun, with random additions, and random values of these own parameters."""
-    rng = np.random.default_rng(1)
-    chosen = added_paths(model) | set(own)
-    flat = flatten(jax.device_get(begin(model, params, lambda text: [], 0)))
-    return unflatten(
-        {p: v + 0.2 * rng.standard_normal(v.shape, np.float32) if p in chosen else v for p, v in flat.items()}
-    )
-
-
 def assert_same_tensors(one, other):
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
     assert one.keys() == other.keys()
@@ -144,15 +119,22 @@ def assert_same_tensors(one, other):
         np.testing.assert_array_equal(tensor, other[name], err_msg=name)
 
 
-LORA = {"peft_type": "LORA", "r": 3, "lora_alpha": 6}
-VIRTUAL = {"num_virtual_tokens": 5}
+CAUSAL = {"task_type": "CAUSAL_LM"}
+LORA = {**CAUSAL, "peft_type": "LORA", "r": 3, "lora_alpha": 6}
+VIRTUAL = {**CAUSAL, "num_virtual_tokens": 5}
 FROM_PEFT = {
     "lora": LORA,
     "rslora_all": {**LORA, "use_rslora": True, "target_modules": "all-linear"},
     "dora": {**LORA, "use_dora": True},
-    "ia3": {"peft_type": "IA3"},
+    "ia3": {**CAUSAL, "peft_type": "IA3"},
     "prompt": {"peft_type": "PROMPT_TUNING", **VIRTUAL},
     "prefix": {"peft_type": "PREFIX_TUNING", **VIRTUAL},
+    "prefix_of_a_network": {
+        "peft_type": "PREFIX_TUNING",
+        **VIRTUAL,
+        "prefix_projection": True,
+        "encoder_hidden_size": 8,
+    },
     "p_tuning": {"peft_type": "P_TUNING", **VIRTUAL, "encoder_hidden_size": 8},
 }
 
@@ -198,9 +180,9 @@ def test_what_flanjax_wrote_computes_the_same_in_peft(base, tmp_path, family, me
     model = dataclasses.replace(config, added=methods)
     trained = [path for path in flatten(params) if any(isinstance(m, Train) and m.trains(path) for m in methods)]
     tuned = moved(model, params, *trained)
-    start = flatten(jax.device_get(begin(model, params, lambda text: [], 0)))
-    begun = {path: start[path] for path in added_paths(model)}
-    write_peft(tmp_path / "adapter", model, tuned, begun=begun, model_type=family)
+    start = flatten(begun(model, params))
+    added = {path: start[path] for path in added_paths(model)}
+    write_peft(tmp_path / "adapter", model, tuned, begun=added, model_type=family)
     expected = our_logits(model, tuned)
     np.testing.assert_allclose(peft_logits(folder, tmp_path / "adapter"), expected, rtol=1e-4, atol=2e-4)
     config_json = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -23,7 +23,8 @@ from flanjax.tuning.partition import flatten
 from flanjax.tuning.prefix import PrefixTuning, folded
 from flanjax.tuning.prompt import PromptTuning, prompt_table
 
-from .test_peft import moved, our_logits, peft_logits, write_with_peft
+from .test_peft import our_logits, peft_logits
+from .with_peft import moved, write_with_peft
 
 EMBEDDING = "encoder/prompt/embedding"
 
@@ -45,10 +46,9 @@ FROM_PEFT = {
 
 @pytest.mark.parametrize("settings", FROM_PEFT.values(), ids=FROM_PEFT)
 def test_what_peft_wrote_computes_the_same(hf_folder: Callable[..., Path], tmp_path: Path, settings: dict) -> None:
-    from peft import PeftConfig
 
     folder = hf_folder("flan")
-    adapter = write_with_peft(folder, tmp_path / "adapter", PeftConfig.from_peft_type(**settings))
+    adapter = write_with_peft(folder, tmp_path / "adapter", **settings)
     base, params = read_hf_t5(folder)
     found = read_peft(adapter, base)
     assert [method.length for method in found.methods] == [4]
@@ -56,11 +56,9 @@ def test_what_peft_wrote_computes_the_same(hf_folder: Callable[..., Path], tmp_p
 
 
 def test_layers_that_share_a_pair_in_peft_share_it_here(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from peft import PeftConfig
-
     folder = hf_folder("v1.1", num_layers=4, d_kv=8, num_heads=4)
-    config = PeftConfig.from_peft_type(**{**PREFIX, "token_dim": None, "num_layers": None})
-    adapter = write_with_peft(folder, tmp_path / "adapter", config)
+    settings = {**PREFIX, "token_dim": None, "num_layers": None}
+    adapter = write_with_peft(folder, tmp_path / "adapter", **settings)
     base, params = read_hf_t5(folder)
     found = read_peft(adapter, base)
     key = found.params["decoder/layers/self_attention/prefix/key"]
@@ -147,11 +145,30 @@ def test_prompts_of_tasks_are_adapters_that_peft_switches_between(
     for task in ("a", "b"):
         ours, again = (read_peft(tmp_path / name / task, base).params[EMBEDDING] for name in ("out", "again"))
         np.testing.assert_array_equal(ours, again)
+    for name in ("out", "again"):
+        together = read_peft(tmp_path / name, base)
+        assert together.methods == (PromptTuning(tasks=("a", "b"), length=3, init="random"),)
+        np.testing.assert_array_equal(together.params[EMBEDDING], prompt_table(model, params))
     # All of them or none.
     params["encoder"]["prompt"]["embedding"][1, 0, 0] = np.nan
     with pytest.raises(ModelFolderError, match="bad/b: prompt_embeddings holds NaN"):
         write_peft(tmp_path / "bad", model, params)
     assert not [path for path in tmp_path.iterdir() if "bad" in path.name]
+
+
+def test_folders_of_other_adapters_are_not_read_together(tmp_path: Path) -> None:
+    def write(name: str, method: Method) -> None:
+        model = dataclasses.replace(BASE, added=(method,))
+        write_peft(tmp_path / name, model, moved(model, jax.device_get(init_params(BASE, 0))))
+
+    write("prompts/a", PromptTuning(length=3, init="random"))
+    write("prompts/b", PromptTuning(length=4, init="random"))
+    with pytest.raises(ModelFolderError, match=r"prompts: prompts of one model have one length, .* a has 3, b has 4"):
+        read_peft(tmp_path / "prompts", BASE)
+    write("mixed/a", PromptTuning(length=3, init="random"))
+    write("mixed/b", PrefixTuning(length=3))
+    with pytest.raises(ModelFolderError, match="an adapter that has a name lies in a folder of it: a, b"):
+        read_peft(tmp_path / "mixed", BASE)
 
 
 def test_peft_opens_what_a_network_made_without_one_and_goes_on_from_it(
@@ -210,10 +227,9 @@ def test_answers_are_those_of_peft(hf_folder: Callable[..., Path], tmp_path: Pat
 
 
 def test_a_prompt_has_no_dead_rows_and_runs_no_code_of_others(hf_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from peft import PeftConfig
 
     folder = hf_folder("flan")
-    adapter = write_with_peft(folder, tmp_path / "adapter", PeftConfig.from_peft_type(**PROMPT))
+    adapter = write_with_peft(folder, tmp_path / "adapter", **PROMPT)
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_kwargs": {"trust_remote_code": True}}))
     base, params = read_hf_t5(folder)

@@ -24,7 +24,7 @@ from flanjax.models import decoder, t5
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.sharding.rules import param_shardings
-from flanjax.tuning.partition import digest
+from flanjax.tuning.partition import digest, digest_of_few
 
 from .placing_host import count_bytes
 
@@ -201,7 +201,9 @@ def test_a_model_is_told_by_the_same_digest_in_files_and_in_memory(tmp_path: Pat
     found = digest(params)
     assert sum(bytes_read) == tensor_bytes(folder)
     assert found == digest(in_memory(params))
-    assert found != digest(jax.tree.map(lambda leaf: np.asarray(leaf) + 1, params))
+    other = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, params)
+    assert found != digest(other)
+    assert digest_of_few(params) == digest_of_few(in_memory(params)) != digest_of_few(other)
 
 
 def test_writing_takes_one_tensor_at_a_time(tmp_path: Path) -> None:
@@ -245,3 +247,14 @@ def hosts(coordinator_address: str, tmp_path_factory: pytest.TempPathFactory) ->
 def test_each_of_two_hosts_reads_the_half_that_its_devices_hold(hosts: SimpleNamespace) -> None:
     assert [count["read"] for count in hosts.counts] == [hosts.bytes // 2] * 2
     assert [count["equal"] for count in hosts.counts] == [True, True]
+
+
+def test_the_first_of_two_hosts_reads_a_base_for_its_digest_and_the_other_a_row_of_each_parameter(
+    hosts: SimpleNamespace,
+) -> None:
+    _, params = read_hf_decoder(hosts.folder)
+    assert [count["base"] for count in hosts.counts] == [digest(params)] * 2
+    first, second = (count["hashed"] for count in hosts.counts)
+    assert second == sum(4 * min(64, leaf.shape[-1]) for leaf in jax.tree.leaves(params))
+    assert first == second + hosts.bytes
+    assert second < hosts.bytes / 10

@@ -241,8 +241,8 @@ def test_a_prefix_is_keys_that_every_query_sees():
     scores += np.concatenate([own_bias, np.broadcast_to(np.where(mask, bias, -np.inf), (2, 2, 4, 4))], -1)
     expected = np.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), longer[1])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ModelConfigError, match="'per_head' has no place for a prefix"):
-        attention(q, k, v, prefix=PrefixKeys(keys, values, None), implementation="per_head")
+    with pytest.raises(ModelConfigError, match="'blockwise' has no place for a prefix"):
+        attention(q, k, v, prefix=PrefixKeys(keys, values, None), implementation="blockwise")
 
 
 def test_what_a_network_makes_is_the_prefix(tuned):
@@ -425,8 +425,8 @@ def test_the_recipe_of_a_run_names_a_file_and_not_its_folder():
 @pytest.mark.parametrize("hidden_dim", [None, 4])
 def test_a_prefix_is_refused_where_attention_has_no_place_for_it(hidden_dim):
     model = dataclasses.replace(GATED, added=(PrefixTuning(hidden_dim=hidden_dim),))
-    with pytest.raises(TuningError, match=r"'per_head' has no place for a prefix: set Compute.attention to 'auto'"):
-        build(model, Compute(attention="per_head"), abstract_params(model))
+    with pytest.raises(TuningError, match=r"'blockwise' has no place for a prefix: set Compute.attention to 'auto'"):
+        build(model, Compute(attention="blockwise"), abstract_params(model))
 
 
 def test_words_without_a_token_are_refused(begun):
