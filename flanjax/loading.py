@@ -21,9 +21,9 @@ from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.generate import generate
+from flanjax.generation.generate import OnText, generate
 from flanjax.generation.scoring import Score, score
-from flanjax.generation.stopping import OnText, before_stop
+from flanjax.generation.stopping import before_stop
 from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.peft import adapter_on, read_peft
 from flanjax.interchange.runs import read_run

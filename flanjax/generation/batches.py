@@ -31,16 +31,15 @@ def row_bucket(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
-def padded(rows: Sequence[Tokens], count: int, *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: Sequence[Tokens], count: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ids as int32 [count, bucket of the longest], and 1 on the ids of each row, 0 on its padding.
 
-    Empty rows fill up the count; padding follows the ids, or stands before them.
+    Padding follows the ids, and empty rows fill up the count.
     """
     length = length_bucket(max(map(len, rows)))
     tokens, segments = np.full((count, length), PAD_ID, np.int32), np.zeros((count, length), np.int32)
     for row, ids in enumerate(rows):
-        place = slice(length - len(ids), length) if left else slice(len(ids))
-        tokens[row, place], segments[row, place] = ids, 1
+        tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
     return tokens, segments
 
 

@@ -9,7 +9,6 @@ better than its whole ones, as `early_stopping` guesses it; its neighbours do no
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,6 +28,18 @@ from flanjax.sharding.rules import constrain
 NEVER = -1.0e9  # the worth of what is not there
 
 
+class Hypothesis(NamedTuple):
+    """A whole one that was found.
+
+    Attributes:
+      ids: up to and without EOS, without padding.
+      worth: log-likelihood / n ** length_penalty, over its n tokens with EOS; `sequences_scores` of `transformers`.
+    """
+
+    ids: list[int]
+    worth: float
+
+
 class Beams(NamedTuple):
     """A search under way; `seen` only where repetition is penalized."""
 
@@ -39,7 +50,7 @@ class Beams(NamedTuple):
     whole: Int[Array, "batch beams max_length"]
     open: Bool[Array, " batch"]
     last: Int[Array, " rows"]
-    position: Int[Array, ""]
+    position: Int[Array, " rows"]
     cache: Cache
     seen: Bool[Array, "batch beams vocab"] | None
 
@@ -131,7 +142,7 @@ def _extend(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "compute", "max_length", "prefix_lm", "num_beams", "early_stopping"),
+    static_argnames=("config", "compute", "max_length", "prefix_lm", "num_beams", "early_stopping", "remembers"),
 )
 def _search(
     config: ModelConfig,
@@ -146,10 +157,10 @@ def _search(
     early_stopping: bool | Literal["never"],
     max_length: int,
     prefix_lm: bool,
-) -> Int[Array, "batch beams max_length"]:
+    remembers: bool,
+) -> tuple[Int[Array, "batch beams max_length"], Float[Array, "batch beams"]]:
     model = build(config, compute, params)
     start = prefill(model, tokens, segments, max_length, prefix_lm=prefix_lm).repeated(num_beams)
-    remembers = processors.repetition_penalty is not None
 
     def extend(beams: Beams) -> Beams:
         logits, cache = step(model, beams.last, beams.position, beams.cache)
@@ -160,7 +171,8 @@ def _search(
 
     begun = _begin(start, len(tokens), num_beams, max_length, remembers=remembers)
     found: Beams = jax.lax.while_loop(unfinished, extend, begun)
-    return constrain(found.whole, None, None, None)  # whole on every host, as each of them reads it
+    # Whole on every host, as each of them reads these.
+    return constrain(found.whole, None, None, None), constrain(found.worths, None, None)
 
 
 def search(
@@ -173,7 +185,7 @@ def search(
     *,
     max_length: int,
     prefix_lm: bool = False,
-) -> Sequence[np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """The best hypotheses of each input.
 
     Arguments:
@@ -187,26 +199,27 @@ def search(
       prefix_lm: whether a decoder's inputs all see each other.
 
     Returns:
-      `num_samples` rows of `max_new_tokens` ids for each input, by falling worth, next to each other; each ends in EOS
-      and padding, or at the limit.
+      Ids [inputs, num_samples, max_new_tokens] of the hypotheses, by falling worth, each with EOS and padding after it
+      or up to the limit; and what they are worth, [inputs, num_samples].
     """
     rules = Rules(
         jnp.int32(decoding.max_new_tokens),
         jnp.float32(decoding.length_penalty),
         jnp.array(decoding.eos_ids, jnp.int32),
     )
-    found = _search(
+    ids, worths = _search(
         config,
         compute,
         params,
         tokens,
         segments,
-        Processors.of(decoding),
+        Processors.of([decoding]),
         rules,
         num_beams=decoding.num_beams,
         early_stopping=decoding.early_stopping,
         max_length=max_length,
         prefix_lm=prefix_lm,
+        remembers=decoding.repetition_penalty != 1,
     )
-    best = np.asarray(found)[:, : decoding.num_samples, : decoding.max_new_tokens]
-    return list(best.reshape(-1, best.shape[-1]))
+    count = decoding.num_samples
+    return np.asarray(ids)[:, :count, : decoding.max_new_tokens], np.asarray(worths)[:, :count]

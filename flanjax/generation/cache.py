@@ -18,7 +18,7 @@ from flanjax.sharding.rules import constrain
 
 Cache = t5.Cache | decoder.Cache
 
-_ROWS_FIRST = ("starts", "cross_mask")  # the other arrays are stacked over layers
+_ROWS_FIRST = ("cross_mask",)  # the other arrays are stacked over layers
 _OF_ONE_INPUT = ("cross_keys", "cross_values", *_ROWS_FIRST)  # the same for all rows of one input
 
 
@@ -27,14 +27,14 @@ class Start(NamedTuple):
 
     Attributes:
       last: the token that enters first: T5's start token, or the last of a decoder's text.
-      position: where it enters the cache.
+      position: where it enters the cache, of each row.
       cache: of the inputs.
       empty: rows that only fill up the batch.
       seen: which tokens stand in a row before its answer.
     """
 
     last: Int[Array, " batch"]
-    position: Int[Array, ""]
+    position: Int[Array, " batch"]
     cache: Cache
     empty: Bool[Array, " batch"]
     seen: Bool[Array, "batch vocab"]
@@ -46,8 +46,10 @@ class Start(NamedTuple):
         cache = self.cache._replace(
             **{name: x.repeat(times, axis=0 if name in _ROWS_FIRST else 1) for name, x in self.cache._asdict().items()}
         )
-        last, empty, seen = (x.repeat(times, axis=0) for x in (self.last, self.empty, self.seen))
-        return Start(constrain(last, "batch"), self.position, cache, empty, seen)
+        last, position, empty, seen = (
+            x.repeat(times, axis=0) for x in (self.last, self.position, self.empty, self.seen)
+        )
+        return Start(constrain(last, "batch"), position, cache, empty, seen)
 
 
 def prefill(
@@ -58,25 +60,27 @@ def prefill(
     *,
     prefix_lm: bool = False,
 ) -> Start:
-    """The cache of these inputs with room for `max_length` tokens; a decoder's all end in the last column."""
+    """The cache of these inputs with room for `max_length` tokens more; padding follows the inputs."""
     tokens, segments = (constrain(jnp.asarray(x), "batch", None) for x in (tokens, segments))
     batch, length = tokens.shape
     rows, vocab = jnp.arange(batch)[:, None], model.config.vocab_size
     empty = ~segments.any(axis=1)
     if isinstance(model, T5):
-        start = jnp.full(batch, PAD_ID, jnp.int32)
+        start = jnp.zeros_like(tokens[:, 0])  # PAD_ID, at position 0
         cache: Cache = model.start_cache(model.encode(tokens, segments), segments, max_length)
-        return Start(start, jnp.int32(0), cache, empty, jnp.zeros((batch, vocab), bool).at[:, PAD_ID].set(True))
+        return Start(start, start, cache, empty, jnp.zeros((batch, vocab), bool).at[:, PAD_ID].set(True))
     cache = model.prefill(tokens, segments, length + max_length, bidirectional=segments if prefix_lm else None)
     # Placeholders of a learnt prompt are no words, and padding is none.
     words = (segments != 0) & (jnp.cumsum(segments, axis=1) > model.config.prompt_length)
     seen = jnp.zeros((batch, vocab), bool).at[rows, jnp.where(words, tokens, vocab)].set(True, mode="drop")
     # The last token of the text enters again, in its own place, so that there is one way to the next token.
-    return Start(tokens[:, -1], jnp.int32(length - 1), cache, empty, seen)
+    position = jnp.maximum(segments.sum(axis=1) - 1, 0)
+    last = jnp.take_along_axis(tokens, position[:, None], axis=1)[:, 0]
+    return Start(last, position, cache, empty, seen)
 
 
 def step(
-    model: T5 | Decoder, last: Int[Array, " batch"], position: Int[Array, ""], cache: Any
+    model: T5 | Decoder, last: Int[Array, " batch"], position: Int[Array, " batch"], cache: Any
 ) -> tuple[Float[Array, "batch vocab"], Any]:
     """Logits of the token after `last`, which enters at `position`, and the cache with it."""
     hidden, cache = model.decode_step(last, position, cache)

@@ -11,16 +11,29 @@ length, and goes on with its neighbours, token by token, in a program whose rows
 values and limit. `submit` and `cancel` may be called from any thread, `run_once` from one at a time.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
-from flanjax.generation.batches import Tokens
+import jax
+import numpy as np
+
+from flanjax.generation.batches import PAD_ID, Tokens, behind_prompts, length_bucket, padded, row_bucket
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.stopping import Decode
+from flanjax.generation.sampling import Processors, row_number
+from flanjax.generation.slots import STEPS, Kept, Made, Rows, advance, empty, put, read, resized
+from flanjax.generation.stopping import Answer, Decode
 from flanjax.models.config import Compute
+from flanjax.models.decoder import require_positions
+from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
+
+_SHORTEST = 64  # positions of a cache
+_SIZES = tuple(4**n for n in range(10))  # rows decoded together, or inputs read together, so that shapes are few
+_EOS_IDS = 4  # more of them in a request are another program
 
 Finish = Literal["stop", "length"]
 
@@ -66,7 +79,7 @@ class Request:
       text: the answer in words, cut before a stop text; "" for an engine without `decode`.
       finish: as in `Piece`; None before the end, for a cancelled request and for one that failed.
       logprobs: of each of `ids`, where they were asked for.
-      error: what `on_piece` or `decode` raised; it ends this request alone.
+      error: what reading the input, `decode` or `on_piece` raised; it ends this request alone.
     """
 
     done: bool = False
@@ -77,11 +90,30 @@ class Request:
     error: Exception | None = None
 
 
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """A request, what it asks for, and where its row is: what `slots.Rows` says of it."""
+
+    request: Request
+    input: tuple[int, ...]
+    decoding: DecodingConfig
+    number: tuple[int, int]
+    logprobs: int | None
+    on_piece: OnPiece | None
+    last: int
+    position: int
+    made: int = 0
+    answer: Answer | None = None  # where its text is looked at before its end
+
+
+_NONE = _Job(Request(), (), DecodingConfig(), (0, 0), None, None, PAD_ID, 0)  # of a row that is free
+
+
 class Engine:
     """Decodes any number of requests, `slots` at a time.
 
     Attributes:
-      steps: tokens' worth of steps that all rows have gone together.
+      steps: of the decoder, so far; each is a token of every row under way.
 
     Arguments:
       config: the model, with what tuning methods added to it: adapters apply as they are.
@@ -91,8 +123,6 @@ class Engine:
       decode: makes text of token ids; needed for stop texts and for the text of pieces.
       prefix_lm: whether a decoder's inputs all see each other, as it was trained.
     """
-
-    steps: int
 
     def __init__(
         self,
@@ -104,7 +134,13 @@ class Engine:
         decode: Decode | None = None,
         prefix_lm: bool = False,
     ):
-        raise NotImplementedError
+        self.steps = 0
+        self._config, self._compute, self._params = config, compute, params
+        self._slots, self._decode, self._prefix_lm = slots, decode, prefix_lm
+        self._waiting: collections.deque[_Job] = collections.deque()
+        self._rows: list[_Job | None] = []
+        self._kept: Kept | None = None
+        self._length = self._inputs = _SHORTEST
 
     def submit(
         self,
@@ -131,12 +167,214 @@ class Engine:
             there is not.
           ModelConfigError: the longest answer would be beyond the positions that a decoder has.
         """
-        raise NotImplementedError
+        config = self._config
+        if decoding.num_beams > 1:
+            raise ValueError("the engine decodes token by token: beam search is done by `generate`")
+        if decoding.stop and self._decode is None:
+            raise ValueError("stop texts need decode, which makes text of token ids")
+        (whole,) = behind_prompts(config, [ids], [prompt])
+        of_decoder = isinstance(config, DecoderConfig)
+        if isinstance(config, DecoderConfig):
+            require_positions(config, len(whole) + decoding.max_new_tokens)
+        looked_at = self._decode is not None and (decoding.stop or on_piece)
+        job = _Job(
+            request=Request(),
+            input=tuple(whole),
+            decoding=decoding,
+            number=row_number(whole, sample),
+            logprobs=logprobs,
+            on_piece=on_piece,
+            # A decoder's last token enters again, in its own place.
+            last=whole[-1] if of_decoder else PAD_ID,
+            position=len(whole) - 1 if of_decoder else 0,
+            answer=Answer(decoding.stop, self._decode) if self._decode and looked_at else None,
+        )
+        self._waiting.append(job)
+        return job.request
 
     def cancel(self, request: Request) -> None:
-        """Lets go of a request, from any thread: it is `done`, without a `finish`, and gets no further piece."""
-        raise NotImplementedError
+        """Lets go of a request, from any thread: it is `done`, without a `finish`.
+
+        A `run_once` that is under way may still hand out a piece of it.
+        """
+        request.done = True
 
     def run_once(self) -> bool:
-        """Admits waiting requests into free slots, advances all, hands out pieces; False when nothing is under way."""
-        raise NotImplementedError
+        """Admits waiting requests into free slots, advances all, hands out pieces; False when nothing is under way.
+
+        Raises:
+          Exception: what the device raised while decoding, after which no request is under way: each has it as `error`.
+        """
+        self._rows = [None if job is None or job.request.done else job for job in self._rows]
+        admitted = self._next()
+        self._resize(admitted)
+        self._admit(admitted)
+        if not any(self._rows):
+            return bool(admitted or self._waiting)
+        try:
+            made = self._advance()
+        except Exception as error:
+            for job in filter(None, self._rows):
+                job.request.done, job.request.error = True, error
+            self._rows, self._kept = [], None
+            raise
+        for row, under_way in enumerate(self._rows):
+            if under_way is not None:
+                self._hand_out(under_way, row, made)
+        return True
+
+    def _next(self) -> list[_Job]:
+        """The waiting requests that there is a slot for."""
+        free, jobs = self._slots - sum(job is not None for job in self._rows), list[_Job]()
+        while self._waiting and len(jobs) < free:
+            job = self._waiting.popleft()
+            if not job.request.done:
+                jobs.append(job)
+        return jobs
+
+    def _resize(self, admitted: Sequence[_Job]) -> None:
+        """Makes room for these and for `STEPS` tokens more, and lets go of room that is not needed any more."""
+        under_way = [row for row, job in enumerate(self._rows) if job is not None]
+        jobs = [*(job for job in self._rows if job is not None), *admitted]
+        if not jobs:
+            return
+        rows = self._size(len(jobs))
+        # As many positions as the longest may reach before the next look; the last token it writes is no more read.
+        reach = max(job.position + min(STEPS, job.decoding.max_new_tokens - job.made) for job in jobs)
+        length = _with_room(reach, self._length)
+        inputs = self._inputs
+        if not isinstance(self._config, DecoderConfig):
+            inputs = _with_room(max(len(job.input) for job in jobs), inputs)
+        if self._kept is None:
+            size = {"rows": rows, "length": length, "inputs": inputs}
+            self._kept = empty(self._config, self._compute, **size)
+            self._rows = [None] * rows
+        elif rows != len(self._rows):
+            sources = np.full(rows, len(self._rows), np.int32)
+            sources[: len(under_way)] = under_way
+            self._kept = resized(self._kept, sources, length=length, inputs=inputs)
+            self._rows = [self._rows[row] for row in under_way] + [None] * (rows - len(under_way))
+        elif (length, inputs) != (self._length, self._inputs):
+            self._kept = resized(self._kept, None, length=length, inputs=inputs)
+        self._length, self._inputs = length, inputs
+
+    def _size(self, count: int) -> int:
+        """So many rows are decoded together for `count` requests: few shapes, and few rows for few requests."""
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.empty and mesh.size > 1:
+            return self._slots
+        return min(self._slots, next(size for size in _SIZES if size >= count or size >= self._slots))
+
+    def _admit(self, admitted: Sequence[_Job]) -> None:
+        """Reads inputs of like length together, each once however many samples of it are asked for."""
+        places = iter([row for row, job in enumerate(self._rows) if job is None])
+        of_length: dict[int, dict[tuple[int, ...], list[_Job]]] = {}
+        for job in admitted:
+            of_length.setdefault(length_bucket(len(job.input)), {}).setdefault(job.input, []).append(job)
+        for found in of_length.values():
+            inputs = list(found)
+            while inputs:
+                least = self._size(1)
+                count = max(n for n in (min(least, len(inputs)), *_SIZES) if n <= len(inputs))
+                some, inputs = inputs[:count], inputs[count:]
+                self._read(some, [found[ids] for ids in some], places)
+
+    def _read(self, inputs: Sequence[tuple[int, ...]], jobs: Sequence[Sequence[_Job]], places: Iterator[int]) -> None:
+        """Inputs into rows, one for each of an input's jobs."""
+        try:
+            batch = padded(inputs, max(len(inputs), self._size(1)))
+            start = read(self._config, self._compute, self._params, *batch, prefix_lm=self._prefix_lm)
+        except Exception as error:  # an input too long for the memory, say: others go on
+            for job in itertools.chain(*jobs):
+                job.request.done, job.request.error = True, error
+            return
+        pairs = [(next(places), source, job) for source, of_input in enumerate(jobs) for job in of_input]
+        count = next(size for size in _SIZES if size >= len(pairs))
+        into, sources = np.full((2, count), len(self._rows), np.int32)
+        into[: len(pairs)], sources[: len(pairs)] = zip(*[pair[:2] for pair in pairs], strict=True)
+        sources[len(pairs) :] = 0
+        assert self._kept is not None
+        self._kept = put(self._kept, start, into, sources)
+        for place, _, job in pairs:
+            self._rows[place] = job
+
+    def _advance(self) -> Made:
+        """Some tokens more for every row."""
+        jobs = [job for job in self._rows if job is not None]
+        asked = [job.logprobs for job in jobs if job.logprobs is not None]
+        self._kept, made = advance(
+            self._config,
+            self._compute,
+            self._params,
+            self._kept,
+            self._said_of_rows(),
+            np.int32(1 if any(job.on_piece for job in jobs) else STEPS),
+            np.bool_(bool(self._waiting)),
+            np.bool_(bool(asked)),
+            top=row_bucket(max(asked)) if any(asked) else 0,
+        )
+        made = jax.device_get(made)
+        self.steps += int(made.counts.max())
+        return made
+
+    def _said_of_rows(self) -> Rows:
+        """What the device is told of each row."""
+        jobs = [_NONE if job is None else job for job in self._rows]
+        asked = [job.decoding for job in jobs]
+        eos = np.full((len(jobs), max(_EOS_IDS, row_bucket(max(len(x.eos_ids) for x in asked)))), -1, np.int32)
+        for row, decoding in enumerate(asked):
+            eos[row, : len(decoding.eos_ids)] = decoding.eos_ids
+        told: dict[str, Any] = {
+            "last": np.array([job.last for job in jobs], np.int32),
+            "position": np.array([job.position for job in jobs], np.int32),
+            "made": np.array([job.made for job in jobs], np.int32),
+            "limit": np.array([x.max_new_tokens for x in asked], np.int32),
+            "active": np.array([job is not None for job in self._rows]),
+            "seed": np.array([x.seed for x in asked], np.uint32),
+            "numbers": np.array([job.number for job in jobs], np.uint32),
+            "eos_ids": eos,
+        }
+        return Rows(**told, processors=Processors.of(asked))
+
+    def _hand_out(self, job: _Job, row: int, made: Made) -> None:
+        """A row's new tokens to its request."""
+        count = int(made.counts[row])
+        tokens = made.tokens[row, :count].tolist()
+        job.last, job.position, job.made = tokens[-1], job.position + count, job.made + count
+        ended = tokens[-1] in job.decoding.eos_ids
+        finish: Finish | None = "stop" if ended else "length" if job.made == job.decoding.max_new_tokens else None
+        # T5's padding is no word of its own; a decoder's id 0 may be one.
+        of_decoder = isinstance(self._config, DecoderConfig)
+        kept = [i for i, token in enumerate(tokens[: count - ended]) if of_decoder or token != PAD_ID]
+        logprobs = [_logprob(made, row, i, job.logprobs) for i in kept] if job.logprobs is not None else []
+        try:
+            self._give(job, [tokens[i] for i in kept], logprobs, finish)
+        except Exception as error:
+            job.request.done, job.request.error = True, error
+
+    def _give(self, job: _Job, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], finish: Finish | None) -> None:
+        request, before, text = job.request, len(job.request.ids), ""
+        ids = [*request.ids, *tokens]
+        if job.answer is not None:
+            text = job.answer.grow(ids, ended=finish is not None)
+            ids, finish = list(job.answer.tokens), "stop" if job.answer.stopped else finish
+            request.text = job.answer.text
+        elif finish is not None and self._decode is not None:
+            request.text = self._decode(ids)
+        new, scores = ids[before:], tuple(logprobs[: len(ids) - before])
+        request.ids, request.finish = ids, finish
+        request.logprobs.extend(scores)
+        request.done |= finish is not None
+        if job.on_piece is not None and (new or text or finish):
+            job.on_piece(Piece(tuple(new), text, scores, finish))
+
+
+def _with_room(needed: int, now: int) -> int:
+    """The length of a cache that has `now` when `needed` is: another when it does not hold it, or twice as much."""
+    wanted = length_bucket(needed, _SHORTEST)
+    return now if wanted <= now < 2 * wanted else wanted
+
+
+def _logprob(made: Made, row: int, column: int, count: int | None) -> TokenLogprob:
+    ids, values = made.top_ids[row, column, :count].tolist(), made.top_logprobs[row, column, :count].tolist()
+    return TokenLogprob(float(made.logprobs[row, column]), tuple(zip(ids, values, strict=True)))

@@ -3,150 +3,29 @@
     generate(config, compute, params, [[5, 6, 1], [7, 1]], DecodingConfig(temperature=0.8, num_samples=2, seed=1))
     # -> [[8, 9], [8, 4, 4], [4], [2, 9]]: two samples of the first input, two of the second
 
-Two programs for each shape: one reads the inputs, one goes on token by token until all rows have ended or the host
-wants to look (for stop texts, or to show what is there). A row sees only itself, and what is drawn for it follows from
-the seed, its own ids and the number of the sample: its neighbours, the batch and the order do not change its answer.
+Token by token it is the `Engine` that answers, beams are a search of their own. A row sees only itself, and what is
+drawn for it follows from the seed, its own ids and the number of the sample: its neighbours and the order do not change
+its answer.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
 
 from flanjax.generation import beam
 from flanjax.generation.batches import PAD_ID, Tokens, batches, behind_prompts, length_bucket, padded, row_bucket
-from flanjax.generation.cache import Cache, prefill, step
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.sampling import Processors, choose, row_keys, row_numbers
-from flanjax.generation.stopping import Decode, OnText, Watch
+from flanjax.generation.engine import Engine, Piece, Request
+from flanjax.generation.sampling import sample_numbers
+from flanjax.generation.stopping import Decode
 from flanjax.models.config import Compute
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
-from flanjax.models.model import ModelConfig, build
+from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
-from flanjax.sharding.rules import constrain
 
-
-class State(NamedTuple):
-    """A decoding under way; `step` tokens of each row's answer are in `output`."""
-
-    step: Int[Array, ""]
-    position: Int[Array, ""]  # where the last token enters the cache
-    last: Int[Array, " rows"]
-    done: Bool[Array, " rows"]
-    output: Int[Array, "rows max_length"]  # ends in EOS where a row ended, padding after it
-    cache: Cache
-    keys: Array | None  # of each row, where tokens are drawn
-    seen: Bool[Array, "rows vocab"] | None  # where repetition is penalized
-
-
-@functools.partial(
-    jax.jit, static_argnames=("config", "compute", "max_length", "prefix_lm", "num_samples", "remembers")
-)
-def _start(
-    config: ModelConfig,
-    compute: Compute,
-    params: Params,
-    tokens: Int[Array, "batch length"],
-    segments: Int[Array, "batch length"],
-    numbers: Int[Array, "rows 2"] | None,
-    seed: Int[Array, ""],
-    *,
-    max_length: int,
-    prefix_lm: bool,
-    num_samples: int,
-    remembers: bool,
-) -> State:
-    """The inputs read, `num_samples` rows for each, and no token decoded."""
-    model = build(config, compute, params)
-    start = prefill(model, tokens, segments, max_length, prefix_lm=prefix_lm).repeated(num_samples)
-    return State(
-        step=jnp.int32(0),
-        position=start.position,
-        last=start.last,
-        done=start.empty,
-        output=jnp.full((len(start.last), max_length), PAD_ID, jnp.int32),
-        cache=start.cache,
-        keys=None if numbers is None else row_keys(seed, numbers),
-        seen=start.seen if remembers else None,
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("state",))
-def _advance(
-    config: ModelConfig,
-    compute: Compute,
-    params: Params,
-    state: State,
-    processors: Processors,
-    stopped: Bool[Array, " rows"],
-    until: Int[Array, ""],
-    eos_ids: Int[Array, " eos"],
-) -> State:
-    """Tokens until `until` of them are there, or all rows have ended or are `stopped`."""
-    model = build(config, compute, params)
-
-    def unfinished(state: State) -> Bool[Array, ""]:
-        return (state.step < until) & ~state.done.all()
-
-    def extend(state: State) -> State:
-        logits, cache = step(model, state.last, state.position, state.cache)
-        drawn = choose(processors(logits, state.seen), state.keys, state.step)
-        token = jnp.where(state.done, PAD_ID, drawn)
-        seen = None if state.seen is None else state.seen.at[jnp.arange(len(token)), token].set(True)
-        return state._replace(
-            step=state.step + 1,
-            position=state.position + 1,
-            last=token,
-            done=state.done | jnp.isin(token, eos_ids),
-            output=state.output.at[:, state.step].set(token),
-            cache=cache,
-            seen=seen,
-        )
-
-    state = jax.lax.while_loop(unfinished, extend, state._replace(done=state.done | stopped))
-    # Whole on every host, as each of them reads these.
-    return state._replace(output=constrain(state.output, None, None), done=constrain(state.done, None))
-
-
-class _Batch(NamedTuple):
-    """Inputs of like length, and how they are run."""
-
-    config: ModelConfig
-    compute: Compute
-    params: Params
-    tokens: np.ndarray
-    segments: np.ndarray
-
-
-def _answer(
-    batch: _Batch, decoding: DecodingConfig, numbers: np.ndarray, watch: Watch, *, prefix_lm: bool
-) -> list[Tokens]:
-    """What is decoded token by token, `num_samples` answers for each row of the batch."""
-    rows, limit = decoding.num_samples * len(batch.tokens), decoding.max_new_tokens
-    processors, eos_ids = Processors.of(decoding), np.array(decoding.eos_ids, np.int32)
-    how = {"max_length": length_bucket(limit), "prefix_lm": prefix_lm, "num_samples": decoding.num_samples}
-    drawn = numbers if decoding.temperature else None
-    remembers = processors.repetition_penalty is not None
-    state = _start(*batch, drawn, np.uint32(decoding.seed), **how, remembers=remembers)
-    reached, stopped = 0, np.zeros(rows, bool)
-    while True:
-        reached = min(reached + (watch.steps or limit), limit)
-        state = _advance(*batch[:3], state, processors, stopped, np.int32(reached), eos_ids)
-        output, done = np.asarray(state.output)[:, :reached], np.asarray(state.done) | (reached == limit)
-        watch.look([_until_eos(ids, decoding.eos_ids) for ids in output[: len(watch.tokens)]], done.tolist())
-        stopped[: len(watch.tokens)] = watch.stopped
-        if (done | stopped).all():
-            return watch.tokens
-
-
-def _until_eos(ids: np.ndarray, eos_ids: Sequence[int]) -> list[int]:
-    ended = np.flatnonzero(np.isin(ids, eos_ids))
-    return ids[: ended[0] if len(ended) else len(ids)].tolist()
+OnText = Callable[[int, int, str], None]  # number of the input, number of the sample, more of its text
 
 
 def generate(
@@ -189,28 +68,74 @@ def generate(
     """
     if decode is None and (decoding.stop or on_text):
         raise ValueError("stop texts and on_text need decode, which makes text of token ids")
-    if decoding.num_beams > 1 and on_text:
-        raise ValueError("beam search has no text before its end: leave out on_text or num_beams")
+    if decoding.num_beams > 1:
+        if on_text:
+            raise ValueError("beam search has no text before its end: leave out on_text or num_beams")
+        found = beam_search(
+            config, compute, params, inputs, decoding, prefix_lm=prefix_lm, prompts=prompts, batch_rows=batch_rows
+        )
+        return [hypothesis.ids for hypotheses in found for hypothesis in hypotheses]
+    whole = behind_prompts(config, inputs, prompts)
+    if isinstance(config, DecoderConfig):
+        # Before any of them is answered.
+        require_positions(config, max(map(len, whole), default=0) + decoding.max_new_tokens)
+    slots = row_bucket(max(min(len(inputs), batch_rows), 1)) * decoding.num_samples
+    look = decode if decoding.stop or on_text else None
+    engine = Engine(config, compute, params, slots=slots, decode=look, prefix_lm=prefix_lm)
+    requests: dict[tuple[int, int], Request] = {}
+    numbers = sample_numbers(whole, decoding.num_samples)
+    for i in sorted(range(len(inputs)), key=lambda i: len(inputs[i])):
+        for sample, number in enumerate(numbers[i]):
+            show = functools.partial(_show, on_text, i, sample) if on_text else None
+            requests[i, sample] = engine.submit(
+                inputs[i], decoding, sample=number, prompt=prompts[i] if prompts else 0, on_piece=show
+            )
+    while engine.run_once():
+        for request in requests.values():
+            if request.error is not None:
+                raise request.error
+    return [requests[i, sample].ids for i in range(len(inputs)) for sample in range(decoding.num_samples)]
+
+
+def _show(on_text: OnText, row: int, sample: int, piece: Piece) -> None:
+    if piece.text:
+        on_text(row, sample, piece.text)
+
+
+def beam_search(
+    config: ModelConfig,
+    compute: Compute,
+    params: Params,
+    inputs: Sequence[Tokens],
+    decoding: DecodingConfig,
+    *,
+    prefix_lm: bool = False,
+    prompts: Sequence[int] | None = None,
+    batch_rows: int = 16,
+) -> list[list[beam.Hypothesis]]:
+    """The best `num_samples` hypotheses of each input with their worth, falling; arguments as `generate`.
+
+    Raises:
+      ValueError: as `generate`.
+      ModelConfigError: as `generate`.
+    """
     inputs = behind_prompts(config, inputs, prompts)
-    of_decoder, samples = isinstance(config, DecoderConfig), decoding.num_samples
+    of_decoder = isinstance(config, DecoderConfig)
     if isinstance(config, DecoderConfig):
         require_positions(config, max(map(len, inputs), default=0) + decoding.max_new_tokens)
-    numbers = row_numbers(inputs, samples)
-    answers: list[list[int]] = [[] for _ in range(len(inputs) * samples)]
+    found: list[list[beam.Hypothesis]] = [[] for _ in inputs]
     for chosen in batches([len(ids) for ids in inputs], batch_rows):
-        count = row_bucket(len(chosen))
-        read = padded([inputs[i] for i in chosen], count, left=of_decoder)
-        batch = _Batch(config, compute, params, *read)
-        places = [(i, sample) for i in chosen for sample in range(samples)]
-        if decoding.num_beams > 1:
-            rows = beam.search(*batch, decoding, max_length=length_bucket(decoding.max_new_tokens), prefix_lm=prefix_lm)
-            found: list[Tokens] = [_until_eos(ids, decoding.eos_ids) for ids in rows[: len(places)]]
-        else:
-            own = np.zeros((count, samples, 2), np.uint32)
-            own[: len(chosen)] = numbers[chosen]
-            watch = Watch(places, decoding.stop, decode, on_text)
-            found = _answer(batch, decoding, own.reshape(-1, 2), watch, prefix_lm=prefix_lm)
-        for (i, sample), ids in zip(places, found, strict=True):
-            # T5's padding is no word of its own; a decoder's id 0 may be one.
-            answers[i * samples + sample] = [token for token in ids if of_decoder or token != PAD_ID]
-    return answers
+        read = padded([inputs[i] for i in chosen], row_bucket(len(chosen)))
+        room = length_bucket(decoding.max_new_tokens)
+        ids, worths = beam.search(config, compute, params, *read, decoding, max_length=room, prefix_lm=prefix_lm)
+        for i, rows, values in zip(chosen, ids, worths, strict=False):
+            for row, worth in zip(rows, values, strict=True):
+                # T5's padding is no word of its own; a decoder's id 0 may be one.
+                kept = [token for token in _until_eos(row, decoding.eos_ids) if of_decoder or token != PAD_ID]
+                found[i].append(beam.Hypothesis(kept, float(worth)))
+    return found
+
+
+def _until_eos(ids: np.ndarray, eos_ids: Sequence[int]) -> list[int]:
+    ended = np.flatnonzero(np.isin(ids, eos_ids))
+    return ids[: ended[0] if len(ended) else len(ids)].tolist()

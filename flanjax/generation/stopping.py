@@ -11,9 +11,6 @@ from collections.abc import Callable, Sequence
 from flanjax.generation.batches import Tokens
 
 Decode = Callable[[Tokens], str]
-OnText = Callable[[int, int, str], None]  # number of the input, number of the sample, more of its text
-
-STEPS_BETWEEN_LOOKS = 16  # a row runs on for half as many in vain; each look costs a way to the host and back
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # bytes of a character whose others are in the next token
 
@@ -45,47 +42,30 @@ def until_stop(tokens: Tokens, stop: Sequence[str], decode: Decode) -> tuple[Tok
     return tokens[:many], True
 
 
-class Watch:
-    """What the host does with rows that are being decoded: ends them at stop texts, and shows what is settled.
+class Answer:
+    """One answer as it grows: where a stop text ends it, and what of its text is settled.
+
+        answer = Answer(("\\n\\n",), decode)
+        answer.grow([8, 9], ended=False)        # "Four"; then `answer.stopped`
 
     Attributes:
-      tokens: of each row, up to and with the token that completed a stop text.
-      stopped: which rows have met a stop text.
-      steps: tokens until the next look; None for no look before the end.
-
-    Arguments:
-      places: numbers of the input and the sample of each row, given to `on_text`.
-      stop: texts; none are looked for where there are none.
-      decode: makes text of token ids; not needed without stop texts and `on_text`.
-      on_text: is shown each further piece of a row's text.
+      tokens: up to and with the token that completed a stop text.
+      text: what is settled of it; all of it once it has ended or is stopped.
+      stopped: whether a stop text ended it.
     """
 
-    def __init__(
-        self,
-        places: Sequence[tuple[int, int]],
-        stop: Sequence[str],
-        decode: Decode | None = None,
-        on_text: OnText | None = None,
-    ):
-        self.tokens: list[Tokens] = [[] for _ in places]
-        self.stopped = [False] * len(places)
-        self.steps = 1 if on_text else STEPS_BETWEEN_LOOKS if stop else None
-        self._places, self._stop = places, stop
-        self._decode, self._on_text = decode, on_text
-        self._shown = [0] * len(places)  # characters
+    def __init__(self, stop: Sequence[str], decode: Decode):
+        self.tokens: Tokens = []
+        self.text = ""
+        self.stopped = False
+        self._stop, self._decode = stop, decode
 
-    def look(self, tokens: Sequence[Tokens], ended: Sequence[bool]) -> None:
-        """Takes what each row has so far, without EOS, and whether it gets no more."""
-        for row, (ids, last) in enumerate(zip(tokens, ended, strict=False)):
-            if self.stopped[row]:
-                continue
-            self.tokens[row] = ids
-            if self._decode is not None and self.steps:
-                self.tokens[row], self.stopped[row] = until_stop(ids, self._stop, self._decode)
-                self._show(row, self._decode(self.tokens[row]), last=self.stopped[row] or bool(last))
-
-    def _show(self, row: int, text: str, *, last: bool) -> None:
-        text = before_stop(text, self._stop)[0] if last else settled(text, self._stop)
-        if self._on_text is not None and len(text) > self._shown[row]:
-            self._on_text(*self._places[row], text[self._shown[row] :])
-            self._shown[row] = len(text)
+    def grow(self, tokens: Tokens, *, ended: bool) -> str:
+        """Takes all tokens that there are, without EOS, and whether no more will come; what the text has more."""
+        self.tokens, self.stopped = until_stop(tokens, self._stop, self._decode)
+        whole = self._decode(self.tokens)
+        text = before_stop(whole, self._stop)[0] if ended or self.stopped else settled(whole, self._stop)
+        # A text that seems shorter than before has something at its end that is not settled.
+        more = text[len(self.text) :]
+        self.text += more
+        return more

@@ -4,10 +4,13 @@ The bias [1, heads, queries, keys] and the boolean mask [batch, 1, queries, keys
 a [batch, heads, queries, keys] array of both, for every layer. There is no 1/sqrt(head_dim): T5's initialiser has it.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from flanjax.models.blockwise import blockwise
@@ -23,6 +26,15 @@ class PrefixKeys(NamedTuple):
     keys: Float[Array, "prefix kv_heads head_dim"]
     values: Float[Array, "batch prefix kv_heads head_dim"]  # of each row, for dropout on them
     bias: Float[Array, "#batch #heads #queries prefix"] | None
+
+
+class CachedKeys(NamedTuple):
+    """Keys and values that one query of each row may see, heads before positions: so a head's keys lie together."""
+
+    keys: Float[Array, "batch kv_heads length head_dim"]
+    values: Float[Array, "batch kv_heads length head_dim"]
+    bias: Float[Array, "#batch #heads length"] | None = None
+    mask: Bool[Array, "#batch length"] | None = None
 
 
 def segment_mask(
@@ -106,6 +118,43 @@ def attention(
     before, weights = jnp.split(weights, [len(prefix.keys)], axis=-1)
     of_prefix = jnp.einsum("bhqp,bphd->bqhd", before, prefix.values)
     return of_prefix + jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def written(
+    cache: Float[Array, "layers batch kv_heads length head_dim"],
+    new: Float[Array, "layers batch kv_heads 1 head_dim"],
+    position: Int[Array, " batch"],
+) -> Float[Array, "layers batch kv_heads length head_dim"]:
+    """The cache with each row's new keys or values at its position."""
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+    return jax.vmap(write, (1, 1, 0), 1)(cache, new, position)
+
+
+def attention_of_one(
+    q: Float[Array, "batch heads head_dim"], among: Sequence[CachedKeys], *, softcap: float = 0.0
+) -> Float[Array, "batch heads head_dim"]:
+    """`attention` of one query a row, over all of these keys together: the step of a decoding with a cache.
+
+    A query's own key is a part beside the cache, which so is only read: writing it there first would copy the cache.
+    """
+    grouped = q.reshape(len(q), among[0].keys.shape[1], -1, q.shape[-1])
+    parts = []
+    for keys, _, bias, mask in among:
+        scores = jnp.einsum("bkgd,bktd->bkgt", grouped, keys, preferred_element_type=jnp.float32)
+        scores = scores.reshape(*q.shape[:2], -1)
+        if softcap:
+            scores = softcap * jnp.tanh(scores / softcap)
+        if bias is not None:
+            scores += bias
+        parts.append(scores if mask is None else jnp.where(mask[:, None], scores, MASKED))
+    weights = jax.nn.softmax(jnp.concatenate(parts, axis=-1), axis=-1).astype(q.dtype)
+    weights = weights.reshape(*grouped.shape[:3], -1)
+    ends = np.cumsum([part.keys.shape[2] for part in among])[:-1].tolist()
+    found = [
+        jnp.einsum("bkgt,bktd->bkgd", weight, part.values)
+        for weight, part in zip(jnp.split(weights, ends, axis=-1), among, strict=True)
+    ]
+    return functools.reduce(jnp.add, found).reshape(q.shape)
 
 
 def _on_one_cpu() -> bool:

@@ -14,22 +14,16 @@ import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flanjax.models.attention import MASKED, segment_mask
+from flanjax.models.attention import MASKED, segment_mask, written
 from flanjax.models.config import Compute, ModelConfigError
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.decoder_layers import Context, DecoderOnlyLayer, norm_of
 from flanjax.models.head import Head
-from flanjax.models.layers import (
-    NO_DROPOUT,
-    Dropout,
-    Linear,
-    parameter,
-)
+from flanjax.models.layers import NO_DROPOUT, Dropout, Linear, cached_layout, parameter
 from flanjax.models.parameters import (
     Params,
     draw_parameters,
@@ -39,7 +33,7 @@ from flanjax.models.parameters import (
     over_layers,
     stacked,
 )
-from flanjax.models.positions import alibi_bias, alibi_bias_of_prefix, rotary_angles
+from flanjax.models.positions import alibi_bias, alibi_bias_of_first, rotary_angles
 from flanjax.models.prompts import (
     Prefix,
     insert_prompts,
@@ -54,9 +48,8 @@ from flanjax.sharding.rules import constrain
 class Cache(NamedTuple):
     """Keys (rotated) and values of one decoding, stacked over layers; see `Decoder.start_cache` and `prefill`."""
 
-    keys: Float[Array, "layers batch max_length kv_heads head_dim"]
-    values: Float[Array, "layers batch max_length kv_heads head_dim"]
-    starts: Int[Array, " batch"]  # where each row's text begins; what lies before is padding
+    keys: Float[Array, "layers batch kv_heads max_length head_dim"]
+    values: Float[Array, "layers batch kv_heads max_length head_dim"]
 
 
 class Beginning(NamedTuple):
@@ -149,13 +142,13 @@ class DecoderStack(nnx.Module):
         bidirectional: Num[Array, "batch length"] | None,
         compute: Compute,
     ) -> tuple[Array, Array]:
-        """Keys and values of every layer, [layers, batch, length, kv_heads, head_dim], for embedded tokens."""
+        """Keys and values of every layer, [layers, batch, kv_heads, length, head_dim], for embedded tokens."""
         context, layers = self._context(segments, positions, bidirectional), with_prefixes(self.layers, self.prefix)
 
         def body(x: Array, layer_and_windowed: tuple[DecoderOnlyLayer, Array]) -> tuple[Array, tuple[Array, Array]]:
             layer, windowed = layer_and_windowed
             x, keys_and_values = layer(x, NO_DROPOUT, context, windowed)
-            return constrain(x, "batch", None, None), keys_and_values
+            return constrain(x, "batch", None, None), cached_layout(*keys_and_values)
 
         return over_layers(body, self.enter(x, positions), (layers, self._windowed()), compute)[1]
 
@@ -189,17 +182,19 @@ class DecoderStack(nnx.Module):
         )
 
     def step(
-        self, x: Float[Array, "batch 1 embed"], position: Int[Array, ""], cache: Cache, compute: Compute
+        self, x: Float[Array, "batch 1 embed"], position: Int[Array, " batch"], cache: Cache, compute: Compute
     ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
-        """The decoder's output at one position, and the cache with that position's keys and values in it."""
-        config, layers, prefix = self.config, with_prefixes(self.layers, self.prefix), self.config.prefix_length
-        columns, here = jnp.arange(cache.keys.shape[2]), (position - cache.starts)[:, None] + prefix
-        mask = ((columns <= position) & (columns >= cache.starts[:, None]))[:, None, None]
+        """The decoder's output at each row's position, and the cache with that position's keys and values in it."""
+        config, layers = self.config, with_prefixes(self.layers, self.prefix)
+        length, position = cache.keys.shape[3], position[:, None]
+        columns, here = jnp.arange(length), position + config.prefix_length
+        mask = (columns < position)[:, None, None]
+        window = (columns > position - config.window)[:, None, None]
         prefix_bias, windowed_prefix_bias = _prefix_biases(config, here)
         context = Context(
             mask=mask,
-            windowed_mask=mask & (columns > position - config.window) if config.window else mask,
-            bias=alibi_bias(position[None], columns, config.num_heads) if config.positions == "alibi" else None,
+            windowed_mask=mask & window if config.window else mask,
+            bias=alibi_bias_of_first(position, length, config.num_heads) if config.positions == "alibi" else None,
             angles=rotary_angles(config, here, here + 1) if config.positions == "rotary" else None,
             prefix_bias=prefix_bias,
             windowed_prefix_bias=windowed_prefix_bias,
@@ -207,14 +202,11 @@ class DecoderStack(nnx.Module):
 
         def body(x: Array, xs: tuple[DecoderOnlyLayer, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             layer, windowed, keys, values = xs
-            return layer.step(x, (keys, values), position, context, windowed)
+            return layer.step(x, (keys, values), context, windowed)
 
         # The loop only reads the cache; one write afterwards stays in place, where returning it would copy all.
-        old = (cache.keys, cache.values)
-        x, new = over_layers(body, self.enter(x, here), (layers, self._windowed(), *old), compute)
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
-        keys, values = (update(c, n) for c, n in zip(old, new, strict=True))
-        return self.decoder_norm(x), Cache(keys, values, cache.starts)
+        x, new = over_layers(body, self.enter(x, here), (layers, self._windowed(), *cache), compute)
+        return self.decoder_norm(x), Cache(*(written(c, n, position[:, 0]) for c, n in zip(cache, new, strict=True)))
 
 
 def _prefix_biases(
@@ -224,7 +216,7 @@ def _prefix_biases(
     length = config.prefix_length
     if not length:
         return None, None
-    alibi = alibi_bias_of_prefix(positions, length, config.num_heads) if config.positions == "alibi" else None
+    alibi = alibi_bias_of_first(positions, length, config.num_heads) if config.positions == "alibi" else None
     if not config.window:
         return alibi, None
     beyond = positions[:, None, :, None] - jnp.arange(length) >= config.window
@@ -334,9 +326,9 @@ class Decoder(nnx.Module):
         """
         config = self.config
         require_positions(config, max_length)
-        shape = (config.num_layers, batch, max_length, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, batch, config.num_kv_heads, max_length, config.head_dim)
         empty = jnp.zeros(shape, self.compute.jax_dtype)
-        return Cache(empty, empty, jnp.zeros(batch, jnp.int32))
+        return Cache(empty, empty)
 
     def prefill(
         self,
@@ -348,25 +340,25 @@ class Decoder(nnx.Module):
     ) -> Cache:
         """A cache of `max_length` positions that holds these texts, one a row, each computed in one pass.
 
-        Texts of different lengths end together, with padding (segment 0) before them: `[0, 0, 5, 6]` and
-        `[7, 8, 9, 4]` both go on at position 4. Whether the longest fits, ask `require_positions` before.
+        Texts begin together, and padding (segment 0) follows them: `[5, 6, 0, 0]` goes on at position 2, whose key
+        in the cache is then written anew. Whether the longest fits, ask `require_positions` before.
         """
         x, positions = self._enter(tokens, segment_ids, None)
         kept = self.decoder.prefill(x, segment_ids, positions, bidirectional, self.compute)
         room = (0, max_length - tokens.shape[1])
-        keys, values = (jnp.pad(x, ((0, 0), (0, 0), room, (0, 0), (0, 0))) for x in kept)
-        return Cache(keys, values, jnp.argmax(segment_ids != 0, axis=1).astype(jnp.int32))
+        return Cache(*(jnp.pad(x, ((0, 0), (0, 0), (0, 0), room, (0, 0))) for x in kept))
 
     def decode_step(
-        self, tokens: Int[Array, " batch"], position: Int[Array, ""], cache: Cache
+        self, tokens: Int[Array, " batch"], position: Int[Array, "#batch"] | Int[Array, ""], cache: Cache
     ) -> tuple[Float[Array, "batch embed"], Cache]:
-        """One position for every row: `tokens` enter at `position`, 0 first, or the first that `prefill` left.
+        """One position for every row: `tokens` enter at `position`, one for all or each row's own; 0 is the first.
 
         Returns what `decode` gives at that position, and the cache for the next one.
         """
+        position = jnp.broadcast_to(position, tokens.shape)
         tokens = tokens[:, None]
-        x = self._embed(tokens, (position - cache.starts)[:, None], jnp.ones_like(tokens))
-        hidden, cache = self.decoder.step(x, jnp.asarray(position), cache, self.compute)
+        x = self._embed(tokens, position[:, None], jnp.ones_like(tokens))
+        hidden, cache = self.decoder.step(x, position, cache, self.compute)
         return hidden[:, 0], cache
 
 

@@ -6,14 +6,13 @@ once for all of them what depends on the tokens alone (`Context`).
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from flanjax.models.attention import attention
+from flanjax.models.attention import CachedKeys, attention
 from flanjax.models.decoder_config import DecoderConfig
-from flanjax.models.layers import NO_DROPOUT, Attention, Dropout, LayerNorm, Linear, Mlp, RMSNorm
+from flanjax.models.layers import NO_DROPOUT, Attention, Dropout, LayerNorm, Linear, Mlp, RMSNorm, cached_layout
 from flanjax.models.positions import Angles, rotate
 
 
@@ -101,6 +100,23 @@ class CausalAttention(Attention):
 
         return self.adapted(own, x, dropout)
 
+    def step(
+        self,
+        x: Float[Array, "batch 1 embed"],
+        earlier: tuple[Float[Array, "batch kv_heads length head_dim"], Float[Array, "batch kv_heads length head_dim"]],
+        own: tuple[Float[Array, "batch kv_heads 1 head_dim"], Float[Array, "batch kv_heads 1 head_dim"]],
+        context: Context,
+    ) -> Float[Array, "batch 1 embed"]:
+        """`attend` of one query of each row, over earlier keys and values, with this mask and bias, and its own."""
+        bias = None if context.bias is None else context.bias[:, :, 0]
+        among = (CachedKeys(*earlier, bias, context.mask[:, 0, 0]), CachedKeys(*own))
+
+        def of_query(x: Array) -> Array:
+            q = self._heads(self.query(x), self.query_norm, context.angles) * self.scale
+            return self.out(self.attend_cached(q, among, context.prefix_bias, self.softcap))
+
+        return self.adapted(of_query, x)
+
 
 class DecoderOnlyLayer(nnx.Module):
     """Causal self-attention and feed-forward block around one residual stream, after one another or side by side."""
@@ -128,20 +144,18 @@ class DecoderOnlyLayer(nnx.Module):
     def step(
         self,
         x: Float[Array, "batch 1 embed"],
-        cache: tuple[Array, Array],
-        position: Int[Array, ""],
+        earlier: tuple[Array, Array],
         context: Context,
         windowed: Bool[Array, ""],
     ) -> tuple[Float[Array, "batch 1 embed"], tuple[Array, Array]]:
-        """One position, with the keys and values of the earlier ones from the cache [batch, length, heads, head_dim].
+        """One position, with the keys and values of the earlier ones [batch, kv_heads, length, head_dim].
 
-        Returns the residual stream and this position's own key and value [batch, 1, kv_heads, head_dim].
+        Returns the residual stream and this position's own key and value [batch, kv_heads, 1, head_dim].
         """
         h = self.pre_self_attention_layer_norm(x)
-        new = self.self_attention.keys_and_values(h, context.angles)
-        k, v = (jax.lax.dynamic_update_slice_in_dim(c, n, position, axis=1) for c, n in zip(cache, new, strict=True))
-        attended = self.self_attention.attend(h, k, v, context.of_layer(windowed))
-        return self._rest(x, h, attended, NO_DROPOUT), new
+        own = cached_layout(*self.self_attention.keys_and_values(h, context.angles))
+        attended = self.self_attention.step(h, earlier, own, context.of_layer(windowed))
+        return self._rest(x, h, attended, NO_DROPOUT), own
 
     def _rest(self, x: Array, h: Array, attended: Array, dropout: Dropout) -> Array:
         """What follows attention: norms after it, the feed-forward block, and the residual sums."""

@@ -8,7 +8,7 @@ modules, and activations take the dtype of the layer's input.
 import abc
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Optional
 
 import jax
@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from flanjax.models.attention import PrefixKeys, attention
+from flanjax.models.attention import CachedKeys, PrefixKeys, attention, attention_of_one
 from flanjax.models.config import T5Config
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.prompts import Prefix
@@ -239,6 +239,13 @@ class Mlp(Adaptable):
         return self.wo(dropout.at("mlp")(jnp.asarray(hidden)), dropout.at("wo"))
 
 
+def cached_layout(
+    keys: Float[Array, "batch length kv_heads head_dim"], values: Float[Array, "batch length kv_heads head_dim"]
+) -> tuple[Float[Array, "batch kv_heads length head_dim"], Float[Array, "batch kv_heads length head_dim"]]:
+    """Keys and values as a cache keeps them."""
+    return keys.swapaxes(1, 2), values.swapaxes(1, 2)
+
+
 class Attention(Adaptable):
     """What attention is to a tuning method, in either kind of model: four projections whose kernels join the heads.
 
@@ -265,6 +272,21 @@ class Attention(Adaptable):
         keys, values = (x.astype(q.dtype) for x in self.prefix())
         values = jnp.broadcast_to(values, (len(q), *values.shape))
         return PrefixKeys(keys, dropout.at("prefix_weights")(values, broadcast_axis=-1), bias)
+
+    def attend_cached(
+        self,
+        q: Float[Array, "batch 1 heads head_dim"],
+        among: Sequence[CachedKeys],
+        prefix_bias: Float[Array, "#batch #heads 1 prefix"] | None = None,
+        softcap: float = 0.0,
+    ) -> Float[Array, "batch 1 inner"]:
+        """One query of each row over these keys and the prefix's, heads joined."""
+        prefix = self.prefix_keys(q, prefix_bias, NO_DROPOUT)
+        if prefix is not None:
+            keys, values = (jnp.moveaxis(x, -2, -3) for x in (prefix.keys, prefix.values))
+            bias = None if prefix.bias is None else prefix.bias[:, :, 0]
+            among = (CachedKeys(jnp.broadcast_to(keys, values.shape), values, bias), *among)
+        return attention_of_one(q[:, 0], among, softcap=softcap).reshape(len(q), 1, -1)
 
 
 class MultiHeadAttention(Attention):
@@ -311,6 +333,15 @@ class MultiHeadAttention(Attention):
             return self.out(heads.reshape(*heads.shape[:2], -1), dropout.at("out"))
 
         return self.adapted(own, x, dropout)
+
+    def step(
+        self,
+        x: Float[Array, "batch 1 embed"],
+        among: Sequence[CachedKeys],
+        prefix_bias: Float[Array, "#batch heads 1 prefix"] | None = None,
+    ) -> Float[Array, "batch 1 embed"]:
+        """`attend` of one query of each row."""
+        return self.adapted(lambda x: self.out(self.attend_cached(self._split(self.query(x)), among, prefix_bias)), x)
 
     def __call__(
         self,
@@ -393,25 +424,19 @@ class DecoderLayer(nnx.Module):
     def step(
         self,
         x: Float[Array, "batch 1 embed"],
-        self_cache: tuple[Array, Array],
-        cross_cache: tuple[Array, Array],
-        position: Array,
+        earlier: CachedKeys,
+        encoded: CachedKeys,
         *,
-        bias: Float[Array, "1 heads 1 max_length"],
-        mask: Bool[Array, "1 1 1 max_length"],
-        cross_mask: Bool[Array, "batch 1 1 encoder_length"],
-        prefix_bias: Float[Array, "1 heads 1 prefix"] | None = None,
+        own_bias: Float[Array, "heads 1"],
+        prefix_bias: Float[Array, "batch heads 1 prefix"] | None = None,
     ) -> tuple[Float[Array, "batch 1 embed"], tuple[Array, Array]]:
-        """One position, with the keys and values of the earlier ones from the caches [batch, length, heads, head_dim].
+        """One position, with the keys and values of the earlier ones and of the encoder.
 
-        Returns the residual stream and this position's own key and value [batch, 1, heads, head_dim].
+        Returns the residual stream and this position's own key and value [batch, heads, 1, head_dim].
         """
         h = self.pre_self_attention_layer_norm(x)
-        new = self.self_attention.keys_and_values(h)
-        k, v = (
-            jax.lax.dynamic_update_slice_in_dim(c, n, position, axis=1) for c, n in zip(self_cache, new, strict=True)
-        )
-        x = x + self.self_attention.attend(h, k, v, bias=bias, mask=mask, prefix_bias=prefix_bias)
+        own = cached_layout(*self.self_attention.keys_and_values(h))
+        x = x + self.self_attention.step(h, (earlier, CachedKeys(*own, own_bias[None])), prefix_bias)
         h = self.pre_cross_attention_layer_norm(x)
-        x = x + self.encoder_decoder_attention.attend(h, *cross_cache, mask=cross_mask)
-        return x + self.mlp(self.pre_mlp_layer_norm(x), NO_DROPOUT), new
+        x = x + self.encoder_decoder_attention.step(h, (encoded,))
+        return x + self.mlp(self.pre_mlp_layer_norm(x), NO_DROPOUT), own

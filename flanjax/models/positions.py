@@ -65,25 +65,21 @@ class RelativePositionBias(nnx.Module):
         self, query_positions: Int[Array, " queries"], key_positions: Int[Array, " keys"]
     ) -> Float[Array, "1 heads queries keys"]:
         """The float32 bias of every (query, key) pair of positions."""
-        table = self.rel_embedding[...]
-        buckets = relative_position_buckets(
-            key_positions[None, :] - query_positions[:, None],
-            bidirectional=self.bidirectional,
-            buckets=table.shape[1],
-            max_distance=self.max_distance,
-        )
-        return table[:, buckets][None]
+        return self.of_relative(key_positions[None, :] - query_positions[:, None])[None]
 
     def of_prefix(
         self, query_positions: Int[Array, "batch queries"], length: int
     ) -> Float[Array, "batch heads queries length"]:
         """The bias of `length` keys that lie right before position 0, the last of them at distance 1 from it."""
-        relative = jnp.arange(-length, 0) - query_positions[..., None]
+        return jnp.moveaxis(self.of_relative(jnp.arange(-length, 0) - query_positions[..., None]), 0, 1)
+
+    def of_relative(self, relative_position: Int[Array, "*shape"]) -> Float[Array, "heads *shape"]:
+        """The bias of keys at these distances from their queries, negative for earlier ones."""
         table = self.rel_embedding[...]
         buckets = relative_position_buckets(
-            relative, bidirectional=self.bidirectional, buckets=table.shape[1], max_distance=self.max_distance
+            relative_position, bidirectional=self.bidirectional, buckets=table.shape[1], max_distance=self.max_distance
         )
-        return jnp.moveaxis(table[:, buckets], 0, 1)
+        return table[:, buckets]
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
@@ -108,10 +104,10 @@ def alibi_bias(
     return -jnp.asarray(alibi_slopes(num_heads))[None, :, None, None] * distance
 
 
-def alibi_bias_of_prefix(
+def alibi_bias_of_first(
     query_positions: Int[Array, "batch queries"], length: int, num_heads: int
 ) -> Float[Array, "batch heads queries length"]:
-    """The bias of `length` keys that are the positions 0, 1, ... for queries at these positions, which count them."""
+    """The bias of the `length` keys at the positions 0, 1, ... for queries at these positions."""
     distance = (query_positions[:, None, :, None] - jnp.arange(length)).astype(jnp.float32)
     return -jnp.asarray(alibi_slopes(num_heads))[None, :, None, None] * distance
 

@@ -13,15 +13,14 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from flanjax.models.attention import segment_mask
+from flanjax.models.attention import CachedKeys, segment_mask, written
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.head import Head
-from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, parameter
+from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, cached_layout, parameter
 from flanjax.models.parameters import (
     Params,
     draw_parameters,
@@ -39,11 +38,11 @@ from flanjax.sharding.rules import constrain
 class Cache(NamedTuple):
     """Keys and values of one decoding, stacked over layers; see `T5.start_cache`."""
 
-    self_keys: Float[Array, "layers batch max_length heads head_dim"]
-    self_values: Float[Array, "layers batch max_length heads head_dim"]
-    cross_keys: Float[Array, "layers batch encoder_length heads head_dim"]
-    cross_values: Float[Array, "layers batch encoder_length heads head_dim"]
-    cross_mask: Bool[Array, "batch 1 1 encoder_length"]
+    self_keys: Float[Array, "layers batch heads max_length head_dim"]
+    self_values: Float[Array, "layers batch heads max_length head_dim"]
+    cross_keys: Float[Array, "layers batch heads encoder_length head_dim"]
+    cross_values: Float[Array, "layers batch heads encoder_length head_dim"]
+    cross_mask: Bool[Array, "batch encoder_length"]
 
 
 class Embedder(nnx.Module):
@@ -173,34 +172,30 @@ class Decoder(Stack):
         return self.bias_of_layers(lambda table: None if prefix is None else table.of_prefix(positions, prefix.length))
 
     def step(
-        self, x: Float[Array, "batch 1 embed"], position: Int[Array, ""], cache: Cache, compute: Compute
+        self, x: Float[Array, "batch 1 embed"], position: Int[Array, " batch"], cache: Cache, compute: Compute
     ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
-        """The decoder's output at one position, and the cache with that position's keys and values in it."""
-        key_positions = jnp.arange(cache.self_keys.shape[2])
-        bias_of = self.bias_of_layers(lambda table: table(position[None], key_positions))
-        mask = (key_positions <= position)[None, None, None]
+        """The decoder's output at each row's position, and the cache with that position's keys and values in it."""
+        relative = jnp.arange(cache.self_keys.shape[3]) - position[:, None]
+        bias_of = self.bias_of_layers(lambda table: jnp.moveaxis(table.of_relative(relative), 0, 1))
+        own_bias_of = self.bias_of_layers(lambda table: table.of_relative(jnp.zeros(1, jnp.int32)))
         layers = with_prefixes(self.layers, self.prefix)
-        prefix_bias_of = self._prefix_bias_of(layers, position[None, None])
+        prefix_bias_of = self._prefix_bias_of(layers, position[:, None])
 
         def body(x: Array, xs: tuple[DecoderLayer, Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             layer, own_keys, own_values, cross_keys, cross_values = xs
             return layer.step(
                 x,
-                (own_keys, own_values),
-                (cross_keys, cross_values),
-                position,
-                bias=bias_of(layer),
-                mask=mask,
-                cross_mask=cache.cross_mask,
+                CachedKeys(own_keys, own_values, bias_of(layer), relative < 0),
+                CachedKeys(cross_keys, cross_values, None, cache.cross_mask),
+                own_bias=own_bias_of(layer),
                 prefix_bias=prefix_bias_of(layer),
             )
 
         # The loop only reads the caches; one write afterwards stays in place, where returning them would copy all.
         x, (keys, values) = over_layers(body, x, (layers, *cache[:4]), compute)
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2)
         cache = cache._replace(
-            self_keys=update(cache.self_keys, keys),
-            self_values=update(cache.self_values, values),
+            self_keys=written(cache.self_keys, keys, position),
+            self_values=written(cache.self_values, values, position),
         )
         return self.decoder_norm(x), cache
 
@@ -298,22 +293,24 @@ class T5(nnx.Module):
         """
 
         def body(_: None, layer: DecoderLayer) -> tuple[None, tuple[Array, Array]]:
-            return None, layer.encoder_decoder_attention.keys_and_values(encoded)
+            return None, cached_layout(*layer.encoder_decoder_attention.keys_and_values(encoded))
 
         _, (cross_keys, cross_values) = over_layers(body, None, self.decoder.layers, self.compute)
-        layers, batch, _, heads, head_dim = cross_keys.shape
-        empty = jnp.zeros((layers, batch, max_length, heads, head_dim), encoded.dtype)
-        return Cache(empty, empty, cross_keys, cross_values, (encoder_segment_ids != 0)[:, None, None])
+        layers, batch, heads, _, head_dim = cross_keys.shape
+        empty = jnp.zeros((layers, batch, heads, max_length, head_dim), encoded.dtype)
+        return Cache(empty, empty, cross_keys, cross_values, encoder_segment_ids != 0)
 
     def decode_step(
-        self, tokens: Int[Array, " batch"], position: Int[Array, ""], cache: Cache
+        self, tokens: Int[Array, " batch"], position: Int[Array, "#batch"] | Int[Array, ""], cache: Cache
     ) -> tuple[Float[Array, "batch embed"], Cache]:
-        """One decoder position for every row: `tokens` enter at `position` (0 first, start token 0).
+        """One decoder position for every row: `tokens` enter at `position`, one for all or each row's own.
+
+        The first is 0, with the start token 0.
 
         Returns what `decode` gives at that position, and the cache for the next one.
         """
         x = self._embed(tokens[:, None])
-        hidden, cache = self.decoder.step(x, jnp.asarray(position), cache, self.compute)
+        hidden, cache = self.decoder.step(x, jnp.broadcast_to(position, tokens.shape), cache, self.compute)
         return hidden[:, 0] * self.config.head_scale, cache
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from flanjax.generation.batches import behind_prompts, padded
 from flanjax.generation.cache import prefill
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.generate import _advance, _start, generate
-from flanjax.generation.stopping import Watch, before_stop, settled, until_stop
+from flanjax.generation.generate import generate
+from flanjax.generation.slots import advance, read
+from flanjax.generation.stopping import Answer, before_stop, settled, until_stop
 from flanjax.models.config import Compute
 from flanjax.models.model import abstract_params, build, init_params, logical_axes
 from flanjax.sharding.mesh import MeshConfig, make_mesh
@@ -72,27 +73,27 @@ def test_a_row_is_the_same_alone_and_in_any_batch(pairs, kind):
 def test_a_seed_is_an_answer_and_no_new_program(pairs, kind):
     pair = pairs[kind]
     first = pair.answers(drawn(kind, seed=1))
-    compiled = _start._cache_size(), _advance._cache_size()
+    compiled = read._cache_size(), advance._cache_size()
     assert pair.answers(drawn(kind, seed=1)) == first
     assert pair.answers(drawn(kind, seed=2)) != first
     assert pair.answers(drawn(kind, seed=1, temperature=3)) != first
-    assert (_start._cache_size(), _advance._cache_size()) == compiled
+    assert (read._cache_size(), advance._cache_size()) == compiled
     # Nearly 0 draws what is most likely.
     assert pair.answers(drawn(kind, temperature=1e-4)) == pair.answers(drawn(kind, temperature=0))
 
 
 def test_only_the_words_of_a_text_count_as_repeated(pairs):
-    def seen(config, params, inputs, count, left):
+    def seen(config, params, inputs, count):
         def of_prefill(params):
-            return prefill(build(config, Compute(), params), *padded(inputs, count, left=left), 8).seen
+            return prefill(build(config, Compute(), params), *padded(inputs, count), 8).seen
 
         return [np.flatnonzero(row).tolist() for row in jax.jit(of_prefill)(params)]
 
     config = dataclasses.replace(pairs["llama"].config, added=(PromptTuning(length=3, tasks=("a", "b")),))
     inputs = behind_prompts(config, [[5, 0, 7], [9]], [0, 1])
-    assert seen(config, init_params(config, 0), inputs, 4, left=True) == [[0, 5, 7], [9], [], []]
+    assert seen(config, init_params(config, 0), inputs, 4) == [[0, 5, 7], [9], [], []]
     # What an encoder-decoder answers repeats none of its input, but its start token, as transformers has it.
-    assert seen(pairs["t5"].config, pairs["t5"].params, [[5, 6, 7]], 1, left=False) == [[0]]
+    assert seen(pairs["t5"].config, pairs["t5"].params, [[5, 6, 7]], 1) == [[0]]
 
 
 @pytest.mark.parametrize("options", [{"num_samples": 2}, {"temperature": 0, "num_beams": 2}], ids=["drawn", "beams"])
@@ -144,15 +145,14 @@ def test_a_stop_text_ends_an_answer_at_the_token_that_completes_it(pairs, kind):
     cuts=st.lists(st.integers(0, 12), max_size=4),
 )
 def test_what_is_shown_is_never_taken_back(text, stop, cuts):
-    pieces = []
-    watch = Watch([(3, 1)], stop, "".join, lambda row, sample, piece: pieces.append((row, sample, piece)))
+    answer, pieces = Answer(stop, "".join), []
     for cut in sorted(cuts):
         assert text.startswith(settled(text[:cut], stop))
-        watch.look([list(text[:cut])], [False])
-    watch.look([list(text)], [True])
+        pieces.append(answer.grow(list(text[:cut]), ended=False))
+    pieces.append(answer.grow(list(text), ended=True))
     tokens, stopped = until_stop(list(text), stop, "".join)
-    assert "".join(piece for _, _, piece in pieces) == before_stop("".join(tokens), stop)[0]
-    assert {(row, sample) for row, sample, _ in pieces} <= {(3, 1)}
+    assert "".join(pieces) == answer.text == before_stop("".join(tokens), stop)[0]
+    assert (answer.tokens, answer.stopped) == (tokens, stopped)
     assert stopped == any(one in text for one in stop)
     assert not stopped or not any(one in "".join(tokens[:-1]) for one in stop)
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanjax.generation.batches import length_bucket
-from flanjax.generation.generate import _advance, _start
 from flanjax.generation.greedy import EOS_ID, greedy
+from flanjax.generation.slots import advance, read
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.t5 import build, init_params
 
@@ -74,11 +74,11 @@ def test_a_row_does_not_depend_on_its_neighbours(params):
 
 def test_the_limit_is_a_prefix_and_needs_no_new_program(params):
     longest = greedy(CONFIG, Compute(), params, INPUTS, 8)
-    compiled = _start._cache_size(), _advance._cache_size()
+    compiled = read._cache_size(), advance._cache_size()
     for limit in (7, 3, 1):
         assert greedy(CONFIG, Compute(), params, INPUTS, limit) == [answer[:limit] for answer in longest]
     assert greedy(CONFIG, Compute(), params, [[9, 1], *INPUTS[1:]], 8)[1:] == longest[1:]
-    assert (_start._cache_size(), _advance._cache_size()) == compiled
+    assert (read._cache_size(), advance._cache_size()) == compiled
 
 
 def test_nothing_in_nothing_out(params):

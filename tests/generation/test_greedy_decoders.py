@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flanjax.generation.generate import _advance, _start
 from flanjax.generation.greedy import greedy
+from flanjax.generation.slots import advance, read
 from flanjax.interchange.hf_decoder import read_hf_decoder
 from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, ModelConfigError
@@ -86,11 +86,11 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 def test_the_limit_is_a_prefix_and_needs_no_new_program():
     longest = answers_of(LLAMA, limit=8)
-    compiled = _start._cache_size(), _advance._cache_size()
+    compiled = read._cache_size(), advance._cache_size()
     for limit in (7, 1):
         assert answers_of(LLAMA, limit=limit) == [answer[:limit] for answer in longest]
     assert answers_of(LLAMA, [[7], *PROMPTS[1:]], limit=8)[1:] == longest[1:]
-    assert (_start._cache_size(), _advance._cache_size()) == compiled
+    assert (read._cache_size(), advance._cache_size()) == compiled
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -16,7 +16,8 @@ from flanjax.generation.sampling import (
     keep_top_p,
     penalize_repetition,
     row_keys,
-    row_numbers,
+    row_number,
+    sample_numbers,
 )
 
 VOCAB = 50
@@ -43,9 +44,9 @@ def assert_as_transformers(ours, processor, logits, ids=((),) * 6):
 @given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 60), p=st.floats(0.05, 0.99), penalty=st.floats(0.3, 4))
 def test_each_processor_is_that_of_transformers(theirs, seed, k, p, penalty):
     logits = random_logits(seed)
-    assert_as_transformers(keep_top_k(jnp.array(logits), k), theirs.TopKLogitsWarper(k), logits)
-    assert_as_transformers(keep_top_p(jnp.array(logits), p), theirs.TopPLogitsWarper(p), logits)
-    assert_as_transformers(keep_min_p(jnp.array(logits), p), theirs.MinPLogitsWarper(p), logits)
+    assert_as_transformers(keep_top_k(jnp.array(logits), np.array([k])), theirs.TopKLogitsWarper(k), logits)
+    assert_as_transformers(keep_top_p(jnp.array(logits), np.float32(p)), theirs.TopPLogitsWarper(p), logits)
+    assert_as_transformers(keep_min_p(jnp.array(logits), np.float32(p)), theirs.MinPLogitsWarper(p), logits)
     ids = np.random.default_rng(seed).integers(0, VOCAB, (6, 9))
     seen = np.zeros((6, VOCAB), bool)
     seen[np.arange(6)[:, None], ids] = True
@@ -67,35 +68,55 @@ def test_all_of_them_in_the_order_of_transformers(theirs):
             theirs.MinPLogitsWarper(0.05),
         ]
     )
-    ours = Processors.of(decoding)(jnp.array(logits), seen)
+    ours = Processors.of([decoding])(jnp.array(logits), seen)
     assert_as_transformers(ours, chain, logits, ids)
     assert 1 < np.isfinite(ours).sum(axis=1).min() < 20
-    assert (Processors.of(DecodingConfig())(jnp.array(logits), None) == logits).all()
+    assert (Processors.of([DecodingConfig()])(jnp.array(logits), None) == logits).all()
+
+
+def test_a_row_is_processed_by_its_own_values_and_no_others():
+    logits, seen = random_logits(4), np.random.default_rng(4).random((6, VOCAB)) < 0.2
+    rows = [
+        DecodingConfig(),
+        DecodingConfig(temperature=0.3, top_k=3),
+        DecodingConfig(temperature=2, top_p=0.5),
+        DecodingConfig(temperature=1, min_p=0.3),
+        DecodingConfig(repetition_penalty=3),
+        DecodingConfig(temperature=1.7, top_k=20, top_p=0.9, min_p=0.05, repetition_penalty=1.3),
+    ]
+    together = Processors.of(rows)(jnp.array(logits), seen)
+    for row, decoding in enumerate(rows):
+        alone = Processors.of([decoding])(jnp.array(logits[[row]]), seen[[row]])
+        np.testing.assert_array_equal(together[row], alone[0])
+    assert len({int(count) for count in np.isfinite(together).sum(axis=1)}) > 3
 
 
 def test_draws_follow_the_probabilities():
     logits, count = jnp.array([1.0, 0.0, -1.0, 2.0, -jnp.inf, 0.5]), 20_000
-    numbers = row_numbers([[7, 8]], count)[0]
-    keys = row_keys(jnp.uint32(5), numbers)
-    drawn = choose(jnp.tile(logits, (count, 1)), keys, jnp.int32(3))
+    numbers = np.array([row_number([7, 8], sample) for sample in range(count)], np.uint32)
+    keys = row_keys(np.full(count, 5, np.uint32), numbers)
+    everyone = np.ones(count, bool)
+    rows, third, fourth = jnp.tile(logits, (count, 1)), np.full(count, 3), np.full(count, 4)
+    drawn = choose(rows, keys, third, everyone)
     found = np.bincount(drawn, minlength=6)
     expected = np.asarray(jax.nn.softmax(logits)) * count
     assert found[4] == 0
     likely = expected > 0
     chi_square = ((found - expected)[likely] ** 2 / expected[likely]).sum()
     assert 0.2 < chi_square < 14.9  # of 4 degrees of freedom: 0.5 % on either side
-    steps = [choose(jnp.tile(logits, (count, 1)), keys, jnp.int32(step)) for step in (3, 4)]
-    assert (steps[0] == drawn).all()
-    assert 0.2 < (steps[1] == drawn).mean() < 0.5, "steps are independent: sum of p squared is 0.36"
+    assert (choose(rows, keys, third, everyone) == drawn).all()
+    later = choose(rows, keys, fourth, everyone)
+    assert 0.2 < (later == drawn).mean() < 0.5, "steps are independent: sum of p squared is 0.36"
+    some = choose(rows, keys, np.where(everyone.cumsum() % 2, third, fourth), everyone.cumsum() % 3 > 0)
+    wanted = np.where(everyone.cumsum() % 2, drawn, later)
+    assert (some == np.where(everyone.cumsum() % 3 > 0, wanted, 3)).all(), "the rest takes the likeliest"
 
 
 def test_numbers_are_of_the_ids_and_the_sample():
-    numbers = row_numbers([[5, 6], [7], [5, 6]], 2)
-    assert numbers[0, :, 1].tolist() == [0, 1]
-    assert numbers[2, :, 1].tolist() == [2, 3], "the same input again is more samples of it"
-    assert (numbers[0, :, 0] == numbers[2, :, 0]).all()
-    assert numbers[0, 0, 0] != numbers[1, 0, 0]
-    assert (row_numbers([[7]], 2)[0] == numbers[1]).all()
+    numbers = [list(samples) for samples in sample_numbers([[5, 6], [7], [5, 6]], 2)]
+    assert numbers == [[0, 1], [0, 1], [2, 3]], "the same input again is more samples of it"
+    assert row_number([5, 6], 1)[1] == 1
+    assert row_number([5, 6], 0)[0] == row_number((5, 6), 1)[0] != row_number([7], 0)[0]
 
 
 @pytest.mark.parametrize(

@@ -117,12 +117,12 @@ def test_cached_decoding_equals_teacher_forcing_also_after_a_prefill(tuned, base
     for position in range(tokens.shape[1]):
         found, cache = step(tokens[:, position], position, cache)
         np.testing.assert_allclose(found, forced[:, position], rtol=1e-4, atol=1e-4)
-    # The second text is a token shorter, so that padding stands before it.
-    padded = np.stack([tokens[0, :-1], np.concatenate([[0], tokens[1, :-2]])])
-    there = np.ones_like(padded)
-    there[1, 0] = 0
+    # The second text is a token shorter, so that padding follows it.
+    padded, there = tokens[:, :-1].copy(), np.ones_like(tokens[:, :-1])
+    padded[1, -1] = there[1, -1] = 0
     cache = built.prefill(padded, there, 10)
-    found, _ = step(np.array([tokens[0, -1], tokens[1, -2]]), padded.shape[1], cache)
+    positions = np.array([padded.shape[1], padded.shape[1] - 1])
+    found, _ = step(tokens[[0, 1], positions], positions, cache)
     np.testing.assert_allclose(found, [forced[0, -1], forced[1, -2]], rtol=1e-4, atol=1e-4)
 
 
@@ -133,7 +133,7 @@ def test_a_prefix_of_a_texts_keys_and_values_is_that_text(tuned, base):
     built = build(base, Compute(), params)
     cache = built.prefill(before[None], np.ones((1, LENGTH), np.int32), LENGTH)
     model = dataclasses.replace(base, added=(PrefixTuning(length=LENGTH),))
-    prefix = {f"{PREFIX}/key": cache.keys[:, 0], f"{PREFIX}/value": cache.values[:, 0]}
+    prefix = {f"{PREFIX}/{name}": x[:, 0].swapaxes(1, 2) for name, x in (("key", cache.keys), ("value", cache.values))}
     found = hidden(model, unflatten(flatten(params) | prefix), *rows_of([[after]], 8))
     whole = hidden(base, params, *rows_of([[np.concatenate([before, after])]], 11))
     np.testing.assert_allclose(found[0, :6], whole[0, LENGTH : LENGTH + 6], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,205 @@
+"""Continuous batching: each request is answered as if it were alone, whoever comes, goes or fails beside it."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+
+from flanjax.generation.decoding import DecodingConfig
+from flanjax.generation.engine import Engine
+from flanjax.generation.scoring import score
+from flanjax.generation.slots import advance, put, read, resized
+from flanjax.generation.stopping import before_stop
+from flanjax.models.config import Compute
+from tests.generation.conftest import EOS, INPUTS
+
+KINDS = ("t5", "llama")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def words(ids):
+    """A text of one to three letters a token."""
+    return "".join("abcdefghij"[token % 10] * (1 + token % 3) for token in ids)
+
+
+def engine(pair, **options):
+    return Engine(pair.config, Compute(), pair.params, **{"slots": 4, "decode": words} | options)
+
+
+def until_done(engine):
+    while engine.run_once():
+        pass
+
+
+def ways(kind):
+    """Many ways to decode, so that every row of a batch has its own."""
+    of = lambda **options: DecodingConfig(**{"max_new_tokens": 12, "eos_ids": EOS[kind]} | options)  # noqa: E731
+    return [
+        of(),
+        of(temperature=0.8, seed=3),
+        of(max_new_tokens=40, eos_ids=()),
+        of(temperature=1.5, top_k=5, seed=1),
+        of(max_new_tokens=1),
+        of(temperature=0.9, top_p=0.8, repetition_penalty=1.3),
+        of(repetition_penalty=1.8),
+        of(temperature=1.2, min_p=0.1, eos_ids=(7, 3)),
+        of(max_new_tokens=30, stop=("aa", "jjj"), eos_ids=()),
+    ]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def answered(request, pairs):
+    """Every way of decoding of every input, all in one engine; and how many steps that took."""
+    pair, ours = pairs[request.param], engine(pairs[request.param])
+    asked = [(ids, decoding) for decoding in ways(request.param) for ids in INPUTS]
+    requests = [ours.submit(ids, decoding, logprobs=2) for ids, decoding in asked]
+    until_done(ours)
+    return pair, asked, requests, ours.steps
+
+
+def test_a_request_is_answered_as_if_it_were_alone(answered):
+    pair, asked, requests, _ = answered
+    for (ids, decoding), request in zip(asked, requests, strict=True):
+        (alone,) = pair.answers(decoding, [ids], decode=words)
+        assert (request.done, request.error, request.ids) == (True, None, alone)
+        whole, stopped = before_stop(words(alone), decoding.stop)
+        assert request.text == whole
+        if request.finish == "length":
+            assert not stopped
+            # T5's padding is no word, but a token that was made.
+            assert len(alone) == decoding.max_new_tokens or pair.eos_ids == EOS["t5"]
+        else:
+            assert request.finish == "stop"
+    assert {request.finish for request in requests} == {"stop", "length"}
+
+
+def test_greedy_answers_are_those_of_transformers(answered):
+    pair, _, requests, _ = answered
+    assert [request.ids for request in requests[: len(INPUTS)]] == pair.transformers_answers(INPUTS, max_new_tokens=12)
+
+
+def test_a_freed_slot_is_filled_while_others_go_on(answered):
+    _, asked, requests, steps = answered
+    longest = [decoding.max_new_tokens for _, decoding in asked]
+    assert max(longest) < steps < sum(longest) / 2, "four slots: less than half the steps of one after the other"
+    assert sum(len(request.ids) for request in requests) > 2 * steps
+
+
+def test_log_probabilities_are_those_of_scoring_before_any_processor(answered):
+    pair, asked, requests, _ = answered
+    inputs, answers = [ids for ids, _ in asked], [request.ids for request in requests]
+    scores = score(pair.config, Compute(), pair.params, inputs, answers, likeliest=2)
+    for request, wanted in zip(requests, scores, strict=True):
+        assert len(request.logprobs) == len(request.ids)
+        padding = pair.eos_ids == EOS["t5"]  # which was left out of the answer, but decoded from
+        if padding and len(request.ids) < 12:
+            continue
+        np.testing.assert_allclose([x.logprob for x in request.logprobs], wanted.logprobs, rtol=1e-4, atol=1e-4)
+        for ours, theirs in zip(request.logprobs, wanted.likeliest, strict=True):
+            np.testing.assert_allclose([x for _, x in ours.top], [x for _, x in theirs], rtol=1e-4, atol=1e-4)
+            assert [i for i, _ in ours.top] == [i for i, _ in theirs]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_mix_of_requests_compiles_anything_anew(pairs, answered, kind):
+    programs = (advance, put, read, resized)
+    if answered[0] is not pairs[kind]:
+        pytest.skip("the other kind's programs may not be there yet")
+    compiled = [program._cache_size() for program in programs]
+    ours = engine(pairs[kind])
+    for decoding in ways(kind)[::-1]:
+        other = dataclasses.replace(decoding, seed=11, repetition_penalty=decoding.repetition_penalty + 0.1)
+        for ids in INPUTS[::-1]:
+            ours.submit(ids, other, logprobs=2)
+    until_done(ours)
+    assert [program._cache_size() for program in programs] == compiled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_are_the_answer_token_by_token(pairs, kind):
+    ours, pieces, requests = engine(pairs[kind]), [], []
+    for number, decoding in enumerate(ways(kind)):
+        show = lambda piece, number=number: pieces.append((number, piece))  # noqa: E731
+        requests.append(ours.submit(INPUTS[number % 5], decoding, on_piece=show, logprobs=0))
+    until_done(ours)
+    for number, request in enumerate(requests):
+        own = [piece for of, piece in pieces if of == number]
+        assert [token for piece in own for token in piece.tokens] == request.ids
+        assert "".join(piece.text for piece in own) == request.text
+        assert [x for piece in own for x in piece.logprobs] == request.logprobs
+        assert [piece.finish for piece in own] == [None] * (len(own) - 1) + [request.finish]
+        assert max(len(piece.tokens) for piece in own) <= 1
+        assert all(score.top == () for score in request.logprobs)
+
+
+def test_the_number_of_a_sample_is_that_of_generate(pairs):
+    decoding = DecodingConfig(max_new_tokens=8, temperature=1, num_samples=3, eos_ids=EOS["llama"])
+    ours = engine(pairs["llama"])
+    requests = [ours.submit(INPUTS[0], decoding, sample=sample) for sample in range(3)]
+    until_done(ours)
+    assert [request.ids for request in requests] == pairs["llama"].answers(decoding, INPUTS[:1])
+
+
+def test_what_fails_or_is_let_go_of_takes_no_other_with_it(pairs):
+    pair, ours = pairs["llama"], engine(pairs["llama"], slots=2)
+    decoding = DecodingConfig(max_new_tokens=20, eos_ids=())
+    (whole,) = pair.answers(decoding, INPUTS[:1])
+
+    def refuse(piece):
+        raise OSError("the reader has gone")
+
+    let_go = ours.submit(INPUTS[1], decoding, on_piece=lambda piece: ours.cancel(let_go))
+    good = ours.submit(INPUTS[0], decoding)
+    bad = ours.submit(INPUTS[1], decoding, on_piece=refuse)
+    never = ours.submit(INPUTS[2], decoding)
+    ours.cancel(never)
+    after = ours.submit(INPUTS[0], decoding)
+    until_done(ours)
+    assert (good.ids, after.ids) == (whole, whole)
+    assert (let_go.done, let_go.finish, len(let_go.ids)) == (True, None, 1)
+    assert (bad.done, bad.finish, str(bad.error)) == (True, None, "the reader has gone")
+    assert (never.done, never.finish, never.ids) == (True, None, [])
+    assert ours.steps < 60
+
+
+def test_a_failing_device_ends_what_is_under_way_and_not_what_waits(pairs, monkeypatch):
+    ours, decoding = engine(pairs["llama"], slots=1), DecodingConfig(max_new_tokens=20, eos_ids=())
+    lost, waiting = ours.submit(INPUTS[0], decoding), ours.submit(INPUTS[1], decoding)
+    with monkeypatch.context() as patch:
+        patch.setattr("flanjax.generation.engine.advance", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ours.run_once()
+    assert isinstance(lost.error, ZeroDivisionError)
+    assert lost.done
+    until_done(ours)
+    assert [waiting.ids] == pairs["llama"].answers(decoding, INPUTS[1:2])
+
+
+def test_requests_come_from_any_thread(pairs):
+    ours, decoding, requests = engine(pairs["t5"]), DecodingConfig(max_new_tokens=6, eos_ids=()), {}
+
+    def client(number):
+        requests[number] = ours.submit(INPUTS[number % 5], dataclasses.replace(decoding, seed=number, temperature=1))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+        ours.run_once()
+    for thread in threads:
+        thread.join()
+    until_done(ours)
+    for number in (0, 7, 19):
+        own = dataclasses.replace(decoding, seed=number, temperature=1)
+        assert [requests[number].ids] == pairs["t5"].answers(own, [INPUTS[number % 5]])
+    assert all(request.done for request in requests.values())
+
+
+def test_what_it_cannot_do_it_says(pairs):
+    with pytest.raises(ValueError, match="beam search is done by `generate`"):
+        engine(pairs["t5"]).submit([5], DecodingConfig(num_beams=2))
+    with pytest.raises(ValueError, match="stop texts need decode"):
+        engine(pairs["t5"], decode=None).submit([5], DecodingConfig(stop=("x",)))
+    with pytest.raises(ValueError, match="an input without a token"):
+        engine(pairs["llama"]).submit([], DecodingConfig())
+    assert not engine(pairs["t5"]).run_once()
