@@ -252,8 +252,7 @@ class Driver:
         for request in [request for request in self._running if request.done]:
             answers, number = self._running.pop(request)
             if request.error is not None:
-                failure = ApiError(500, f"the answer cannot be made: {request.error!r}", code="answer_failed")
-                self._tell(answers._fail, failure)
+                self._tell(answers._fail, _failed(request.error))
                 continue
             self.failure = None
             if not answers.rows[number].stream:
@@ -278,9 +277,10 @@ class Driver:
                     on_piece=functools.partial(self._tell, answers._put, number) if row.stream else None,
                 )
                 self._running[request] = answers, number
-        except (FlanjaxError, ValueError) as error:
+        except Exception as error:
             self._cancel(engine, answers)
-            self._tell(answers._fail, ApiError(400, str(error)))
+            refused = isinstance(error, FlanjaxError | ValueError)
+            self._tell(answers._fail, ApiError(400, str(error)) if refused else _failed(error))
 
     def _cancel(self, engine: Decoder, answers: Answers) -> None:
         for request in [request for request, (whose, _) in self._running.items() if whose is answers]:
@@ -290,6 +290,10 @@ class Driver:
     def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody is there to be told
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _failed(error: Exception) -> ApiError:
+    return ApiError(500, f"the answer cannot be made: {error!r}", code="answer_failed")
 
 
 def _settle(future: "asyncio.Future[Any]", value: Any, error: Exception | None) -> None:

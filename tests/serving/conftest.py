@@ -106,7 +106,7 @@ def running(model, *, make_engine=engine_of, wait=True, **settings):
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert ready.wait(120), "the server did not come up"
+    assert ready.wait(300), "the server did not come up"
     loop, task = found
     try:
         yield Running(service, port, loop, engines)

@@ -216,10 +216,23 @@ def test_a_stream_that_has_begun_ends_with_the_reason(scripted):
 
 def test_an_answer_that_fails_alone_fails_alone(scripted, monkeypatch):
     monkeypatch.setattr(scripted.engine, "fails", "odd one")
-    status, _, body = ask(scripted, prompt="an odd one out")
+    status, _, body = ask(scripted, prompt=["an odd one out", WORDS])
     assert (status, "cannot be spelled" in body["error"]["message"]) == (500, True)
     assert ask(scripted)[0] == 200
     assert get(scripted, "/health")[0] == 200
+
+
+def test_a_refusal_of_the_engine_is_the_clients(scripted, monkeypatch):
+    for error, status in ((FlanjaxError("too many positions"), 400), (MemoryError("too much"), 500)):
+
+        def refuse(*given, error=error, **more):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(scripted.engine, "submit", refuse)
+            answer = ask(scripted)
+        assert (answer[0], str(error) in answer[2]["error"]["message"]) == (status, True)
+        assert ask(scripted)[0] == 200
 
 
 def test_requests_wait_for_no_model_that_is_being_loaded(llama):
@@ -409,12 +422,12 @@ CHAT = (
 
 def test_no_field_of_any_type_fails_the_server(scripted):
     @given(st.dictionaries(st.sampled_from(COMPLETION), VALUES, max_size=3))
-    @settings(max_examples=150)
+    @settings(max_examples=60)
     def completions(fields):
         assert ask(scripted, **fields)[0] in (200, 400, 404, 429)
 
     @given(st.dictionaries(st.sampled_from(CHAT), VALUES, max_size=3), st.lists(VALUES, max_size=2))
-    @settings(max_examples=150)
+    @settings(max_examples=60)
     def chats(fields, parts):
         message = {"role": "user", "content": [{"type": "text", "text": "Hi"}, *parts]}
         body = {"messages": [message], "max_tokens": 4} | fields
