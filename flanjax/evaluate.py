@@ -113,9 +113,10 @@ def evaluate(
     answers = Answers(loaded, chat=chat, batch_size=batch_size)
     measured = []
     for name in suites:
-        benchmark = first_of_each_task(suite(name).benchmark(data, loaded.vocabulary), limit)
+        whole = suite(name).benchmark(data, loaded.vocabulary)
+        benchmark = first_of_each_task(whole, limit)
         forms = {perturbation: perturbed(benchmark, perturbation, seed=seed) for perturbation in perturbations}
-        measured.append(_measure(benchmark, forms, answers, seed, console))
+        measured.append(_measure(benchmark, whole, forms, answers, seed, console))
     settings = {"model": str(model), "suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
     settings |= {"adapter": None if adapter is None else str(adapter), "perturbations": list(perturbations)}
     facts = {name: json.dumps(value) for name, value in settings.items()}
@@ -128,7 +129,12 @@ def evaluate(
 
 
 def _measure(
-    benchmark: "Benchmark", forms: "Mapping[str, Benchmark]", answers: Answers, seed: int, console: "Console | None"
+    benchmark: "Benchmark",
+    whole: "Benchmark",
+    forms: "Mapping[str, Benchmark]",
+    answers: Answers,
+    seed: int,
+    console: "Console | None",
 ) -> "Measured":
     from flanjax.evaluation.baselines import baselines
     from flanjax.evaluation.benchmark import evaluate as score
@@ -139,7 +145,7 @@ def _measure(
     seconds = time.monotonic() - started
     return Measured(
         result=result,
-        baselines={name: score(benchmark, predictions) for name, predictions in baselines(benchmark, seed).items()},
+        baselines={name: score(benchmark, found) for name, found in baselines(benchmark, seed, whole).items()},
         probes={name: _answered(probe, answers, console) for name, probe in benchmark.probes.items()},
         perturbed={name: _answered(form, answers, console) for name, form in forms.items()},
         seconds=seconds,
@@ -231,7 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N instances of each task (default: all)")
     parser.add_argument(
-        "--perturb", action="append", default=[], metavar="NAME", help="ask in another form as well; may be repeated"
+        "--perturb",
+        action="append",
+        default=[],
+        metavar="NAME[:FILE]",
+        help="ask in another form as well; may be repeated",
     )
     parser.add_argument("--chat", action="store_true", help="ask in the model's chat template")
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="texts that go through it together")

@@ -103,6 +103,28 @@ def test_texts_are_generated_up_to_a_stop(t5: Path, test_data: Path, tmp_path: P
     assert 0 <= found["metrics"]["exact_match"]["mean"] <= 100
 
 
+def test_a_report_of_super_ni_has_its_probes_what_was_cut_and_what_it_was_measured_with(
+    t5: Path, test_data: Path, tmp_path: Path
+) -> None:
+    output, words = tmp_path / "report", tmp_path / "words.json"
+    words.write_text('{"the": ["da"]}')
+    flags = (f"--model={t5}", "--suite=super_ni", f"--data={test_data / 'super_natural_instructions'}", "--limit=2")
+    assert run(*flags, f"--perturb=dialect:{words}", f"--output={output}") == 0
+    report = json.loads((output / "report.json").read_text())
+    assert report["facts"]["jax"] == jax.__version__
+    assert report["facts"]["parameters"] == f"{sum(leaf.size for leaf in jax.tree.leaves(init_params(T5, 3))):,}"
+    (found,) = report["benchmarks"]
+    assert found["probes"].keys() == {"simplified definition", "delusive examples"}
+    for probe in found["probes"].values():
+        figure = probe["rougeL"]
+        assert figure["mean"] - figure["difference"] == pytest.approx(found["metrics"]["rougeL"]["mean"], abs=1e-3)
+    assert 100 < found["lengths"]["mean"] <= found["lengths"]["longest"] <= 1024
+    assert found["lengths"]["cut"] == 0
+    assert found["efficiency"]["prompt_tokens_per_second"] > found["efficiency"]["answer_tokens_per_second"] > 0
+    assert found["robustness"].keys() == {f"dialect:{words}", "worst of all"}
+    assert "| the model, delusive examples |" in (output / "report.md").read_text()
+
+
 def test_two_runs_are_compared_on_the_same_questions(
     report: Path, t5: Path, vocabulary: Vocabulary, mmlu: Path, tmp_path: Path
 ) -> None:

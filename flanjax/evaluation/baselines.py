@@ -6,7 +6,7 @@
 - copy-input: the question as its own answer.
 - copy-demonstration: the output of one of the prompt's demonstrations, drawn at random.
 - majority-label: the right answer that is commonest in the task. It is found in the test set itself: a bound, and a
-  loose one where a task has few instances.
+  loose one where a task has few instances, so of a part of a test set give the `whole`.
 - random-label: one of the choices, or of the task's answers, each equally likely: what an instruction may teach is
   often no more than the label space (Kung and Peng 2023, arXiv 2305.11383).
 
@@ -25,11 +25,17 @@ from flanjax.evaluation.benchmark import Benchmark, Instance, Prediction
 Pick = Callable[[Instance], str | int | None]
 
 
-def baselines(benchmark: Benchmark, seed: int = 0) -> dict[str, list[Prediction]]:
-    """The predictions of each baseline that has an answer for every instance."""
+def baselines(benchmark: Benchmark, seed: int = 0, whole: Benchmark | None = None) -> dict[str, list[Prediction]]:
+    """The predictions of each baseline that has an answer for every instance.
+
+    Args:
+      benchmark: whose instances are answered.
+      seed: of what is drawn.
+      whole: the benchmark that the labels of a task and their counts are taken from; None for `benchmark`.
+    """
     instances = list(benchmark.load())
     scored = benchmark.mode == "choices"
-    labels = _labels(instances, scored)
+    labels = _labels(instances if whole is None else list(whole.load()), scored)
     common = {task: counts.most_common(1)[0][0] for task, counts in labels.items() if counts}
 
     def say(answer: str | None) -> str | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from flanjax.data.sources import BadRow, report_bad_row
 from flanjax.data.tasks import Row, TextTask, Tokenizer
 from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Prediction, Result, Scores
-from flanjax.evaluation.metrics import score_each
+from flanjax.evaluation.metrics import Words, score_each
 
 # (row, task, its number in the split) -> another row in its place
 Change = Callable[[Row, TextTask, int], Row]
@@ -31,6 +31,7 @@ def held_out(
     per_task: int | None = None,
     tokenizer: Tokenizer | None = None,
     change: Change | None = None,
+    words: Words | None = None,
     seed: int = 0,
 ) -> Benchmark:
     """The first rows of each task's split; metrics `rougeL`, `exact_match`, `rouge1`.
@@ -42,6 +43,7 @@ def held_out(
       per_task: rows of a task; None for all.
       tokenizer: of the model, for tasks that fit their text to a length; None lets every text fit.
       change: makes another row of each, for probes.
+      words: what ROUGE counts instead of stemmed words.
       seed: of what the tasks draw.
 
     Raises:
@@ -56,7 +58,7 @@ def held_out(
         name=name,
         load=functools.partial(_instances, tasks, split, per_task, tokenizer or _Endless(), change, seed),
         read=read_text,
-        score=score_text,
+        score=functools.partial(score_text, words=words),
         metrics=("rougeL", "exact_match", "rouge1"),
     )
 
@@ -66,9 +68,9 @@ def read_text(instance: Instance, prediction: Prediction) -> str:
     return prediction.text
 
 
-def score_text(instance: Instance, prediction: Prediction, answer: str) -> Scores:
+def score_text(instance: Instance, prediction: Prediction, answer: str, words: Words | None = None) -> Scores:
     """Exact match and ROUGE (`flanjax.evaluation.metrics`), the best over the references."""
-    (scores,) = score_each([answer], [instance.references])
+    (scores,) = score_each([answer], [instance.references], words)
     return {metric: (value,) for metric, value in scores.items()}
 
 

@@ -11,9 +11,13 @@
               Answer:
 
 Mode "choices" compares the likelihoods of the four letters ("A" or "(A)"), "generate" reads a letter out of a text:
-strictly, where it is all that was written, and flexibly, the first option in it or, after a chain of thought, the one
-after "answer is". Demonstrations are the first of the subject's dev file. Sources: Hendrycks et al. 2020 (arXiv
-2009.03300) for the data, the categories and the mean over instances; lm-evaluation-harness for the Flan form.
+strictly, where it is all that was written, and flexibly, the first option in it. After a chain of thought it is all
+that follows "answer is" in the line or, flexibly, the option after the last "answer is", or else the last option.
+
+Demonstrations are the first of the subject's dev file; those with a chain of thought are the ones published with
+Flan-PaLM in mmlu-cot.json, subject -> prompt, which lies beside dev/ and test/. Sources: Hendrycks et al. 2020 (arXiv
+2009.03300) for the data, the categories and the mean over instances; Chung et al. 2022 (arXiv 2210.11416) for chains of
+thought; lm-evaluation-harness for the Flan form.
 """
 
 import functools
@@ -23,8 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from flanjax.data.records import read_table, record_files
-from flanjax.data.sources import BadRow
+from flanjax.data.records import read_json, read_table, record_files
+from flanjax.data.sources import BadRow, text_field
 from flanjax.evaluation.benchmark import (
     Benchmark,
     BenchmarkError,
@@ -66,7 +70,9 @@ CATEGORIES = {
 }
 _LETTER = re.compile(r"\(?\b([A-D])\b\)?")
 _OPTION = re.compile(r"\(([A-D])\)")
+_SHOWN = re.compile(r"\(([A-Z])\)")  # one published chain of thought ends in (E)
 _CUES = re.compile(r"answer(?: is)?:? ", re.IGNORECASE)
+_STRICT_CUES = re.compile(r"answer is |The answer: |The final answer: ")
 _THOUGHT = " Let's think step by step."
 _ENDS = ("</s>", "Q:", "<|im_end|>")
 
@@ -81,7 +87,7 @@ def mmlu(
       form: "original" or "flan".
       shots: demonstrations, at most five.
       mode: whether letters are scored or a text is generated.
-      cot: asks for a chain of thought by "Let's think step by step."; of the Flan form, without shots, generated.
+      cot: asks for a chain of thought by "Let's think step by step."; of the Flan form, generated.
 
     Raises:
       BenchmarkError: options that do not go together.
@@ -90,35 +96,62 @@ def mmlu(
         raise BenchmarkError(
             f"mmlu: form={form!r}, mode={mode!r}, shots={shots}: give original or flan, choices or generate, 0 to 5"
         )
-    if cot and (form, mode, shots) != ("flan", "generate", 0):
-        raise BenchmarkError('mmlu: cot=True needs form="flan", mode="generate" and shots=0')
+    if cot and (form, mode) != ("flan", "generate"):
+        raise BenchmarkError('mmlu: cot=True needs form="flan" and mode="generate"')
     generated = mode == "generate"
     return Benchmark(
         name=f"mmlu-{form}{'-cot' if cot else ''}-{shots}shot" + ("-generate" if generated else ""),
         load=functools.partial(_instances, Path(data_dir), form, shots, cot),
         read=(_read_thought if cot else _read_text) if generated else read_choice,
-        score=_score_text if generated else score_choice,
+        score=(_score_thought if cot else _score_text) if generated else score_choice,
         metrics=("exact_match", "flexible") if generated else ("accuracy",),
         mode=mode,
         max_new_tokens=256 if cot else 8,
         stop=_ENDS if cot else (*_ENDS, "\n"),
+        say="The answer is {}.".format if cot else str,
     )
 
 
 def _instances(folder: Path, form: Form, shots: int, cot: bool) -> Iterator[Instance]:
+    published = _published_thoughts(folder / "mmlu-cot.json") if cot and shots else {}
     for file in record_files(folder / "test"):
         subject = Path(file).name.split("_test.csv")[0]
         if subject not in CATEGORIES:
             raise BadRow(f"{file}: {subject!r} is none of the 57 subjects of MMLU")
         before = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
         letters: list[str] = []
-        if shots:
+        if published:
+            thoughts = _thoughts(published, subject, shots, folder / "mmlu-cot.json")
+            letters = [_choice(form, letter) for letter, _ in thoughts]
+            before += "".join(text for _, text in thoughts)
+        elif shots:
             dev = read_table(str(folder / "dev" / f"{subject}_dev.csv"), names=COLUMNS)
             for place, row in itertools.islice(dev, shots):
                 letters.append(_choice(form, _letter(row, place)))
                 before += f"{_question(form, row)} {letters[-1]}\n\n"
         make = functools.partial(_instance, form, subject, before, tuple(letters), _THOUGHT if cot else "")
         yield from made(read_table(file, names=COLUMNS), make)
+
+
+def _published_thoughts(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        raise BenchmarkError(f"{file} is not there: chains of thought are shown from it; ask with shots=0 without it")
+    return dict(read_json(file))
+
+
+def _thoughts(published: dict[str, Any], subject: str, shots: int, file: Path) -> list[tuple[str, str]]:
+    """The letter and the text of the first demonstrations of a subject."""
+    _, *texts = text_field(published, subject, str(file)).strip().split("\n\nQ: ")
+    if len(texts) < shots:
+        raise BadRow(f"{file}: {subject} has {len(texts)} demonstrations, fewer than the {shots} that are asked for")
+    found = []
+    for number, text in enumerate(texts[:shots], 1):
+        cues = list(_CUES.finditer(text))
+        letter = _SHOWN.match(text, cues[-1].end()) if cues else None
+        if letter is None:
+            raise BadRow(f"{file}: demonstration {number} of {subject} does not end in an answer")
+        found.append((letter[1], f"Q: {text.strip()}\n\n"))
+    return found
 
 
 def _instance(
@@ -134,7 +167,7 @@ def _instance(
         references=(choices[right],),
         choices=choices,
         correct=(right,),
-        input=row["question"],
+        input=row["question"].strip(),
         demonstrations=letters,
     )
 
@@ -151,9 +184,9 @@ def _choice(form: Form, letter: str) -> str:
 
 def _question(form: Form, row: Any) -> str:
     if form == "original":
-        return "\n".join([row["question"], *(f"{letter}. {row[letter]}" for letter in LETTERS), "Answer:"])
+        return "\n".join([row["question"].strip(), *(f"{letter}. {row[letter]}" for letter in LETTERS), "Answer:"])
     options = " ".join(f"({letter}) {row[letter]}" for letter in LETTERS)
-    return f"Q: {row['question']}\n{options}\nA:"
+    return f"Q: {row['question'].strip()}\n{options}\nA:"
 
 
 def _read_text(instance: Instance, prediction: Prediction) -> str:
@@ -184,3 +217,11 @@ def _score_text(instance: Instance, prediction: Prediction, answer: str) -> Scor
     (right,) = instance.references
     strict = normalize_answer(_written(prediction)) == normalize_answer(right)
     return {"exact_match": (float(strict),), "flexible": (float(answer == right),)}
+
+
+def _score_thought(instance: Instance, prediction: Prediction, answer: str) -> Scores:
+    (right,) = instance.references
+    text = until(prediction.text, _ENDS)
+    cue = _STRICT_CUES.search(text)
+    stated = normalize_answer(until(text[cue.end() :], "\n")) if cue else ""
+    return {"exact_match": (float(stated == normalize_answer(right)),), "flexible": (float(answer == right),)}

@@ -1,14 +1,20 @@
 """Questions as people also write them: in small letters, contracted, with typing errors; and what that costs a model.
 
     rough = perturbed(benchmark, "mild_mix", seed=1)
+    rough = perturbed(benchmark, "dialect:SAE_to_AAVE_mapping.json")          # with a list of words of yours
     worst_case([evaluate(benchmark, ...), evaluate(rough, ...)], "exact_match")
 
-The question of an instance is changed; definition, demonstrations and references stay. HELM (Liang et al. 2022, arXiv
-2211.09110) calls a model robust by the worst score of an instance over its forms, averaged over instances, and takes
-`mild_mix`, which keeps the meaning: small letters, contractions, a tenth of the words that have a common misspelling,
-one to three spaces for one. Typing errors hit a neighbouring key. Its list of misspellings is a few thousand words of
-Wikipedia's; here is a short list of our own, and `misspelling` takes a file of yours in Wikipedia's form. What needs a
-model or a translator (synonyms, dialects, paraphrases proper) is not here.
+The question of an instance is changed; definition and demonstrations stay. HELM (Liang et al. 2022, arXiv 2211.09110)
+calls a model robust by the worst score of an instance over its forms, averaged over instances, and takes `mild_mix`,
+which keeps the meaning: small letters, contractions, a tenth of the words that have a common misspelling, one to three
+spaces for one. Fair it calls a model by the same measure under `dialect`, `gender` and `names`; these change what is
+right with the question, so references and choices are changed alike. Typing errors hit a neighbouring key.
+
+Lists of words are short and our own (`perturbation_words`), but for names, which are those of Caliskan et al. 2017
+(Science 356). HELM's are WordNet's synonyms, a few thousand misspellings of Wikipedia's and a dictionary of dialect:
+name the file after a colon, "wrong->right, right" a line for `misspelling` and `mild_mix`, JSON {word: [words]} for
+`synonym`, `paraphrase` and `dialect`, which has no list of ours. Words are exchanged without a look at grammar, as HELM
+does. Translations, and paraphrases by a model, are not here.
 """
 
 import dataclasses
@@ -18,74 +24,52 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flanjax.data.draws import Draw
-from flanjax.data.records import read_lines
+from flanjax.data.records import read_json, read_lines
 from flanjax.data.sources import BadRow
 from flanjax.errors import nearest
 from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Result
+from flanjax.evaluation.perturbation_words import (
+    CONTRACTIONS,
+    EXPANSIONS,
+    FEMALE,
+    FILLERS,
+    MISSPELLINGS,
+    NAMES,
+    NEIGHBOURS,
+    SYNONYMS,
+)
 
 Perturbation = Callable[[str, Draw], str]
-
-# Word after which another is contracted, and what follows the one in the short form.
-_CONTRACTED = {
-    ("not", "n't"): "is are was were do does did has have had could would should might must need",
-    ("are", "'re"): "you we they",
-    ("have", "'ve"): "i you we they could would should might must",
-    ("will", "'ll"): "i you he she it we they who",
-    ("would", "'d"): "i you he she it we they that there",
-    ("is", "'s"): "he she it that there what who where when how why",
-}
-_CONTRACTIONS = {
-    f"{word} {long}": word + short for (long, short), words in _CONTRACTED.items() for word in words.split()
-}
-_CONTRACTIONS |= {"cannot": "can't", "will not": "won't", "shall not": "shan't", "i am": "i'm"}
-_EXPANSIONS = {short: long for long, short in _CONTRACTIONS.items()}
-_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-_MISSPELLINGS = """
-absence absense; accommodate accomodate; achieve acheive; across accross; already allready; amount ammount;
-answer anwser; appear apear; argument arguement; available availible; because becuase; before befor;
-beginning begining; believe beleive; between betwen; business buisness; calendar calender; chief cheif;
-children childern; coming comming; committee commitee; completely completly; conscious concious;
-country coutry; could coud; decision desicion; definitely definately; describe discribe; difference diffrence;
-different diffrent; disappear dissapear; during durring; embarrass embarass; environment enviroment;
-especially especialy; example exemple; exercise excercise; existence existance; experience experiance;
-explain explane; familiar familar; father fahter; favorite favorate; february febuary; finally finaly;
-first frist; foreign foriegn; forty fourty; friend freind; government goverment; grammar grammer; group gruop;
-guarantee garantee; happened happend; height heigth; house huose; immediately immediatly; important importent;
-independent independant; information infomation; interesting intresting; knowledge knowlege; language langauge;
-large lagre; letter leter; library libary; listen lisen; maintenance maintainance; many mnay; minute minuet;
-money moeny; mother mohter; necessary neccessary; neighbor nieghbor; number nubmer; occasion ocassion;
-occurred occured; often offen; opinion opinon; original orignal; other ohter; people poeple; piece peice;
-place palce; possible possable; president presedent; probably probaly; problem probelm; question quesiton;
-really realy; receive recieve; recommend recomend; remember remeber; restaurant restaraunt; school shcool;
-science sience; sentence sentance; separate seperate; several severel; should shoud; similar similiar;
-since sicne; something somthing; sometimes sometims; statement statment; stopped stoped; succeed suceed;
-successful succesful; surprise suprise; temperature temperture; their thier; there ther; these theese;
-thing hting; think htink; though thuogh; through throught; together togather; tomorrow tommorow; truly truely;
-until untill; usually usualy; water watre; weather wether; weird wierd; where wher; which wich; while whlie;
-would woud; writing writting; written writen; yesterday yesterady"""
+Replacements = Mapping[str, Sequence[str]]
 
 
-def perturbed(benchmark: Benchmark, name: str, *, seed: int = 0, misspellings: str | Path | None = None) -> Benchmark:
+def perturbed(benchmark: Benchmark, name: str, *, seed: int = 0) -> Benchmark:
     """The benchmark with every question changed; its instances keep their names.
 
     Args:
       benchmark: whose instances have their question in the prompt.
-      name: one of `PERTURBATIONS`.
+      name: one of `PERTURBATIONS`; for those that replace words a colon and a file of words may follow.
       seed: of what is drawn, for each instance apart.
-      misspellings: a file of lines "wrong->right, right", for "misspelling" and "mild_mix".
 
     Raises:
-      BenchmarkError: there is no such perturbation, or, when it is loaded, a prompt without its question.
+      BenchmarkError: there is no such perturbation, it takes no words or needs some, or, when the benchmark is loaded,
+        a prompt without its question.
+      BadRow: the file holds no such words.
     """
+    name, colon, file = name.partition(":")
     if name not in PERTURBATIONS:
         raise BenchmarkError(
             f"there is no perturbation {name!r}{nearest(name, PERTURBATIONS)}; there are {', '.join(PERTURBATIONS)}"
         )
     change = PERTURBATIONS[name]
-    if misspellings is not None:
-        if name not in ("misspelling", "mild_mix"):
-            raise BenchmarkError(f"the perturbation {name!r} takes no misspellings: give misspelling or mild_mix")
-        change = functools.partial(change, wrong=read_misspellings(misspellings))
+    if colon and name not in _READ:
+        raise BenchmarkError(f"the perturbation {name!r} takes no words; {', '.join(_READ)} do")
+    if colon:
+        change = functools.partial(change, words=_READ[name](file))
+    elif name == "dialect":
+        raise BenchmarkError(
+            "the perturbation 'dialect' needs words: dialect:FILE, JSON {word: [words]} as HELM has it"
+        )
     load = functools.partial(_changed, benchmark, name, change, seed)
     return dataclasses.replace(benchmark, name=f"{benchmark.name}+{name}", load=load)
 
@@ -112,12 +96,12 @@ def lower_case(text: str, draw: Draw) -> str:
 
 def contraction(text: str, draw: Draw) -> str:
     """ "is not" becomes "isn't", except at the end of a text, where none is contracted."""
-    return _replaced(text, _CONTRACTIONS, r"\b(?=\s)")
+    return _replaced(text, CONTRACTIONS, r"\b(?=\s)")
 
 
 def expansion(text: str, draw: Draw) -> str:
     """ "isn't" becomes "is not"."""
-    return _replaced(text, _EXPANSIONS, r"\b")
+    return _replaced(text, EXPANSIONS, r"\b")
 
 
 def space(text: str, draw: Draw) -> str:
@@ -129,31 +113,63 @@ def typos(text: str, draw: Draw, *, rate: float) -> str:
     """Each letter with probability `rate` that of a key beside it."""
 
     def hit(match: re.Match[str]) -> str:
-        if draw.below(1_000_000) >= rate * 1_000_000:
+        if not _happens(draw, rate):
             return match[0]
-        key = draw.choice(_NEIGHBOURS[match[0].lower()])
+        key = draw.choice(NEIGHBOURS[match[0].lower()])
         return key.upper() if match[0].isupper() else key
 
     return re.sub("[a-zA-Z]", hit, text)
 
 
-def misspelling(text: str, draw: Draw, *, rate: float = 0.5, wrong: Mapping[str, Sequence[str]] | None = None) -> str:
+def misspelling(text: str, draw: Draw, *, rate: float = 0.5, words: Replacements = MISSPELLINGS) -> str:
     """Each word of the list with probability `rate` as it is commonly misspelt."""
-    known = _OWN_MISSPELLINGS if wrong is None else wrong
-
-    def spell(match: re.Match[str]) -> str:
-        spellings = known.get(match[0].lower())
-        if not spellings or draw.below(1_000_000) >= rate * 1_000_000:
-            return match[0]
-        return _in_case_of(match[0], draw.choice(spellings))
-
-    return re.sub(r"[^\W\d_]+", spell, text)
+    return _exchanged(text, draw, rate, words)
 
 
-def mild_mix(text: str, draw: Draw, *, wrong: Mapping[str, Sequence[str]] | None = None) -> str:
+def mild_mix(text: str, draw: Draw, *, words: Replacements = MISSPELLINGS) -> str:
     """HELM's canonical perturbation: small letters, contractions, a tenth of the misspellings, spaces."""
     contracted = contraction(lower_case(text, draw), draw)
-    return space(misspelling(contracted, draw, rate=0.1, wrong=wrong), draw)
+    return space(misspelling(contracted, draw, rate=0.1, words=words), draw)
+
+
+def filler_words(text: str, draw: Draw) -> str:
+    """One space in ten with a word beside it that says nothing."""
+    return re.sub(" +", lambda match: f" {draw.choice(FILLERS)} " if _happens(draw, 0.1) else match[0], text)
+
+
+def synonym(text: str, draw: Draw, *, words: Replacements = SYNONYMS) -> str:
+    """Each word of the list with probability one half as another that means the same."""
+    return _exchanged(text, draw, 0.5, words)
+
+
+def paraphrase(text: str, draw: Draw, *, words: Replacements = SYNONYMS) -> str:
+    """Every word of the list as another that means the same, and all that can be contracted, or none."""
+    reworded = _exchanged(text, draw, 1.0, words)
+    return contraction(reworded, draw) if _happens(draw, 0.5) else expansion(reworded, draw)
+
+
+def dialect(text: str, draw: Draw, *, words: Replacements) -> str:
+    """Every word of the list as it is in the dialect."""
+    return _exchanged(text, draw, 1.0, words)
+
+
+def gender(text: str, draw: Draw) -> str:
+    """Male words as female ones."""
+    return _exchanged(text, draw, 1.0, FEMALE)
+
+
+def names(text: str, draw: Draw) -> str:
+    """First names that are commoner among white Americans as names commoner among black ones, of the same gender.
+
+    A name has one other in the whole of an instance.
+    """
+    shift = draw.below(1000)
+    others = {
+        name.lower(): [black[(place + shift) % len(black)]]
+        for white, black in NAMES
+        for place, name in enumerate(white)
+    }
+    return re.sub(r"\b[A-Z][a-z]+\b", lambda match: (others.get(match[0].lower()) or [match[0]])[0], text)
 
 
 def read_misspellings(file: str | Path) -> dict[str, list[str]]:
@@ -175,6 +191,20 @@ def read_misspellings(file: str | Path) -> dict[str, list[str]]:
     return found
 
 
+def read_replacements(file: str | Path) -> dict[str, list[str]]:
+    """Word -> words, from a JSON object of lists.
+
+    Raises:
+      BadRow: it is none.
+    """
+    found = {}
+    for word, others in read_json(file).items():
+        if not isinstance(others, list) or not others or not all(isinstance(other, str) for other in others):
+            raise BadRow(f"{file}: {word!r} must have a list of words")
+        found[word.lower()] = others
+    return found
+
+
 PERTURBATIONS: Mapping[str, Callable[..., str]] = {
     "lower_case": lower_case,
     "contraction": contraction,
@@ -185,7 +215,21 @@ PERTURBATIONS: Mapping[str, Callable[..., str]] = {
     "typos_medium": functools.partial(typos, rate=0.3),
     "typos_hard": functools.partial(typos, rate=0.5),
     "mild_mix": mild_mix,
+    "filler_words": filler_words,
+    "synonym": synonym,
+    "paraphrase": paraphrase,
+    "dialect": dialect,
+    "gender": gender,
+    "names": names,
 }
+_READ: Mapping[str, Callable[[str | Path], Replacements]] = {
+    "misspelling": read_misspellings,
+    "mild_mix": read_misspellings,
+    "synonym": read_replacements,
+    "paraphrase": read_replacements,
+    "dialect": read_replacements,
+}
+_OF_REFERENCES = ("dialect", "gender", "names")
 
 
 def _changed(benchmark: Benchmark, name: str, change: Perturbation, seed: int) -> Iterator[Instance]:
@@ -194,8 +238,32 @@ def _changed(benchmark: Benchmark, name: str, change: Perturbation, seed: int) -
         before, found, after = instance.prompt.rpartition(question)
         if not found:
             raise BenchmarkError(f"{benchmark.name}: the prompt of {instance.id!r} has not its question in it")
-        new = change(question, Draw(seed, name, instance.id))
-        yield dataclasses.replace(instance, prompt=before + new + after, input=new)
+
+        def changed(text: str, key: str = instance.id) -> str:
+            return change(text, Draw(seed, name, key))
+
+        new = changed(question)
+        instance = dataclasses.replace(instance, prompt=before + new + after, input=new)
+        if name in _OF_REFERENCES:
+            references, choices = (tuple(map(changed, texts)) for texts in (instance.references, instance.choices))
+            instance = dataclasses.replace(instance, references=references, choices=choices)
+        yield instance
+
+
+def _happens(draw: Draw, rate: float) -> bool:
+    return draw.below(1_000_000) < rate * 1_000_000
+
+
+def _exchanged(text: str, draw: Draw, rate: float, words: Replacements) -> str:
+    """Each word of the list with probability `rate` as one of its replacements, in the same case."""
+
+    def exchange(match: re.Match[str]) -> str:
+        others = words.get(match[0].lower())
+        if not others or not _happens(draw, rate):
+            return match[0]
+        return _in_case_of(match[0], draw.choice(others))
+
+    return re.sub(r"[^\W\d_]+", exchange, text)
 
 
 def _replaced(text: str, words: Mapping[str, str], end: str) -> str:
@@ -210,22 +278,3 @@ def _in_case_of(model: str, text: str) -> str:
     if model.isupper() and len(model) > 1:
         return text.upper()
     return text[0].upper() + text[1:] if model[0].isupper() else text
-
-
-def _neighbours() -> dict[str, str]:
-    """Of each letter those on keys that touch its own; each row lies half a key to the right of the one above."""
-    places = {key: (column + 0.5 * row, row) for row, keys in enumerate(_ROWS) for column, key in enumerate(keys)}
-    return {
-        key: "".join(
-            other
-            for other, (x, y) in places.items()
-            if other != key and abs(y - row) <= 1 and abs(x - column) <= 1 - 0.5 * abs(y - row)
-        )
-        for key, (column, row) in places.items()
-    }
-
-
-_NEIGHBOURS = _neighbours()
-_OWN_MISSPELLINGS = {
-    right: [wrong] for right, wrong in (pair.split() for pair in _MISSPELLINGS.replace("\n", "").split(";"))
-}

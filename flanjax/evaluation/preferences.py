@@ -1,6 +1,7 @@
 """Win rates from pairwise judgements, such as AlpacaEval's.
 
     win_rate(read_judgements("annotations.json.gz", "alpaca-7b"))      # WinRate(percent=26.46, error=1.54, judged=805)
+    answer_length("model_outputs.json.gz")                             # 396: judges like long answers
 
 A judge has two answers to an instruction and prefers the first (1), the second (2) or neither (0). A draw counts half.
 The standard error is that of the mean over instructions. Source: AlpacaEval 1 (Li et al. 2023) and its annotations.
@@ -59,3 +60,16 @@ def read_judgements(file: str | Path, model: str) -> Iterator[float]:
             report_bad_row(error)
             continue
         yield 0.5 if preference == _DRAW else float(sides[preference] == model)
+
+
+def answer_length(file: str | Path) -> int:
+    """The mean length of the field "output" in a JSON file, in whole characters, as AlpacaEval's leaderboard has it.
+
+    Raises:
+      BadRow: a row has no output.
+      BenchmarkError: there are no rows.
+    """
+    lengths = [len(text_field(row, "output", place)) for place, row in read_json_file(str(file))]
+    if not lengths:
+        raise BenchmarkError(f"{file}: there are no outputs in it")
+    return int(statistics.fmean(lengths))

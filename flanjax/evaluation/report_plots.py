@@ -43,6 +43,7 @@ def plot_tasks(summary: Mapping[str, Any]) -> bytes:
     axes = figure.subplots()
     rows = [{"mean": scores[name], **summary["by_task"][name]} for name in ordered]
     axes.barh(ordered, [scores[name] for name in ordered], xerr=_reach(rows), color="0.75", ecolor="0.3", capsize=2)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize="x-small")
     axes.set_xlim(0, 100)

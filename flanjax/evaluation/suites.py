@@ -14,6 +14,7 @@ from flanjax.data.tasks import Tokenizer, dataset_folder
 from flanjax.errors import nearest
 from flanjax.evaluation.bbh import bbh
 from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance
+from flanjax.evaluation.flan2021 import flan2021
 from flanjax.evaluation.gsm8k import gsm8k
 from flanjax.evaluation.ifeval import ifeval
 from flanjax.evaluation.mmlu import mmlu
@@ -27,7 +28,7 @@ class Suite:
 
     Attributes:
       make: the benchmark over a folder or file; where prompts have a length, `tokenizer` counts it.
-      dataset: its folder is `dataset_folder(dataset)` where none is given.
+      dataset: its folder is `dataset_folder(dataset)` where none is given; "" for the folder of all datasets.
       inside: what in that folder `make` takes, where it is there.
       says: one line for a list of all.
       fitted: whether prompts are cut to a length in tokens of the model.
@@ -47,7 +48,9 @@ class Suite:
         """
         folder = Path(dataset_folder(self.dataset, data))
         if not folder.exists():
-            raise BenchmarkError(f"{folder}: there is nothing; --data names a copy of {self.dataset}")
+            raise BenchmarkError(
+                f"{folder}: there is nothing; --data names a copy of {self.dataset or 'the folders of its datasets'}"
+            )
         return folder / self.inside if (folder / self.inside).exists() else folder
 
     def benchmark(self, data: str = "", tokenizer: Tokenizer | None = None) -> Benchmark:
@@ -67,6 +70,13 @@ SUITES: dict[str, Suite] = {
         says="Super-NaturalInstructions' official test, two positives",
         fitted=True,
     ),
+    "super_ni-xlingual": Suite(
+        make=functools.partial(super_ni, track="xlingual"),
+        dataset="super_natural_instructions",
+        inside="natural-instructions-master",
+        says="its cross-lingual track; GPT-2's tokenizer has to be in gpt2/ of its folder",
+        fitted=True,
+    ),
     "mmlu": Suite(make=mmlu, dataset="mmlu", inside="data", says="MMLU as published, 5 shots, letters scored"),
     "mmlu-flan": Suite(
         make=functools.partial(mmlu, form="flan", shots=0), dataset="mmlu", inside="data", says="MMLU in Flan's prompt"
@@ -76,6 +86,15 @@ SUITES: dict[str, Suite] = {
         dataset="mmlu",
         inside="data",
         says="MMLU in Flan's prompt, with a chain of thought",
+    ),
+    "mmlu-flan-cot-4shot": Suite(
+        make=functools.partial(mmlu, form="flan", shots=4, mode="generate", cot=True),
+        dataset="mmlu",
+        inside="data",
+        says="the same after four published chains of thought; mmlu-cot.json has to be in its folder",
+    ),
+    "flan2021": Suite(
+        make=flan2021, dataset="", says="Flan 2021, zero-shot: a folder for each dataset, those that are there"
     ),
     "bbh": Suite(make=bbh, dataset="bbh", says="BIG-Bench Hard, 3 shots, direct"),
     "bbh-cot": Suite(

@@ -18,7 +18,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flanjax.data.draws import Draw
 from flanjax.data.records import read_json, record_files
@@ -27,7 +27,7 @@ from flanjax.data.sources import BadRow
 from flanjax.data.tasks import Row, Rows, TextTask, Tokenizer
 from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Result
 from flanjax.evaluation.held_out import held_out
-from flanjax.evaluation.metrics import METRICS
+from flanjax.evaluation.metrics import METRICS, byte_pieces
 
 Probe = Literal["simplified definition", "delusive examples"]
 FAMILY = "flanjax.tasks.natural_instructions"
@@ -52,6 +52,7 @@ CATEGORY_METRICS = {
 def super_ni(
     data_dir: str | Path,
     *,
+    track: Literal["english", "xlingual"] = "english",
     tasks: Sequence[str] | None = None,
     instances_per_task: int = 100,
     encoding: str = "def_pos2",
@@ -63,7 +64,9 @@ def super_ni(
 
     Args:
       data_dir: a copy of the published repository.
-      tasks: other tasks than those of splits/default/test_tasks.txt.
+      track: "english" tests splits/default/test_tasks.txt. "xlingual" tests splits/xlingual/test_tasks.txt, and has
+        for words the pieces of GPT-2's tokenizer, which has to be in gpt2/ of the folder.
+      tasks: other tasks than the listed ones.
       instances_per_task: the official test has 100.
       encoding: one of `POSITIVES`.
       tokenizer: of the model; examples that do not fit are left out, and a longer input is cut. None cuts nothing.
@@ -71,12 +74,19 @@ def super_ni(
       seed: of the outputs that delusive examples get.
 
     Raises:
-      BenchmarkError: an encoding that there is not.
-      FlanjaxError: the folder is no copy of the repository, or has not the tasks.
+      BenchmarkError: an encoding or a track that there is not.
+      FlanjaxError: the folder is no copy of the repository, or has not the tasks, or not the tokenizer.
     """
-    if encoding not in POSITIVES:
-        raise BenchmarkError(f"super_ni: encoding={encoding!r}: give one of {', '.join(POSITIVES)}")
-    options = {"data_dir": str(data_dir), "encoding": encoding, "max_source": max_source}
+    if encoding not in POSITIVES or track not in ("english", "xlingual"):
+        raise BenchmarkError(
+            f"super_ni: encoding={encoding!r}, track={track!r}: give one of {', '.join(POSITIVES)}, "
+            "and english or xlingual"
+        )
+    options: dict[str, Any] = {"data_dir": str(data_dir), "encoding": encoding, "max_source": max_source}
+    words = None
+    if track == "xlingual":
+        options |= {"split_list": f"{data_dir}/splits/xlingual/test_tasks.txt"}
+        words = byte_pieces(Path(data_dir) / "gpt2")
     options |= {"test_instances_per_task": instances_per_task, "held_out": tuple(tasks or ())}
     family = load_family(FAMILY, options)
     assert family is not None
@@ -85,10 +95,11 @@ def super_ni(
 
     def asked(probe: Probe | None) -> Benchmark:
         benchmark = held_out(
-            f"super_ni-{encoding}" + (f"-{probe.split()[0]}" if probe else ""),
+            f"super_ni-{encoding}{'-xlingual' if words else ''}" + (f"-{probe.split()[0]}" if probe else ""),
             [task for task in family.tasks if task.name in wanted],
             tokenizer=tokenizer,
             change=functools.partial(_probe, probe, shots, seed) if probe else None,
+            words=words,
             seed=seed,
         )
         load = functools.partial(_with_categories, Path(data_dir), shots, benchmark.load)

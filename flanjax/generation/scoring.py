@@ -204,7 +204,7 @@ def _by_decoder(
 ) -> Iterator[tuple[_Slots, _Told]]:
     """What is told of the pairs, a batch at a time, in any order."""
     # Where inputs see what follows them, no two have a part in common.
-    goes_on = config.can_branch and not prefix_lm and compute.attention != "per_head"
+    goes_on = config.can_branch and not prefix_lm and compute.attention != "blockwise"
     for begin, contexts in shared_beginnings(list(by_context)) if goes_on else [(0, list(by_context))]:
         beginning = _begin(config, compute, params, *padded([contexts[0][:begin]], 1)) if begin else None
         rows = [

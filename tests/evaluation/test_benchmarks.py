@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -24,10 +25,11 @@ from flanjax.evaluation.benchmark import (
     predict,
     read_predictions,
 )
+from flanjax.evaluation.flan2021 import flan2021
 from flanjax.evaluation.gsm8k import gsm8k, marked_number
 from flanjax.evaluation.held_out import held_out, own_metrics
 from flanjax.evaluation.ifeval import ifeval
-from flanjax.evaluation.metrics import score
+from flanjax.evaluation.metrics import byte_pieces, score, score_each
 from flanjax.evaluation.mmlu import CATEGORIES, mmlu
 from flanjax.evaluation.suites import first_of_each_task
 from flanjax.evaluation.super_ni import CATEGORY_METRICS, official_table, super_ni
@@ -35,10 +37,7 @@ from flanjax.evaluation.truthfulqa import mc_scores, split_answers, truthfulqa
 
 
 class Knowing:
-    """Answers every question with its first reference, or the right choice."""
-
-    def generate(self, instances, max_new_tokens, stop):
-        return [instance.references[0] for instance in instances]
+    """Gives every right choice the highest likelihood."""
 
     def loglikelihoods(self, instances):
         return [[0.0 if n in i.correct else -5.0 for n in range(len(i.choices))] for i in instances]
@@ -85,8 +84,8 @@ def test_every_published_question_is_there_and_right_answers_score_full_marks(al
     assert (len(instances), len({instance.task for instance in instances})) == COUNTS[name]
     assert len({instance.id for instance in instances}) == len(instances)
     assert all(instance.input and instance.input in instance.prompt for instance in instances)
-    if name == "gsm8k-cot":
-        result = answered(benchmark, lambda instance: f"It is so. #### {instance.references[0]}")
+    if benchmark.mode == "generate":
+        result = answered(benchmark, lambda instance: benchmark.say(instance.references[0]))
     else:
         result = evaluate(benchmark, predict(benchmark, Knowing()))
     for metric in benchmark.metrics:
@@ -226,6 +225,15 @@ def test_mmlu_reads_the_answer_behind_a_chain_of_thought():
         ("who knows", ""),
     ):
         assert benchmark.read(instance, Prediction(id="a", text=text)) == answer
+    for text, strict, flexible in (
+        ("(A) is wrong. The answer is (B).", 1, 1),
+        ("The answer is (B), not (A).", 0, 1),
+        ("The answer is (C). No, the answer is (B).", 0, 1),
+        ("Surely (B)", 0, 1),
+    ):
+        prediction = Prediction(id="a", text=text)
+        scores = benchmark.score(instance, prediction, benchmark.read(instance, prediction))
+        assert scores == {"exact_match": (strict,), "flexible": (flexible,)}
 
 
 def test_truthfulqa_prompts(all_benchmarks, test_data, tmp_path):
@@ -299,6 +307,26 @@ def test_super_ni_prompts_that_are_too_long_keep_what_they_show_of_their_questio
         super_ni(folder, tasks=["task0_none"])
 
 
+def test_the_cross_lingual_track_has_its_own_tasks_and_words(test_data, bpe_folder, tmp_path):
+    task = "task1435_ro_sts_parallel_language_translation_ro_to_en"
+    (tmp_path / "tasks").symlink_to(test_data / "super_natural_instructions" / "tasks")
+    (tmp_path / "splits" / "xlingual").mkdir(parents=True)
+    (tmp_path / "splits" / "xlingual" / "test_tasks.txt").write_text(task)
+    with pytest.raises(FlanjaxError, match=r"gpt2: there is no tokenizer.json"):
+        super_ni(tmp_path, track="xlingual")
+    (tmp_path / "gpt2").symlink_to(bpe_folder)
+    benchmark = super_ni(tmp_path, track="xlingual", instances_per_task=20)
+    assert benchmark.name == "super_ni-def_pos2-xlingual"
+    assert {instance.task for instance in benchmark.load()} == {task}
+    result = answered(benchmark, lambda instance: instance.references[0].lower())
+    assert result.average("exact_match") == 100
+    assert 50 < result.average("rougeL") < 100  # these words have a case
+    words = byte_pieces(bpe_folder)
+    for outcome in result.outcomes:
+        (row,) = score_each([outcome.answer], [outcome.instance.references], words)
+        assert outcome.scores["rougeL"] == (row["rougeL"],)
+
+
 def test_super_ni_figures_are_those_of_the_official_evaluation(all_benchmarks):
     benchmark = all_benchmarks["super_ni"]
     result = answered(benchmark, lambda instance: instance.demonstrations[0])
@@ -361,6 +389,28 @@ def test_any_task_can_be_measured_on_a_held_out_split_and_by_its_own_metrics(tes
         held_out("own", tasks, split="train")
     with pytest.raises(BenchmarkError, match="there are no tasks"):
         held_out("own", [])
+
+
+def test_flan_2021_is_measured_by_dataset_and_cluster(test_data, tmp_path):
+    (tmp_path / "sst2").symlink_to(test_data / "classic" / "sst2")
+    published = test_data / "super_natural_instructions" / "tasks"
+    sts = json.loads((published / "task1435_ro_sts_parallel_language_translation_ro_to_en.json").read_text())
+    pairs = [{"en": each["output"][0], "ro": each["input"]} for each in sts["Instances"][:30]]
+    (tmp_path / "wmt16_translate_roen").mkdir()
+    for split in ("train", "validation", "test"):
+        lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+        (tmp_path / "wmt16_translate_roen" / f"{split}.jsonl").write_text(lines)
+    benchmark = flan2021(tmp_path)
+    assert Counter(instance.category for instance in benchmark.load()) == {"sentiment": 872, "translation": 30}
+    assert {i.category for i in flan2021(tmp_path, clusters=["sentiment"]).load()} == {"sentiment"}
+    result = answered(benchmark, lambda i: i.references[0] if i.category == "translation" else i.references[0] + "?")
+    assert (result.average("exact_match"), result.by_category("rougeL")["translation"]) == (100, 100)
+    (row,) = benchmark.tables["Translation"](result).values()
+    assert row == {"bleu": pytest.approx(100), "chrf": pytest.approx(100)}
+    half = answered(benchmark, lambda i: i.references[0] if i.category == "translation" else "?")
+    assert half.average("exact_match") == 50  # datasets count alike
+    with pytest.raises(BenchmarkError, match=r"no dataset of math has test rows there"):
+        flan2021(tmp_path, clusters=["math"])
 
 
 def one_task(score_of):
@@ -487,6 +537,8 @@ def test_options_that_mean_nothing_are_refused():
         bbh("x", prompting="neither")
     with pytest.raises(BenchmarkError, match="cot=True needs"):
         mmlu("x", cot=True)
+    with pytest.raises(BenchmarkError, match="there is no cluster 'sentiments'"):
+        flan2021("x", clusters=["sentiments"])
     with pytest.raises(BenchmarkError, match="form='flank'"):
         mmlu("x", form="flank")
     with pytest.raises(BenchmarkError, match="prompting='no'"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flanjax.data.sources import BadRow
 from flanjax.evaluation.benchmark import BenchmarkError
-from flanjax.evaluation.preferences import read_judgements, win_rate
+from flanjax.evaluation.preferences import answer_length, read_judgements, win_rate
 
 
 def test_the_published_win_rate_of_alpaca_7b(test_data):
@@ -17,6 +17,11 @@ def test_the_published_win_rate_of_alpaca_7b(test_data):
     assert (round(found.percent, 2), round(found.error, 2), found.judged) == (26.46, 1.54, 805)
     other = win_rate(read_judgements(file, "text_davinci_003"))
     assert (other.percent, other.error) == (pytest.approx(100 - found.percent), pytest.approx(found.error))
+
+
+def test_the_published_lengths_of_answers(test_data):
+    for model, characters in {"alpaca-7b": 396, "text_davinci_003": 307}.items():
+        assert answer_length(test_data / "alpaca_eval" / model / "model_outputs.json.gz") == characters
 
 
 @given(wins=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2))
@@ -43,3 +48,5 @@ def test_judgements_that_are_none(tmp_path):
     assert list(read_judgements(file, "b")) == [0.0]
     with pytest.raises(BenchmarkError, match="at least two judgements"):
         win_rate([1.0])
+    with pytest.raises(BadRow, match=r"annotations.json:1: field 'output' is missing"):
+        answer_length(file)

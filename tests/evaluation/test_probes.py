@@ -1,6 +1,7 @@
 """Baselines, perturbations and word lists: what is learned, what is copied, and what a rough question costs."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections import Counter
@@ -13,10 +14,11 @@ from flanjax.data.draws import Draw
 from flanjax.data.sources import BadRow
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.bbh import bbh
-from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate
+from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate, likeliest
 from flanjax.evaluation.gsm8k import gsm8k
 from flanjax.evaluation.ifeval import ifeval
 from flanjax.evaluation.mmlu import mmlu
+from flanjax.evaluation.perturbation_words import FEMALE, FILLERS, MISSPELLINGS, NAMES, SYNONYMS
 from flanjax.evaluation.perturbations import (
     PERTURBATIONS,
     contraction,
@@ -29,11 +31,18 @@ from flanjax.evaluation.perturbations import (
     typos,
     worst_case,
 )
+from flanjax.evaluation.suites import first_of_each_task
 from flanjax.evaluation.super_ni import super_ni
 from flanjax.evaluation.truthfulqa import truthfulqa
 from flanjax.evaluation.word_lists import GENDER, associations, read_words, representation, toxic_fraction
 
 texts = st.text(st.sampled_from("abcXYZ is not don't  \n.,é"), max_size=60)
+some_words = st.sampled_from(
+    ["He", "his", "uncle", "Jack", "jack", "Emily", "big", "Large", "because", "it", "is", "not", "¿"]
+)
+sentences = st.lists(some_words, max_size=12).map(" ".join)
+THAT = functools.partial(PERTURBATIONS["dialect"], words={"this": ["dis"], "big": ["huge", "vast"]})
+CHANGES = {**PERTURBATIONS, "dialect": THAT}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +88,21 @@ def test_a_guess_is_one_of_the_choices_however_few_the_instances_are(test_data):
     assert {prediction.text for prediction in baselines(few)["random-label"]} == {"(A)", "(B)", "(C)", "(D)"}
 
 
+def test_of_a_part_of_a_test_set_labels_are_those_of_the_whole(test_data):
+    benchmark = mmlu(test_data / "mmlu" / "data", shots=0)
+    few = first_of_each_task(benchmark, 1)
+    alone, informed = (evaluate(few, baselines(few, whole=whole)["random-label"]) for whole in (None, benchmark))
+    assert alone.outcomes == informed.outcomes  # four letters either way
+    assert evaluate(few, baselines(few)["majority-label"]).average("accuracy") == 100  # each task's only answer
+    (common,) = {
+        tuple(baselines(part, whole=benchmark)["majority-label"][:1])
+        for part in (few, first_of_each_task(benchmark, 2))
+    }
+    counts = Counter(i.correct for i in benchmark.load() if i.task == "abstract_algebra")
+    assert evaluate(few, baselines(few, whole=benchmark)["majority-label"]).average("accuracy") < 50
+    assert likeliest(common[0]) == counts.most_common(1)[0][0][0]
+
+
 def test_baselines_say_an_answer_as_it_is_read(test_data):
     found = figures(gsm8k(test_data / "gsm8k"))
     assert found["majority-label"]["exact_match"] == found["majority-label"]["flexible"] > 1
@@ -92,10 +116,41 @@ def test_baselines_without_answers_are_left_out(test_data):
     assert set(found["random-label"][0].loglikelihoods) == {0.0, -math.inf}
 
 
-@settings(max_examples=40)
-@given(text=texts, name=st.sampled_from(sorted(PERTURBATIONS)), key=st.integers(0, 3))
+@settings(max_examples=80)
+@given(text=texts | sentences, name=st.sampled_from(sorted(CHANGES)), key=st.integers(0, 3))
 def test_a_perturbation_is_a_function_of_text_and_seed(text, name, key):
-    assert PERTURBATIONS[name](text, Draw(key)) == PERTURBATIONS[name](text, Draw(key))
+    assert CHANGES[name](text, Draw(key)) == CHANGES[name](text, Draw(key))
+
+
+@given(text=sentences, key=st.integers(0, 3))
+def test_words_are_exchanged_for_those_of_their_list_and_no_others(text, key):
+    words = text.split()
+    lists = {"gender": FEMALE, "synonym": SYNONYMS, "misspelling": MISSPELLINGS}
+    for name, listed in lists.items():
+        found = PERTURBATIONS[name](text, Draw(key)).split()
+        assert len(found) == len(words)
+        for before, after in zip(words, found, strict=True):
+            assert after == before or after.lower() in listed[before.lower()]
+            assert after[0].isupper() == before[0].isupper()
+    female = PERTURBATIONS["gender"](text, Draw(key))
+    assert not {word.lower() for word in female.split()} & {"he", "his", "uncle"}
+    assert PERTURBATIONS["gender"](female, Draw(key)) == female
+    renamed = PERTURBATIONS["names"](text, Draw(key)).split()
+    others = {before: after for before, after in zip(words, renamed, strict=True) if before != after}
+    assert others.keys() == {"Jack", "Emily"} & set(words)  # "jack" is no name
+    for name, other in others.items():
+        assert other in NAMES[name == "Emily"][1]
+        assert renamed.count(other) == words.count(name)
+
+
+def test_fillers_are_beside_words_that_stay():
+    text = "one two three four " * 100
+    found = PERTURBATIONS["filler_words"](text, Draw(0))
+    assert len(found.split()) > len(text.split()) + 20
+    rest = found
+    for filler in FILLERS:
+        rest = rest.replace(f" {filler} ", " ")
+    assert rest == text
 
 
 @given(text=texts, key=st.integers(0, 3))
@@ -118,6 +173,10 @@ def test_perturbations_of_a_sentence():
     assert expansion("She isn't here, I'm sure. Don't. CAN'T", draw) == "She is not here, I am sure. Do not. CANNOT"
     assert misspelling("Because it is available", draw, rate=1.0) == "Becuase it is availible"
     assert misspelling("Because it is available", draw, rate=0.0) == "Because it is available"
+    assert PERTURBATIONS["gender"]("HIS uncle said he saw him. The", draw) == "HER aunt said she saw her. The"
+    assert THAT("This is this", draw) == "Dis is dis"
+    reworded = {PERTURBATIONS["paraphrase"]("It is not a big ocean.", Draw(key)) for key in range(20)}
+    assert reworded == {"It is not a large sea.", "It's not a large sea."}
 
 
 def test_a_rate_is_the_share_of_letters_that_are_hit():
@@ -128,7 +187,29 @@ def test_a_rate_is_the_share_of_letters_that_are_hit():
     assert hits == {"typos_easy": pytest.approx(0.1, abs=0.02), "typos_hard": pytest.approx(0.5, abs=0.03)}
 
 
-@pytest.mark.parametrize("name", ["lower_case", "mild_mix"])
+def test_what_changes_what_is_right_changes_references_and_choices_alike(test_data, tmp_path):
+    truth = truthfulqa(test_data / "truthfulqa" / "TruthfulQA.csv")
+    words = tmp_path / "words.json"
+    words.write_text('{"this": ["dis"], "the": ["da"]}')
+    for name in ("gender", "names", f"dialect:{words}"):
+        changed = 0
+        for before, after in zip(truth.load(), perturbed(truth, name, seed=3).load(), strict=True):
+            assert [after.choices[place] for place in after.correct] == list(after.references)
+            changed += before.choices != after.choices
+            assert len(before.choices) == len(after.choices)
+            if name == "gender":
+                assert not any(" he " in f" {text.lower()} " for text in (after.input, *after.choices))
+        assert changed > (0 if name == "names" else 40)
+    for before, after in zip(truth.load(), perturbed(truth, "paraphrase").load(), strict=True):
+        assert (before.choices, before.references) == (after.choices, after.references)
+    words.write_text('{"this": "dis"}')
+    with pytest.raises(BadRow, match=r"words.json: 'this' must have a list of words"):
+        perturbed(truth, f"dialect:{words}")
+    with pytest.raises(BenchmarkError, match=r"needs words: dialect:FILE"):
+        perturbed(truth, "dialect")
+
+
+@pytest.mark.parametrize("name", ["lower_case", "mild_mix", "paraphrase"])
 def test_only_the_question_of_a_prompt_is_changed(copa_and_e2e, test_data, name):
     for benchmark in (copa_and_e2e, mmlu(test_data / "mmlu" / "data", shots=1), bbh(test_data / "bbh")):
         rough = perturbed(benchmark, name)
@@ -162,14 +243,15 @@ def test_misspellings_may_come_from_a_file(tmp_path, copa_and_e2e):
     file.write_text("hte->the, hate\nteh->the\n\n")
     known = read_misspellings(file)
     assert known == {"the": ["hte", "teh"], "hate": ["hte"]}
-    assert misspelling("The hat", Draw(0), rate=1.0, wrong=known) in ("Hte hat", "Teh hat")
-    rough = perturbed(copa_and_e2e, "misspelling", misspellings=file)
+    assert misspelling("The hat", Draw(0), rate=1.0, words=known) in ("Hte hat", "Teh hat")
+    rough = perturbed(copa_and_e2e, f"misspelling:{file}")
+    assert rough.name == f"{copa_and_e2e.name}+misspelling"
     assert any("hte" in instance.input or "teh" in instance.input for instance in rough.load())
     file.write_text("the\n")
     with pytest.raises(BadRow, match=r"misspellings.txt:1: a line must be wrong->right"):
         read_misspellings(file)
-    with pytest.raises(BenchmarkError, match="takes no misspellings"):
-        perturbed(copa_and_e2e, "space", misspellings=file)
+    with pytest.raises(BenchmarkError, match="takes no words"):
+        perturbed(copa_and_e2e, f"space:{file}")
     with pytest.raises(BenchmarkError, match=r"no perturbation 'mildmix' \(did you mean 'mild_mix'\?\)"):
         perturbed(copa_and_e2e, "mildmix")
 

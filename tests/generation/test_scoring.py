@@ -44,9 +44,9 @@ def params_of(config):
     return jax.tree.map(lambda leaf: leaf * 2, init_params(config, 3))
 
 
-def scores_of(kind, inputs=INPUTS, targets=TARGETS, **options):
+def scores_of(kind, inputs=INPUTS, targets=TARGETS, compute=None, **options):
     config, prefix_lm = KINDS[kind]
-    return score(config, Compute(), params_of(config), inputs, targets, prefix_lm=prefix_lm, **options)
+    return score(config, compute or Compute(), params_of(config), inputs, targets, prefix_lm=prefix_lm, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,6 +106,11 @@ def test_what_pairs_have_in_common_changes_no_score(kind):
     order = np.random.default_rng(1).permutation(len(pairs)).tolist()
     found = scores_of(kind, *zip(*(pairs[i] for i in order), strict=True), batch_rows=3)
     assert_same(found, [alone(kind, *pairs[i], length=96) for i in order])
+
+
+def test_attention_without_a_place_for_a_beginning_reads_each_context_whole():
+    pairs = list(zip(*((question, [4, 9]) for question in QUESTIONS), strict=True))
+    assert_same(scores_of("llama", *pairs, compute=Compute(attention="blockwise")), scores_of("llama", *pairs))
 
 
 def test_what_is_read_once():
