@@ -28,7 +28,7 @@ from flanjax.serving.service import Service, Settings, engine_of
 SENTENCES = [f"sort {i} and {i * 7} words of March: yes or no?" for i in range(40)]
 
 
-def _loud(params):
+def loud(params):
     """Three times the usual deviations: a fresh model says nearly the same whatever it is asked."""
     return jax.tree.map(lambda leaf: np.asarray(leaf) * 3, params)
 
@@ -43,7 +43,7 @@ def llama(bpe_folder, tmp_path_factory):
         max_positions=128,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("serving") / "llama"
-    write_hf_decoder(folder, config, _loud(decoder.init_params(config, 0)), vocabulary, model_type="llama")
+    write_hf_decoder(folder, config, loud(decoder.init_params(config, 0)), vocabulary, model_type="llama")
     model = flanjax.load(folder)
     model.vocabulary.own_templates = dict(vocabulary.own_templates)
     return model
@@ -57,7 +57,7 @@ def t5_model(tmp_path_factory):
         vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
     )
     folder = tmp_path_factory.mktemp("serving") / "t5"
-    write_hf_t5(folder, config, _loud(t5.init_params(config, seed=3)), vocabulary)
+    write_hf_t5(folder, config, loud(t5.init_params(config, seed=3)), vocabulary)
     return flanjax.load(folder)
 
 

@@ -1,6 +1,7 @@
 """Both APIs over the real engine, asked by the real client: what it says is what `flanjax.load` says."""
 
 import asyncio
+import dataclasses
 import math
 
 import openai
@@ -10,7 +11,9 @@ from lm_eval.models.openai_completions import LocalCompletionsAPI
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import generate
 from flanjax.generation.scoring import score
-from tests.serving.conftest import running
+from flanjax.models import decoder
+from flanjax.tuning.prompt import PromptTuning
+from tests.serving.conftest import loud, running
 
 PROMPTS = ["Who are you?", "Vicuna is", "Can you help me with 3 things", "Vicuna is"]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -270,3 +273,36 @@ def test_a_prompt_longer_than_the_model(llama_server):
     with pytest.raises(openai.BadRequestError, match="128 tokens") as refused:
         complete(llama_server, "word " * 200)
     assert refused.value.code == "context_length_exceeded"
+
+
+# --- the engine ----------------------------------------------------------------------------------------------------
+
+
+def test_learnt_prompts_of_tasks_are_models_of_their_own(llama):
+    config = dataclasses.replace(llama.config, added=(PromptTuning(length=3, tasks=("sort", "add")),))
+    model = dataclasses.replace(llama, config=config, params=loud(decoder.init_params(config, 1)))
+    with running(model, slots=4) as server:
+        client = server.client()
+        assert [one.id for one in client.models.list()] == ["tiny:sort", "tiny:add"]
+        given = {"prompt": PROMPTS[0], "temperature": 0, "max_tokens": 6}
+        found = [client.completions.create(model=f"tiny:{task}", **given).choices[0].text for task in ("sort", "add")]
+        assert found == [model.generate(PROMPTS[:1], 6, prompt=task)[0] for task in ("sort", "add")]
+        with pytest.raises(openai.NotFoundError, match="tiny:sort, tiny:add"):
+            client.completions.create(model="tiny", **given)
+        with pytest.raises(openai.BadRequestError, match="model is missing"):
+            client.completions.create(model=None, **given)
+
+
+def test_a_step_that_fails_is_told_and_the_next_request_is_answered(llama_server, llama, monkeypatch):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llama_server.engine, "_advance", fail)
+        with pytest.raises(openai.InternalServerError, match="out of memory"):
+            complete(llama_server, PROMPTS[0])
+        with pytest.raises(openai.InternalServerError, match="out of memory"):
+            list(complete(llama_server, PROMPTS[0], stream=True))
+        assert llama_server.service.health()[0] == 503
+    assert texts(complete(llama_server, PROMPTS[:1], temperature=0)) == llama.generate(PROMPTS[:1], 12)
+    assert llama_server.service.health()[0] == 200
