@@ -25,6 +25,8 @@ from flanjax.generation.generate import OnText, generate
 from flanjax.generation.scoring import Score, score
 from flanjax.generation.stopping import before_stop
 from flanjax.interchange.any_model import RUN, format_of
+from flanjax.interchange.folders import read_json
+from flanjax.interchange.hf_decoder import GENERATION_CONFIG
 from flanjax.interchange.peft import adapter_on, read_peft
 from flanjax.interchange.runs import read_run
 from flanjax.interchange.stored import place
@@ -48,6 +50,7 @@ class Model:
       vocabulary: turns texts into token ids.
       compute: how it is run.
       prefix_lm: whether a decoder sees all of its inputs, as it was trained.
+      further_eos_ids: what ends an answer beside the vocabulary's EOS.
     """
 
     config: ModelConfig
@@ -55,6 +58,12 @@ class Model:
     vocabulary: Vocabulary
     compute: Compute
     prefix_lm: bool = False
+    further_eos_ids: tuple[int, ...] = ()
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """What ends an answer: the vocabulary's EOS, and what generation_config.json of a Hugging Face folder adds."""
+        return (self.vocabulary.eos_id, *self.further_eos_ids)
 
     def score(
         self,
@@ -131,7 +140,7 @@ class Model:
             inputs,
             targets,
             prefix_lm=self.prefix_lm,
-            prompts=self._prompts(prompt, len(inputs)),
+            prompts=self.prompts(prompt, len(inputs)),
             batch_rows=batch_size,
         )
 
@@ -159,7 +168,7 @@ class Model:
         """
         _require_texts(inputs)
         _require_positive("batch_size", batch_size)
-        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=(self.vocabulary.eos_id,), **options)
+        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=self.eos_ids, **options)
         return self._answers(self._tokens(inputs), decoding, prompt, batch_size, on_text)
 
     def chat(
@@ -211,7 +220,7 @@ class Model:
             decode=self._text,
             on_text=on_text,
             prefix_lm=self.prefix_lm,
-            prompts=self._prompts(prompt, len(tokens)),
+            prompts=self.prompts(prompt, len(tokens)),
             batch_rows=batch_size,
         )
         return [before_stop(self._text(ids), decoding.stop)[0] for ids in answers]
@@ -219,7 +228,12 @@ class Model:
     def _text(self, ids: Sequence[int]) -> str:
         return self.vocabulary.decode(list(ids))
 
-    def _prompts(self, prompt: str | None, count: int) -> list[int]:
+    def prompts(self, prompt: str | None, count: int) -> list[int]:
+        """The number of a task's learnt prompt, so many times: what `generate` and `score` take for so many inputs.
+
+        Raises:
+          LoadingError: there is no such prompt, or the model has some and none is named.
+        """
         tasks = self.config.prompt_tasks
         if (prompt is None) == bool(tasks):
             there = f"prompts of the tasks {', '.join(tasks)}: choose one" if tasks else "none to choose from"
@@ -247,6 +261,16 @@ def _require_positive(name: str, value: int) -> None:
         raise LoadingError(f"{name} is {value}: it must be at least 1")
 
 
+def _own_eos_ids(folder: Path) -> list[int]:
+    """What ends an answer by a Hugging Face folder's generation_config.json: one id, or a list of them."""
+    path = folder / GENERATION_CONFIG
+    ids = read_json(path).get("eos_token_id") if path.is_file() else None
+    found = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in found):
+        raise LoadingError(f"{path}: eos_token_id is {ids!r}, which is neither a token id nor a list of them")
+    return found
+
+
 def load(
     folder: str | Path,
     *,
@@ -266,7 +290,7 @@ def load(
       FlanjaxError: the folder is neither, a file in it is missing or damaged, there is no checkpoint of that step, the
         vocabulary has more ids than the model, or the adapter does not fit it.
     """
-    folder, prefix_lm = Path(folder), False
+    folder, prefix_lm, further_eos_ids = Path(folder), False, list[int]()
     found = format_of(folder)
     if found is RUN:
         run = read_run(folder, step=step)
@@ -281,6 +305,7 @@ def load(
             raise LoadingError(f"{folder} is {found.holds}, which has no vocabulary: give a folder with its tokenizer")
         vocabulary = own or read_vocabulary(folder)  # which says what is missing
         config, params = found.read(folder)
+        further_eos_ids = [token for token in _own_eos_ids(folder) if token != vocabulary.eos_id]
     if vocabulary.size > config.vocab_size:
         raise LoadingError(f"{folder}: the vocabulary has {vocabulary.size} ids, the model only {config.vocab_size}")
     if adapter is not None:
@@ -293,4 +318,5 @@ def load(
         vocabulary=vocabulary,
         compute=compute or Compute(),
         prefix_lm=prefix_lm,
+        further_eos_ids=tuple(further_eos_ids),
     )

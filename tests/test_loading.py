@@ -324,3 +324,18 @@ def test_loading_and_doors_never_import_tensorflow(hf):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_answer_ends_at_each_eos_of_the_generation_config(hf, tmp_path):
+    folder = shutil.copytree(hf, tmp_path / "hf")
+    config = json.loads((folder / "generation_config.json").read_text())
+    whole = flanjax.load(folder)
+    assert whole.eos_ids == (whole.vocabulary.eos_id,)
+    every = list(range(1, CONFIG.vocab_size))
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": every}))
+    model = flanjax.load(folder)
+    assert set(model.eos_ids) == set(every)
+    assert model.generate(PROMPTS[:1]) == [""] != whole.generate(PROMPTS[:1])
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": "</s>"}))
+    with pytest.raises(FlanjaxError, match=r"generation_config\.json: eos_token_id is '</s>'"):
+        flanjax.load(folder)

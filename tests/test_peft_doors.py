@@ -18,13 +18,14 @@ from flanjax.interchange.any_model import write_hf_model
 from flanjax.models.config import T5Config
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import init_params, model_settings
+from flanjax.starting_point import StartingPoint
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.step import TrainState
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import to_settings
-from flanjax.tuning.partition import Partition, begin, digest
+from flanjax.tuning.partition import Partition, added_paths, begin, digest
 from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Train
 
@@ -161,6 +162,12 @@ def test_prompts_of_several_tasks_are_an_adapter_each_and_one_together(
     assert np.abs(np.subtract(*scores)).max() > 1e-2
     with pytest.raises(FlanjaxError, match="this model has prompts of the tasks no:1, sorting: choose one"):
         together.score(QUESTIONS, ANSWERS)
+    # Training goes on with all of them.
+    further = StartingPoint(
+        model=None, dropout_rate=None, tuning=(), init_from=str(base), adapter_from=str(output), seed=0
+    )
+    assert further.methods == (PromptTuning(length=3, init="random", tasks=("no:1", "sorting")),)
+    assert added_paths(further.tuned) == set(further.adapter.params)
 
 
 def test_the_doors_say_what_does_not_go_together(

@@ -79,8 +79,11 @@ class Processors(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[DecodingConfig]) -> "Processors":
         """The values of these rows, as numpy arrays."""
-        kinds: dict[str, Any] = {name: np.int32 if name == "top_k" else np.float32 for name in cls._fields}
-        return cls(**{name: np.array([getattr(x, name) for x in rows], kind) for name, kind in kinds.items()})
+        fields: dict[str, Any] = {
+            name: np.array([getattr(row, name) for row in rows], np.int32 if name == "top_k" else np.float32)
+            for name in cls._fields
+        }
+        return cls(**fields)
 
     def __call__(self, logits: Logits, seen: Bool[Array, "batch vocab"] | None) -> Logits:
         """The processed logits; `seen` is used by the repetition penalty alone."""

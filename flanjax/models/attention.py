@@ -125,9 +125,16 @@ def written(
     new: Float[Array, "layers batch kv_heads 1 head_dim"],
     position: Int[Array, " batch"],
 ) -> Float[Array, "layers batch kv_heads length head_dim"]:
-    """The cache with each row's new keys or values at its position."""
-    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
-    return jax.vmap(write, (1, 1, 0), 1)(cache, new, position)
+    """The cache with each row's new keys or values at its position, which lies inside it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+        return jax.vmap(write, (1, 1, 0), 1)(cache, new, position)
+    # As lines of one matrix: for any other scatter XLA:CPU turns the whole cache, so that what is indexed comes first.
+    layers, batch, heads, length, head_dim = cache.shape
+    lines = jnp.arange(layers * batch * heads).reshape(layers, batch, heads) * length + position[:, None]
+    flat = cache.reshape(-1, head_dim).at[lines.reshape(-1)]
+    return flat.set(new.reshape(-1, head_dim), unique_indices=True, mode="promise_in_bounds").reshape(cache.shape)
 
 
 def attention_of_one(

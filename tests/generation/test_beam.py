@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
+import flanjax
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.generate import generate
+from flanjax.generation.generate import beam_search, generate
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute
@@ -38,6 +40,24 @@ def test_token_for_token_as_transformers(pairs, kind, options):
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_what_hypotheses_are_worth_is_transformers_sequences_scores(pairs, kind):
+    import torch
+
+    pair, ids = pairs[kind], INPUTS[2]
+    with torch.no_grad():
+        made = pair.theirs.generate(
+            torch.tensor([ids]), num_beams=4, num_return_sequences=4, length_penalty=0.7, max_new_tokens=LIMIT,
+            eos_token_id=list(EOS[kind]), pad_token_id=0, do_sample=False, return_dict_in_generate=True,
+            output_scores=True,
+        )  # fmt: skip
+    decoding = DecodingConfig(num_beams=4, num_samples=4, length_penalty=0.7, max_new_tokens=LIMIT, eos_ids=EOS[kind])
+    found = beam_search(pair.config, Compute(), pair.params, [INPUTS[0], ids], decoding)
+    assert [len(hypotheses) for hypotheses in found] == [4, 4]
+    np.testing.assert_allclose([x.worth for x in found[1]], made.sequences_scores, rtol=1e-4)
+    assert [x.ids for hypotheses in found for x in hypotheses] == pair.answers(decoding, [INPUTS[0], ids])
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_row_does_not_depend_on_its_neighbours(pairs, kind):
     pair, decoding = pairs[kind], DecodingConfig(num_beams=3, num_samples=2, max_new_tokens=LIMIT, eos_ids=EOS[kind])
     together = pair.answers(decoding)
@@ -57,3 +77,17 @@ def test_flan_t5_small_as_transformers(flan_t5_small, test_data):
     found = generate(config, Compute(), pair.params, inputs, DecodingConfig(num_beams=4, max_new_tokens=20))
     assert found == wanted
     assert found != [[x for x in example["greedy_ids"] if x > 1] for example in golden], "beams should find more"
+
+
+def test_smollm2_as_transformers(smollm2):
+    transformers = pytest.importorskip("transformers")
+    prompts = ["The capital of France is", "Three colours: red,"]
+    model, tokenizer = flanjax.load(smollm2), transformers.AutoTokenizer.from_pretrained(smollm2)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype="float32").eval()
+    pair = Pair(theirs, model.config, model.params, EOS["llama"])
+    inputs = [tokenizer(text)["input_ids"] for text in prompts]
+    for beams in (1, 4):
+        wanted = pair.transformers_answers(inputs, num_beams=beams, max_new_tokens=8)
+        decoding = DecodingConfig(num_beams=beams, max_new_tokens=8, eos_ids=EOS["llama"])
+        assert pair.answers(decoding, inputs) == wanted
+        assert all(len(ids) == 8 for ids in wanted)

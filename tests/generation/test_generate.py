@@ -1,6 +1,7 @@
 """Drawn answers: each row's own, the same again from the same seed, shown as they come, cut at stop texts."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -67,6 +68,15 @@ def test_a_row_is_the_same_alone_and_in_any_batch(pairs, kind):
     # One input asked twice is two samples of it.
     twice = pair.answers(dataclasses.replace(decoding, num_samples=1), [row for row in INPUTS for _ in range(2)])
     assert twice == together
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_draws_for_each_row_its_own_too(pairs, kind):
+    pair, decoding = pairs[kind], drawn(kind, num_samples=2, top_p=0.95)
+    run = functools.partial(generate, pair.config, Compute(dtype="bfloat16"), pair.params)
+    together = run(INPUTS, decoding)
+    assert len(set(map(tuple, together))) > len(INPUTS), "samples should differ"
+    assert run(INPUTS[1:2], decoding) == together[2:4]
 
 
 @pytest.mark.parametrize("kind", KINDS)

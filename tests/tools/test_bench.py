@@ -134,3 +134,13 @@ def test_loading_is_measured_beside_transformers() -> None:
         ("transformers, folder to folder", "0"),
     ]
     assert len(re.findall(r"^RATIO ", printed, re.MULTILINE)) == len(lines)
+
+
+def test_scoring_is_compared_with_the_harnesss_own_model(test_data: Path, flan_t5_small: Path) -> None:
+    printed = output("scoring", f"--data={test_data}", f"--model={flan_t5_small}")
+    assert re.findall(r"^RATIO [\d.]+  (.*)$", printed, re.M) == [
+        "scoring MMLU, flan_t5_small: flanjax against hf",
+    ]
+    (apart, same) = re.findall(r"^8 requests: .* at most ([\d.e-]+) apart, is_greedy equal in (\d+)$", printed, re.M)[0]
+    assert float(apart) < 1e-3
+    assert same == "8"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import signal
 from pathlib import Path
 
 import jax
@@ -156,6 +157,19 @@ def test_resumed_equals_uninterrupted(train, tiny_run, tmp_path, name):
     train(tmp_path / "parts", name, train_steps=3)
     resumed = train(tmp_path / "parts", name, train_steps=8)
     tiny_run.assert_same_run(resumed, tmp_path / "parts", whole, tmp_path / "whole")
+
+
+def test_a_signal_from_outside_is_not_taken_for_a_difference(train, tiny_run, tmp_path):
+    class Terminated(tiny_run.Batches):
+        def __next__(self):
+            if self.position == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return super().__next__()
+
+    whole = train(tmp_path / "whole", "norms", train_steps=3)
+    stopped = train(tmp_path / "stopped", "norms", train_steps=3, batches=Terminated())
+    with pytest.raises(AssertionError, match="SIGTERM from outside stopped a run at step 2"):
+        tiny_run.assert_same_run(stopped, tmp_path / "stopped", whole, tmp_path / "whole")
 
 
 def test_a_checkpoint_has_what_moves_alone(train, tiny_run, tmp_path):

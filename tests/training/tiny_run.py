@@ -140,7 +140,13 @@ def parameter_sum(params, should_stop) -> dict[str, float]:
 
 
 def assert_same_run(resumed, resumed_dir, whole, whole_dir):
-    """Every line of the log, and each parameter by name, so that a difference says where it begins."""
+    """Every line of the log, and each parameter by name, so that a difference says where it begins.
+
+    A signal to the process of the tests, such as that of a time limit around them, ends a run early and in good order:
+    what is then different says nothing of resuming.
+    """
+    for result in (resumed, whole):
+        assert result.stopped_by is None, f"{result.stopped_by} from outside stopped a run at step {result.step}"
 
     def log(run_dir):
         lines = read_json_lines(Path(run_dir) / "metrics.jsonl")
