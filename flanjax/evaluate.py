@@ -1,18 +1,17 @@
 """Measures a model: `python -m flanjax.evaluate --model=DIR --suite=mmlu-flan --output=DIR`.
 
 The model is a run directory or whatever `flanjax.load` opens. Each suite is a published test set in one way of
-prompting (`flanjax.evaluation.suites`); its figures stand beside those of copying and guessing, in report.json, .md and
-.html, with the answers. Two such folders are compared by `--compare A B --output=DIR`.
+prompting (`flanjax.evaluation.suites`), each `--mixture` the held-out split of a mixture or task, of ours or of seqio,
+with the metrics that its tasks bring. Figures stand beside those of copying and guessing, in report.json, .md and
+.html, with the answers. The same command goes on where it was killed. Two such folders are compared by
+`--compare A B --output=DIR`.
 """
 
 import argparse
-import datetime
-import importlib.metadata
+import functools
 import json
-import platform
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,46 +19,12 @@ from flanjax import doors
 
 if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.console import Console
-    from flanjax.evaluation.benchmark import Benchmark, Instance, Prediction, Result
-    from flanjax.evaluation.report import Measured
+    from flanjax.data.catalog import Modules
+    from flanjax.evaluation.asking import Asked
+    from flanjax.evaluation.benchmark import Benchmark, Prediction, Result
     from flanjax.loading import Model
 
-SETTINGS = "evaluation.json"
-_AT_ONCE = 64  # instances handed to the model together; it sorts them by length
-
-
-class Answers:
-    """A loaded model as `flanjax.evaluation.benchmark.Model` wants one.
-
-    Arguments:
-      model: of `flanjax.load`.
-      chat: whether it is asked in its chat template.
-      batch_size: texts that go through it together.
-    """
-
-    def __init__(self, model: "Model", *, chat: bool = False, batch_size: int = 16):
-        self._model, self._chat, self._batch_size = model, chat, batch_size
-
-    def generate(self, instances: "Sequence[Instance]", max_new_tokens: int, stop: Sequence[str]) -> list[str]:
-        """The greedy answer to each instance, up to the first of the stop texts."""
-        how: dict[str, Any] = {"stop": tuple(stop), "batch_size": self._batch_size}
-        if not self._chat:
-            return self._model.generate([instance.prompt for instance in instances], max_new_tokens, **how)
-        conversations = [
-            [{"role": turn.role, "content": turn.text} for turn in instance.conversation] for instance in instances
-        ]
-        return self._model.chat(conversations, max_new_tokens, **how)
-
-    def tokens(self, texts: Iterable[str]) -> int:
-        """How many tokens texts are, without those that begin or end one, or make a turn of chat."""
-        return sum(len(self._model.vocabulary.encode(text)) for text in texts)
-
-    def loglikelihoods(self, instances: "Sequence[Instance]") -> list[tuple[float, ...]]:
-        """The log-likelihood of each choice after the prompt and one space, its end not counted."""
-        pairs = [(instance.prompt, f" {choice}") for instance in instances for choice in instance.choices]
-        texts, choices = zip(*pairs, strict=True)
-        scores = iter(self._model.score_continuations(texts, choices, batch_size=self._batch_size))
-        return [tuple(next(scores) for _ in instance.choices) for instance in instances]
+_BY_CONTENT = ("model", "adapter", "data")  # a model and its questions are known by what they hold, not where they lie
 
 
 def evaluate(
@@ -67,23 +32,35 @@ def evaluate(
     suites: Sequence[str],
     output: str | Path,
     *,
+    mixtures: Sequence[str] = (),
+    tasks: "Modules | None" = None,
+    split: str | None = None,
     data: str = "",
     adapter: str | Path | None = None,
+    step: int | None = None,
     limit: int | None = None,
     perturbations: Sequence[str] = (),
     chat: bool = False,
     batch_size: int = 16,
     seed: int = 0,
     console: "Console | None" = None,
-) -> dict[str, dict[str, float]]:
-    """Answers the suites, writes the report, and returns the averages: suite, metric, percent.
+) -> dict[str, dict[str, Any]]:
+    """Answers suites and mixtures, writes the report, and returns the averages: its name, metric, percent.
+
+    A metric that a mixture's task brings is under `task/metric` and as the task gives it.
+
+    Called again with an output that it was killed over, it goes on with the answers that are there.
 
     Arguments:
       model: as `flanjax.load` opens it.
       suites: names in `flanjax.evaluation.suites.SUITES`.
       output: the folder of the report; it is made.
+      mixtures: mixtures or tasks, or paths of one's own data, whose held-out split is answered.
+      tasks: task modules that they need and their options; a shipped mixture needs none.
+      split: of the mixtures; None for validation or else test.
       data: where the suite's files are; "" for the dataset's own folder (`flanjax.data.tasks.dataset_folder`).
       adapter: a PEFT folder put on the model.
+      step: of a run's checkpoint; None for the latest.
       limit: instances of each task; None for all.
       perturbations: of `flanjax.evaluation.perturbations`; each asks everything once more.
       chat: whether the model is asked in its chat template.
@@ -92,100 +69,115 @@ def evaluate(
       console: told of progress.
 
     Raises:
-      FlanjaxError: there is no such suite, no data, no model, or the folder cannot be written.
+      FlanjaxError: there is no such suite, no data, no model, the output holds another evaluation, or it cannot be
+        written.
     """
     from flanjax.evaluation.benchmark import BenchmarkError
+    from flanjax.evaluation.measuring import chosen, measure, questions_of, write_evaluation, write_settings
+    from flanjax.evaluation.mixtures import find, of_mixture
     from flanjax.evaluation.perturbations import perturbed
-    from flanjax.evaluation.report import write_report
-    from flanjax.evaluation.suites import first_of_each_task, suite
-    from flanjax.files import write_whole
+    from flanjax.evaluation.suites import first_of_each_task
     from flanjax.loading import load
 
-    if data and len({suite(name).dataset for name in suites}) > 1:
-        raise BenchmarkError(f"--data={data} is of one dataset, and the suites are of several: one call for each")
-    for name in suites:
-        benchmark = first_of_each_task(suite(name).benchmark(data), limit)
+    found = [find(mixture, tasks or {}, split=split) for mixture in mixtures]
+    for name, benchmark in chosen(suites, data, limit).items():
         if chat and benchmark.mode == "choices":
             raise BenchmarkError(f"suite {name!r} scores choices after a plain text: leave --chat out")
-        for perturbation in perturbations:
-            perturbed(benchmark, perturbation)
-    loaded = load(model, adapter=adapter)
-    answers = Answers(loaded, chat=chat, batch_size=batch_size)
-    measured = []
-    for name in suites:
-        whole = suite(name).benchmark(data, loaded.vocabulary)
-        benchmark = first_of_each_task(whole, limit)
-        forms = {perturbation: perturbed(benchmark, perturbation, seed=seed) for perturbation in perturbations}
-        measured.append(_measure(benchmark, whole, forms, answers, seed, console))
-    settings = {"model": str(model), "suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
-    settings |= {"adapter": None if adapter is None else str(adapter), "perturbations": list(perturbations)}
-    facts = {name: json.dumps(value) for name, value in settings.items()}
-    write_report(output, str(model), measured, facts=facts | _facts(loaded), seed=seed)
-    write_whole(Path(output) / SETTINGS, json.dumps(settings, indent=2) + "\n")
-    return {
-        name: {metric: each.result.average(metric) for metric in each.result.benchmark.metrics}
-        for name, each in zip(suites, measured, strict=True)
+        for change in perturbations:
+            perturbed(benchmark, change)
+    settings: dict[str, Any] = {"model": str(model), "adapter": None if adapter is None else str(adapter)}
+    settings |= {"suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
+    settings |= {"perturbations": list(perturbations), "mixtures": list(mixtures), "split": split}
+    _refuse_another(Path(output), settings)
+    asked = _asked(load(model, step=step, adapter=adapter), chat=chat, batch_size=batch_size)
+    benchmarks = chosen(suites, data, limit, asked.vocabulary)
+    for each in found:
+        benchmark = of_mixture(each, asked.vocabulary, limit=limit, seed=seed)
+        benchmarks[each.name] = first_of_each_task(benchmark, limit)
+    settings["parameters"] = asked.identity
+    forms = {
+        name: {change: perturbed(benchmark, change, seed=seed) for change in perturbations}
+        for name, benchmark in benchmarks.items()
     }
+    every = [form for name, one in benchmarks.items() for form in (one, *one.probes.values(), *forms[name].values())]
+    settings["questions"] = {form.name: questions_of(form)[1] for form in every}
+    _refuse_another(Path(output), settings)
+    write_settings(Path(output), settings)
+    answered = functools.partial(_answered, asked=asked, output=Path(output), console=console)
+    measured = {
+        name: measure(benchmark, answered, asked.tokens, perturbed=forms[name], seed=seed)
+        for name, benchmark in benchmarks.items()
+    }
+    write_evaluation(Path(output), str(model), measured, settings, asked.facts)
+    return {name: _figures(each.result) for name, each in measured.items()}
 
 
-def _measure(
-    benchmark: "Benchmark",
-    whole: "Benchmark",
-    forms: "Mapping[str, Benchmark]",
-    answers: Answers,
-    seed: int,
-    console: "Console | None",
-) -> "Measured":
-    from flanjax.evaluation.baselines import baselines
-    from flanjax.evaluation.benchmark import evaluate as score
-    from flanjax.evaluation.report import Measured
+def _figures(result: "Result") -> dict[str, Any]:
+    """Averages in percent, and what the tasks' own metrics give."""
+    from flanjax.evaluation.mixtures import OWN_METRICS
 
-    started = time.monotonic()
-    result = _answered(benchmark, answers, console)
-    seconds = time.monotonic() - started
-    return Measured(
-        result=result,
-        baselines={name: score(benchmark, found) for name, found in baselines(benchmark, seed, whole).items()},
-        probes={name: _answered(probe, answers, console) for name, probe in benchmark.probes.items()},
-        perturbed={name: _answered(form, answers, console) for name, form in forms.items()},
-        seconds=seconds,
-        prompt_tokens=[answers.tokens([each.instance.prompt]) for each in result.outcomes],
-        answer_tokens=[
-            answers.tokens([each.prediction.text] if benchmark.mode == "generate" else each.instance.choices)
-            for each in result.outcomes
-        ],
+    figures: dict[str, Any] = {metric: result.average(metric) for metric in result.benchmark.metrics}
+    if own := result.benchmark.tables.get(OWN_METRICS):
+        figures |= {f"{task}/{name}": value for task, row in own(result).items() for name, value in row.items()}
+    return figures
+
+
+def _asked(model: "Model", *, chat: bool, batch_size: int) -> "Asked":
+    from flanjax.data.chat import own_chat
+    from flanjax.evaluation.asking import Asked
+    from flanjax.evaluation.benchmark import BenchmarkError
+
+    template = own_chat(model.vocabulary) if chat else None
+    if chat and template is None:
+        raise BenchmarkError(
+            f"{model.vocabulary.path} brings no chat template, so this model was trained without one: leave --chat out"
+        )
+    return Asked(
+        config=model.config,
+        compute=model.compute,
+        params=model.params,
+        vocabulary=model.vocabulary,
+        prefix_lm=model.prefix_lm,
+        chat=template,
+        batch_size=batch_size,
     )
 
 
-def _facts(model: "Model") -> dict[str, str]:
-    """What was measured with, beside the settings."""
-    import jax
-
-    device = jax.devices()[0]
-    facts = {name: importlib.metadata.version(name) for name in ("flanjax", "jax", "numpy", "rouge-score")}
-    facts["python"] = platform.python_version()
-    facts["device"] = f"{device.platform}, {device.device_kind}"
-    facts["computed in"] = model.compute.dtype
-    facts["parameters"] = f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,}"
-    facts["date"] = datetime.date.today().isoformat()
-    return facts
-
-
-def _answered(benchmark: "Benchmark", answers: Answers, console: "Console | None") -> "Result":
-    from flanjax.evaluation.benchmark import evaluate as score
-    from flanjax.evaluation.benchmark import predict
+def _answered(
+    benchmark: "Benchmark", asked: "Asked", output: Path, console: "Console | None"
+) -> "Iterator[Prediction]":
+    """The predictions, kept in the output as they come, with a bar."""
+    from flanjax.evaluation.measuring import ask
+    from flanjax.evaluation.report import answers_name
 
     total = sum(1 for _ in benchmark.load())
-
-    def predictions() -> "Iterator[Prediction]":
-        for done, prediction in enumerate(predict(benchmark, answers, _AT_ONCE), 1):
-            if console is not None:
-                console.progress("evaluating", done, total, benchmark.name)
-            yield prediction
+    for done, prediction in enumerate(ask(benchmark, asked, file=output / answers_name(benchmark.name)), 1):
         if console is not None:
-            console.close_progress("evaluating")
+            console.progress("evaluating", done, total, benchmark.name)
+        yield prediction
+    if console is not None:
+        console.close_progress("evaluating")
 
-    return score(benchmark, predictions())
+
+def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuses a folder with an evaluation of another model or with other settings, of those that are known yet."""
+    from flanjax.evaluation.benchmark import BenchmarkError
+    from flanjax.evaluation.measuring import SETTINGS
+
+    if not (folder / SETTINGS).exists():
+        return
+    before = _settings(folder)
+    differing = [
+        f"{name}: it was {before.get(name)!r}, now it is {value!r}"
+        for name, value in settings.items()
+        if name not in _BY_CONTENT and before.get(name) != value
+    ]
+    if differing:
+        raise BenchmarkError(
+            f"{folder} holds another evaluation, which cannot go on:\n  "
+            + "\n  ".join(differing)
+            + "\ngive another --output, or remove that folder"
+        )
 
 
 def compare(first: str | Path, second: str | Path, output: str | Path) -> list[dict[str, Any]]:
@@ -196,10 +188,13 @@ def compare(first: str | Path, second: str | Path, output: str | Path) -> list[d
     """
     from flanjax.evaluation.benchmark import BenchmarkError, read_predictions
     from flanjax.evaluation.benchmark import evaluate as score
-    from flanjax.evaluation.report import write_comparison
+    from flanjax.evaluation.report import answers_name, write_comparison
     from flanjax.evaluation.suites import first_of_each_task, suite
 
     settings = [_settings(Path(folder)) for folder in (first, second)]
+    for folder in (first, second):
+        if not (Path(folder) / "report.json").exists():
+            raise BenchmarkError(f"{folder}: the evaluation there is not finished: give its command again")
     both = [name for name in settings[0]["suites"] if name in settings[1]["suites"]]
     if not both or settings[0]["limit"] != settings[1]["limit"]:
         raise BenchmarkError(
@@ -209,7 +204,7 @@ def compare(first: str | Path, second: str | Path, output: str | Path) -> list[d
     pairs = []
     for name in both:
         benchmark = first_of_each_task(suite(name).benchmark(settings[0]["data"]), settings[0]["limit"])
-        files = [Path(folder) / f"{benchmark.name}.answers.jsonl" for folder in (first, second)]
+        files = [Path(folder) / answers_name(benchmark.name) for folder in (first, second)]
         one, other = (score(benchmark, read_predictions(file)) for file in files)
         pairs.append((one, other))
     return write_comparison(output, (Path(first).name, Path(second).name), pairs, seed=settings[0]["seed"])
@@ -217,6 +212,7 @@ def compare(first: str | Path, second: str | Path, output: str | Path) -> list[d
 
 def _settings(folder: Path) -> dict[str, Any]:
     from flanjax.evaluation.benchmark import BenchmarkError
+    from flanjax.evaluation.measuring import SETTINGS
 
     try:
         settings = json.loads((folder / SETTINGS).read_text())
@@ -232,9 +228,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--suite", action="append", default=[], metavar="NAME", help="a test set; may be repeated; `list` lists them"
     )
+    parser.add_argument(
+        "--mixture", action="append", default=[], metavar="NAME", help="a mixture or task, held out; may be repeated"
+    )
+    parser.add_argument("--tasks", action="append", default=[], metavar="MODULE", help="a task module of your own")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="for each --tasks module, or the mixture's"
+    )
+    parser.add_argument("--split", metavar="NAME", help="of the mixtures (default: validation, or else test)")
     parser.add_argument("--data", default="", metavar="DIR", help="its files (default: $FLANJAX_DATA_DIR/<dataset>)")
     parser.add_argument("--output", metavar="DIR", help="the report's folder")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
+    parser.add_argument("--step", type=int, metavar="N", help="of a run's checkpoint (default: the latest)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N instances of each task (default: all)")
     parser.add_argument(
         "--perturb",
@@ -253,8 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "list" not in flags.suite:
         if flags.output is None:
             parser.error("--output says where the report goes")
-        if not flags.compare and not (flags.model and flags.suite):
-            parser.error("--model and --suite say what is measured")
+        if not flags.compare and not (flags.model and (flags.suite or flags.mixture)):
+            parser.error("--model, and --suite or --mixture, say what is measured")
+        if (flags.tasks or flags.option or flags.split) and not flags.mixture:
+            parser.error("--tasks, --option and --split go with --mixture")
     return doors.run_door(lambda: _main(flags))
 
 
@@ -277,8 +284,12 @@ def _main(flags: argparse.Namespace) -> int:
                 flags.model,
                 flags.suite,
                 flags.output,
+                mixtures=flags.mixture,
+                tasks=_modules(flags),
+                split=flags.split,
                 data=flags.data,
                 adapter=flags.adapter,
+                step=flags.step,
                 limit=flags.limit,
                 perturbations=flags.perturb,
                 chat=flags.chat,
@@ -286,10 +297,24 @@ def _main(flags: argparse.Namespace) -> int:
                 seed=flags.seed,
                 console=console,
             )
-            rows = [[name, metric, f"{value:.2f}"] for name, each in found.items() for metric, value in each.items()]
-            console.table(("suite", "metric", "%"), rows)
+            rows = [
+                [name, metric, f"{value:.2f}" if isinstance(value, float) else value]
+                for name, each in found.items()
+                for metric, value in each.items()
+            ]
+            console.table(("measured", "metric", "value"), rows)
         console.line(f"wrote {flags.output}")
     return 0
+
+
+def _modules(flags: argparse.Namespace) -> "Modules":
+    """The task modules that the flags name, each with the options."""
+    if not flags.mixture:
+        return {}
+    from flanjax.data.catalog import bringing
+
+    options = doors.option_values(flags.option)
+    return dict.fromkeys(flags.tasks or (options and [bringing(mixture) for mixture in flags.mixture]) or (), options)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from flanjax.data.chat_templates import Message
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError
+from flanjax.generation.continuations import continuation_ids
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import OnText, generate
 from flanjax.generation.scoring import Score, score
@@ -118,15 +119,10 @@ class Model:
           LoadingError: as `score`.
         """
         _require_pairs("texts", texts, "continuations", continuations)
-        encode = self.vocabulary.encode
-        if self.vocabulary.separate_inputs:
-            return self.score(
-                texts, [text.lstrip() for text in continuations], prompt=prompt, eos=False, batch_size=batch_size
-            )
-        befores = [encode(text) for text in texts]
-        wholes = [encode(text + continuation) for text, continuation in zip(texts, continuations, strict=True)]
-        targets = [whole[len(before) :] for before, whole in zip(befores, wholes, strict=True)]
-        inputs = [self.vocabulary.as_inputs(before) for before in befores]
+        read = [
+            continuation_ids(self.vocabulary, *pair) for pair in zip(texts, ([c] for c in continuations), strict=True)
+        ]
+        inputs, targets = [ids for ids, _ in read], [ids for _, (ids,) in read]
         return [score.total for score in self._scores(inputs, targets, prompt, batch_size)]
 
     def _scores(

@@ -13,11 +13,14 @@ import numpy as np
 
 from flanjax.console import Console, byte_size, duration
 from flanjax.evaluation.answers import Report
+from flanjax.evaluation.evaluators import MixtureEvaluator, SuiteEvaluator
+from flanjax.evaluation.run_reports import keep_evaluation
 from flanjax.files import read_json_lines, write_whole
 from flanjax.models.model import logical_axes
 from flanjax.run import Prepared
 from flanjax.sharding.hosts import is_first
 from flanjax.training.interfaces import Progress
+from flanjax.training.metrics import LOG
 from flanjax.training.optimizers import rate_factors
 from flanjax.training.step import MemoryUse, StateLayout
 from flanjax.tuning.partition import flatten, trainable_axes
@@ -34,6 +37,7 @@ class Narrator:
         self._console = console
         self._prepared = prepared
         self._samples = Path(prepared.run.model_dir) / SAMPLES
+        self._values: dict[str, float] = {}  # of the evaluation that is being told
 
     def start(self, layout: StateLayout) -> None:
         """The start-up lines: configuration, data, parameters."""
@@ -96,8 +100,14 @@ class Narrator:
             return
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._console.line(f"step {step:,}  {split}: {shown}")
-        if evaluator.report is not None and is_first():
+        if not is_first():
+            return
+        if isinstance(evaluator, MixtureEvaluator) and evaluator.report is not None:
             self._keep(step, split, evaluator.report)
+        self._values |= {f"{split}/{name}": value for name, value in values.items()}
+        if split == [*self._prepared.evaluators][-1]:
+            self._keep_suites(step)
+            self._values = {}
 
     def notice(self, message: str) -> None:
         """Prints a notice."""
@@ -124,8 +134,33 @@ class Narrator:
         ]
         write_whole(self._samples, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
+    def _keep_suites(self, step: int) -> None:
+        """Keeps the reports of this evaluation's suites, the last of which was told just now."""
+        measured = {
+            name: evaluator.measured
+            for name, evaluator in self._prepared.evaluators.items()
+            if isinstance(evaluator, SuiteEvaluator) and evaluator.measured is not None
+        }
+        if not measured:
+            return
+        run = self._prepared.run
+        config, metric = run.evaluation, run.train.best_metric
+        assert metric is not None  # that of a suite at the least
+        settings = {"suites": list(measured), "data": config.suite_data, "limit": config.suite_limit}
+        settings |= {"chat": config.suite_chat, "seed": config.suite_seed}
+        keep_evaluation(
+            Path(run.model_dir),
+            step,
+            measured,
+            settings,
+            metric=metric,
+            value=self._values[metric],
+            lowest=run.train.lowest_is_best,
+        )
+
     def answers(self) -> None:
         """Answers and scores per task of the first and the last evaluation, side by side."""
+        self._suites()
         lines = read_json_lines(self._samples)
         for mixture in self._prepared.evaluators:
             steps = sorted({line["step"] for line in lines if line["mixture"] == mixture})
@@ -146,6 +181,19 @@ class Narrator:
                     self._console.line(f"    wanted: {_short(after['references'][0])}")
             for metric in self._prepared.run.evaluation.metrics:
                 self._scores(metric, first, last)
+
+    def _suites(self) -> None:
+        """Averages of the suites in the first and the last evaluation."""
+        lines = read_json_lines(Path(self._prepared.run.model_dir) / LOG)
+        rows = []
+        for name, evaluator in self._prepared.evaluators.items():
+            told = [line for line in lines if line["split"] == name and isinstance(evaluator, SuiteEvaluator)]
+            for metric in evaluator.values if told else ():
+                figures = [f"{line['values'][metric]:.2f} (step {line['step']})" for line in (told[0], told[-1])]
+                rows.append((f"{name}/{metric}", *figures))
+        if rows:
+            self._console.heading("Test sets, %")
+            self._console.table(("", "first", "last"), rows)
 
     def _scores(self, metric: str, first: list[dict], last: list[dict]) -> None:
         rows = []

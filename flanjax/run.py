@@ -8,6 +8,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,15 @@ import jax
 import ml_collections
 import optax
 
-from flanjax.data.cache import CachedMixture, NoSuchSplitError
 from flanjax.data.catalog import resolve_all
-from flanjax.data.chat import Chat
-from flanjax.data.loader import DataConfig, PackedBatches, eval_batches
+from flanjax.data.loader import DataConfig, PackedBatches
 from flanjax.data.mixing import Proportional
 from flanjax.data.packing import Layout, RowLengths
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.provenance import Request, is_current
-from flanjax.data.report import overlong_line, survey
 from flanjax.data.vocabularies import CHAT_TEMPLATE_FILE, Vocabulary, VocabularySource
-from flanjax.errors import nearest
-from flanjax.evaluation.answers import questions
-from flanjax.evaluation.evaluators import EvaluationConfig, MixtureEvaluator
+from flanjax.evaluation.evaluators import EvaluationConfig
+from flanjax.evaluation.measuring import chosen, questions_of
 from flanjax.files import write_whole
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run
@@ -38,6 +35,7 @@ from flanjax.models.config import Compute, T5Config
 from flanjax.models.decoder_config import DecoderConfig, Rotary
 from flanjax.models.model import ModelConfig, abstract_params, build, model_settings, require_t5
 from flanjax.models.parameters import Params
+from flanjax.run_evaluations import Evaluators, Trained, make_evaluators, with_best
 from flanjax.sharding.hosts import agree, is_first, row_shards_of_host, wait_for_all
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.starting_point import RunError, StartingPoint
@@ -123,7 +121,7 @@ class Prepared:
     model: ModelConfig
     vocabulary: Vocabulary
     batches: PackedBatches
-    evaluators: Mapping[str, MixtureEvaluator]
+    evaluators: Evaluators
     mesh: jax.sharding.Mesh
     settings: ml_collections.ConfigDict
     initial_params: Callable[[Params], Params]
@@ -167,6 +165,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     run = _with_layout(run, decoder=start.is_decoder)
     start.check_model()
     _check_methods(run, notice)
+    of_suites = run.evaluation.suites, run.evaluation.suite_data, run.evaluation.suite_limit
+    chosen(*of_suites)  # they are there: before hours of materialising
     mesh = make_mesh(run.mesh)
     rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
     if is_first():
@@ -189,10 +189,26 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     adapter = None if start.adapter is None else digest(start.adapter.params)
     settings = _settings(run, model, batches, base=start.base(), adapter=adapter)
     agree("the configuration and the data of the run", settings.to_json(sort_keys=True))
-    evaluators = _evaluators(run, model, vocabulary, batches.row_lengths, mesh, notice)
-    _check_best(run.train, evaluators)
+    suites = chosen(*of_suites, vocabulary)
+    questions = {name: questions_of(benchmark)[1] for name, benchmark in suites.items()}  # reads all of them
+    agree("the questions of EvaluationConfig.suites", json.dumps(questions))
+    evaluators = make_evaluators(
+        run.evaluation,
+        run.data,
+        Trained(
+            model=model,
+            compute=run.compute,
+            loss=run.loss,
+            mesh=mesh,
+            vocabulary=vocabulary,
+            template=batches.mixture.chat_template,
+            row_lengths=batches.row_lengths,
+        ),
+        suites,
+        notice,
+    )
     return Prepared(
-        run=run,
+        run=dataclasses.replace(run, train=with_best(run.train, evaluators)),
         model=model,
         vocabulary=vocabulary,
         batches=batches,
@@ -264,107 +280,6 @@ def _placeholders(methods: Sequence[Method]) -> Placeholders:
     """What methods keep in front of every example; of them alone, as the model may not be read yet."""
     tasks = [task for method in methods for task in method.prompt_tasks]
     return Placeholders(sum(method.prompt_length for method in methods), tuple(tasks))
-
-
-def _evaluators(
-    run: Run,
-    model: ModelConfig,
-    vocabulary: Vocabulary,
-    row_lengths: RowLengths,
-    mesh: jax.sharding.Mesh,
-    notice: Callable[[str], None],
-) -> dict[str, MixtureEvaluator]:
-    """One evaluator for the run's own mixture, where it has held-out examples, and one for each other mixture."""
-    config, found = run.evaluation, {}
-    placeholders = _placeholders(methods_of(model))
-    text_room, prefix_lm = placeholders.text_room(row_lengths), run.data.layout == "prefix_lm"
-    rows = row_shards_of_host(mesh).rows(run.data.batch_rows)
-    for mixture in dict.fromkeys([run.data.mixture, *config.mixtures]):
-        try:
-            opened = CachedMixture.open(run.data.cache_dir, mixture, config.split)
-        except NoSuchSplitError:
-            if mixture in config.mixtures:
-                raise
-            notice(f"{mixture} has no split {config.split!r}: it is not evaluated")
-            continue
-        if opened.vocabulary.identity != vocabulary.identity:
-            raise RunError(
-                f"{mixture} was tokenised with vocabulary {opened.vocabulary.identity}, {run.data.mixture} with "
-                f"{vocabulary.identity}: a run has one. Set VOCABULARY={vocabulary.path} to materialise both with it"
-            )
-        tasks = opened.tasks
-        placeholders.numbers([task.name for task in tasks])  # each has one, or the run is refused here
-        surveyed = survey(tasks, [float(len(task) > 0) for task in tasks], text_room, run.data.overlong)
-        if line := overlong_line(surveyed, run.data.overlong):
-            notice(f"{mixture}, split {config.split!r}: {line}")
-
-        def batches(tasks: Any = tasks) -> Any:
-            return eval_batches(
-                tasks,
-                row_lengths,
-                run.data.batch_rows,
-                rows=rows,
-                window=run.data.window,
-                overlong=run.data.overlong,
-                pack=run.data.pack,
-                prefix_lm=prefix_lm,
-                max_examples_per_task=_share(config.loss_examples, tasks),
-                placeholders=placeholders,
-            )
-
-        found[mixture] = MixtureEvaluator(
-            model=model,
-            compute=run.compute,
-            loss=run.loss,
-            mesh=mesh,
-            batches=batches,
-            questions=questions(
-                tasks,
-                _share(config.questions, tasks) or 0,
-                _question_room(model, text_room, config.max_new_tokens),
-                run.data.overlong,
-            ),
-            prefix_lm=prefix_lm,
-            vocabulary=vocabulary,
-            end_ids=None if opened.chat_template is None else Chat(opened.chat_template, vocabulary).end_ids,
-            max_new_tokens=config.max_new_tokens,
-            metrics=config.metrics,
-        )
-    return found
-
-
-def _question_room(model: ModelConfig, text_room: RowLengths, max_new_tokens: int) -> RowLengths:
-    """Room for a question whose answer still stands in positions that the model has.
-
-    Raises:
-      RunError: there is none.
-    """
-    if not isinstance(model, DecoderConfig):
-        return text_room
-    left = model.text_positions - model.prompt_length - max_new_tokens
-    if left < 2:
-        raise RunError(
-            f"EvaluationConfig.max_new_tokens is {max_new_tokens}, and the model has {model.max_positions} positions: "
-            "no question has room before such an answer"
-        )
-    return (min(text_room[0], left - 1),)
-
-
-def _check_best(config: TrainConfig, evaluators: Mapping[str, MixtureEvaluator]) -> None:
-    """Refuses to keep the best checkpoints by what nobody measures."""
-    measured = [f"{name}/{value}" for name, evaluator in evaluators.items() for value in evaluator.values]
-    if config.keep_best and not measured:
-        raise RunError(f"TrainConfig.keep_best is {config.keep_best}, but nothing is evaluated: set EVAL_MIXTURES")
-    if config.best_metric is not None and config.best_metric not in measured:
-        raise RunError(
-            f"TrainConfig.best_metric={config.best_metric}: no evaluation of this run gives it"
-            f"{nearest(config.best_metric, measured)}; there are {', '.join(measured) or 'none'}"
-        )
-
-
-def _share(examples: int | None, tasks: Sequence[Any]) -> int | None:
-    """Examples of each task, at least one where there are any."""
-    return examples and max(examples // len(tasks), 1)
 
 
 def _settings(

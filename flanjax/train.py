@@ -127,7 +127,9 @@ def _finish(run: "Run", hf_class: str, console: "Console") -> None:
     from flanjax.export import export
 
     console.heading("Done")
-    console.line(f"run directory: {run.model_dir} (metrics.jsonl, loss.png, samples.jsonl, tensorboard, checkpoints)")
+    kept = "metrics.jsonl, loss.png, samples.jsonl, tensorboard, checkpoints"
+    kept += ", evaluations" if run.evaluation.suites else ""
+    console.line(f"run directory: {run.model_dir} ({kept})")
     if run.export_to is None:
         console.line(f"export it: python -m flanjax.export --run={run.model_dir} --output=DIR")
         return

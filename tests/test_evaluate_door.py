@@ -1,6 +1,11 @@
 """`python -m flanjax.evaluate`: published test sets asked of tiny models, the report, and two runs compared."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,8 +15,9 @@ import pytest
 import flanjax
 from flanjax import evaluate
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
+from flanjax.evaluation.asking import Asked
+from flanjax.evaluation.benchmark import Instance, read_predictions
 from flanjax.evaluation.benchmark import evaluate as scored
-from flanjax.evaluation.benchmark import read_predictions
 from flanjax.evaluation.suites import SUITES, first_of_each_task
 from flanjax.interchange.any_model import write_hf_model
 from flanjax.models.config import T5Config
@@ -85,7 +91,7 @@ def test_choices_get_their_log_likelihood_after_the_prompt(
 ) -> None:
     model = flanjax.load(folder_of(config, vocabulary, tmp_path / "model"))
     instance = next(SUITES["mmlu-flan"].benchmark(str(mmlu)).load())
-    (found,) = evaluate.Answers(model).loglikelihoods([instance])
+    (found,) = evaluate._asked(model, chat=False, batch_size=16).loglikelihoods([instance])
     alone = [
         model.score_continuations([instance.prompt], [f" {choice}"], batch_size=1)[0] for choice in instance.choices
     ]
@@ -147,7 +153,7 @@ def test_what_cannot_be_measured_is_refused_before_the_model_is_read(
     for flags, said in {
         ("--suite=mlmu", f"--data={mmlu}"): "did you mean 'mmlu'?",
         ("--suite=mmlu", f"--data={nowhere}"): f"{nowhere}: there is nothing",
-        ("--suite=mmlu", "--suite=bbh", f"--data={mmlu}"): "one call for each",
+        ("--suite=mmlu", "--suite=bbh", f"--data={mmlu}"): "folder of one dataset",
         ("--suite=mmlu", f"--data={mmlu}", "--chat"): "leave --chat out",
         ("--suite=mmlu", f"--data={mmlu}", "--limit=0"): "1 at the least",
         ("--suite=mmlu", f"--data={mmlu}", "--perturb=typo"): "no perturbation 'typo'",
@@ -157,6 +163,79 @@ def test_what_cannot_be_measured_is_refused_before_the_model_is_read(
     assert run("--compare", str(report), str(nowhere), f"--output={tmp_path / 'report'}") == 2
     assert "no evaluation lies there" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+ANSWERS = "mmlu-flan-0shot.answers.jsonl"
+
+
+def without_times(folder: Path) -> tuple[object, list[object]]:
+    """A report and its answers without what the clock said."""
+    summary = json.loads((folder / "report.json").read_text())
+    for each in summary["benchmarks"]:
+        del each["efficiency"]
+    lines = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()]
+    return summary, [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_an_evaluation_that_was_killed_goes_on_and_ends_as_one_that_was_not(
+    t5: Path, mmlu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (f"--model={t5}", "--suite=mmlu-flan", f"--data={mmlu}", "--limit=90")
+    assert run(*flags, f"--output={tmp_path / 'whole'}") == 0
+    command = [sys.executable, "-m", "flanjax.evaluate", *flags, f"--output={tmp_path / 'killed'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    answers = tmp_path / "killed" / ANSWERS
+    while not (answers.exists() and answers.read_bytes().count(b"\n")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    there = answers.read_bytes()
+    assert b'"scores"' not in there, "it was done before it was killed"
+    answers.write_bytes(there[:-5])  # as a kill may cut the last line short
+    kept = there[:-5].count(b"\n") // 64 * 64
+    asked: list[int] = []
+    loglikelihoods = Asked.loglikelihoods
+
+    def counted(self: Asked, instances: Sequence[Instance]) -> list[tuple[float, ...]]:
+        asked.append(len(instances))
+        return loglikelihoods(self, instances)
+
+    monkeypatch.setattr(Asked, "loglikelihoods", counted)
+    assert run(*flags, f"--output={tmp_path / 'killed'}") == 0
+    assert sum(asked) == 180 - kept
+    assert without_times(tmp_path / "killed") == without_times(tmp_path / "whole")
+    assert run(*flags, f"--output={tmp_path / 'killed'}") == 0
+    assert sum(asked) == 180 - kept, "what is whole is not asked again"
+    assert without_times(tmp_path / "killed") == without_times(tmp_path / "whole")
+
+
+def test_a_folder_goes_on_with_its_own_model_questions_and_settings_alone(
+    report: Path, t5: Path, vocabulary: Vocabulary, mmlu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = folder_of(T5, vocabulary, tmp_path / "other", seed=4)
+    moved = shutil.copytree(t5, tmp_path / "moved")
+    before = (report / "report.json").read_bytes()
+    flags = ("--suite=mmlu-flan", "--perturb=lower_case", f"--output={report}")
+    for model, changed, said in [
+        (other, ("--limit=4",), "parameters: it was"),
+        (t5, ("--limit=5",), "limit: it was 4, now it is 5"),
+        (t5, ("--limit=4", "--seed=1"), "seed: it was 0, now it is 1"),
+        (t5, ("--limit=4", "--suite=mmlu"), "suites: it was ['mmlu-flan'], now it is ['mmlu-flan', 'mmlu']"),
+    ]:
+        assert run(f"--model={model}", *flags, *changed, f"--data={mmlu}") == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert "give another --output" in error
+        assert (report / "report.json").read_bytes() == before
+    data = shutil.copytree(mmlu, tmp_path / "data")
+    assert run(f"--model={moved}", *flags, "--limit=4", f"--data={data}") == 0, "where they lie is of no account"
+    question = next((data / "test").iterdir())
+    text = question.read_text()
+    question.unlink()
+    question.write_text("x" + text)
+    assert run(f"--model={t5}", *flags, "--limit=4", f"--data={data}") == 2
+    assert "questions: it was" in capsys.readouterr().err
 
 
 def test_suites_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,8 +81,10 @@ def task_fingerprint(
     return fingerprint([*made_of, chat] if chat else made_of, files)
 
 
-def open_dataset(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary, *, seed: int) -> tf.data.Dataset:
-    """The preprocessed dataset of one split, in file order.
+def preprocessed(
+    task: seqio.Task, split: str, vocabulary: seqio.Vocabulary, *, seed: int
+) -> tuple[seqio.Task, tf.data.Dataset]:
+    """The task over a vocabulary, and the dataset of one split with all of its fields, in file order.
 
     Every task has its own stream of seeds, the same for all of its splits, so that a source may divide one shuffle of
     its rows among them.
@@ -104,13 +106,23 @@ def open_dataset(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary, *, 
                 f"task {task.name!r} gives {name} = {spec}, integers [tokens] are needed: do its preprocessors make "
                 "`inputs` and `targets` and end in seqio.preprocessors.tokenize and append_eos?"
             )
-    wanted = [*FEATURES, *(f"{name}_pretokenized" for name in FEATURES), "references", "id"]
     options = tf.data.Options()
     options.deterministic = True
     # One thread: most of the work is Python's, and ops that hold a random state keep one order.
     options.threading.private_threadpool_size = 1
+    return task, dataset.with_options(options)
+
+
+def open_dataset(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary, *, seed: int) -> tf.data.Dataset:
+    """The preprocessed dataset of one split with what a cache keeps of it.
+
+    Raises:
+        StreamError: as `preprocessed`.
+    """
+    _, dataset = preprocessed(task, split, vocabulary, seed=seed)
+    wanted = [*FEATURES, *(f"{name}_pretokenized" for name in FEATURES), "references", "id"]
     present = [name for name in wanted if name in dataset.element_spec]
-    return dataset.map(lambda example: {name: example[name] for name in present}).with_options(options)
+    return dataset.map(lambda example: {name: example[name] for name in present})
 
 
 def examples(
@@ -161,7 +173,7 @@ def examples(
     except FlanjaxError:
         raise
     except Exception as error:
-        raise bad_rows.error or StreamError(_reason(error)) from error
+        raise bad_rows.error or StreamError(failure(error)) from error
     counters["skipped_bad_rows"] = bad_rows.skipped
 
 
@@ -181,7 +193,7 @@ def texts(task: seqio.Task, split: str, *, seed: int, limit: int, bad_rows: BadR
     except FlanjaxError:
         raise
     except Exception as error:
-        raise bad_rows.error or StreamError(f"task {task.name!r}, {split}: {_reason(error)}") from error
+        raise bad_rows.error or StreamError(f"task {task.name!r}, {split}: {failure(error)}") from error
 
 
 class _StandIn(seqio.ByteVocabulary):
@@ -251,7 +263,7 @@ def _string(value: Any) -> str:
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _reason(error: Exception) -> str:
+def failure(error: Exception) -> str:
     """What went wrong in a task, without TensorFlow's trail of node names; the place is the innermost Python frame."""
     text = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
     head = text.split("Traceback (most recent call last)")[0].strip()

@@ -5,15 +5,17 @@
     result = evaluate(benchmark, predictions)
     result.average("exact_match"), result.by_task("exact_match")["navigate"]
 
-An instance is answered in one of two modes: "generate" (a text is written, and an answer read out of it) or "choices"
-(each choice is scored by its log-likelihood after the prompt). Nothing here knows a model: `Model` is what one has to
-offer. Instances are made from the published files one at a time; a malformed row is a BadRow with its place.
+An instance is answered in one of two modes, or in both: "generate" (a text is written, and an answer read out of it)
+and "choices" (each choice is scored by its log-likelihood after the prompt). Nothing here knows a model: `Model` is
+what one has to offer. Instances are made from the published files one at a time; a malformed row is a BadRow with its
+place.
 """
 
 import collections
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +25,7 @@ from flanjax.data.sources import BadRow, report_bad_row, text_field
 from flanjax.data.tasks import Turn
 from flanjax.errors import FlanjaxError
 
-Mode = Literal["generate", "choices"]
+Mode = Literal["generate", "choices", "both"]
 Average = Literal["instances", "tasks", "categories"]
 # Of each metric the values in [0, 1] that one instance adds to its mean: one, or several such as one an instruction.
 Scores = Mapping[str, tuple[float, ...]]
@@ -46,7 +48,9 @@ class Instance:
       prompt: the whole input text.
       turns: a conversation, where the question is more than one; else the prompt is one turn.
       references: texts that count as right.
-      choices: in mode "choices" the texts to be scored; they follow the prompt after one space.
+      choices: in mode "choices" or "both" the texts to be scored; they follow the prompt after one space.
+      ids: token ids of the prompt, of a task that makes them itself, over the vocabulary of the model.
+      choice_ids: likewise of each choice, with its end.
       correct: places of the right choices.
       input: the question alone, without definition and demonstrations.
       demonstrations: outputs of the demonstrations in the prompt, in order.
@@ -61,6 +65,8 @@ class Instance:
     turns: tuple[Turn, ...] = ()
     references: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    choice_ids: tuple[tuple[int, ...], ...] = ()
     correct: tuple[int, ...] = ()
     input: str = ""
     demonstrations: tuple[str, ...] = ()
@@ -75,11 +81,21 @@ class Instance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model gave for an instance: a text, or the log-likelihood (natural) of each choice."""
+    """What a model gave for an instance: a text, or the log-likelihood (natural) of each choice.
+
+    `seconds` is the instance's share of the time that the model took for all that were asked together.
+    """
 
     id: str
     text: str = ""
     loglikelihoods: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As `read_predictions` reads it."""
+        found: dict[str, Any] = {"prediction": self.text} if self.text or not self.loglikelihoods else {}
+        found |= {"loglikelihoods": list(self.loglikelihoods)} if self.loglikelihoods else {}
+        return {"id": self.id, **found, "seconds": round(self.seconds, 6)}
 
 
 class Model(Protocol):
@@ -110,6 +126,7 @@ class Benchmark:
       probes: the same instances asked with less or with wrong instruction, by what is changed: a model that answers
         those as well has not learnt from what was there.
       tables: what else is known of a result, by heading: rows of figures by name.
+      whole: the benchmark that this one is a part of; None where it is whole.
     """
 
     name: str
@@ -124,6 +141,7 @@ class Benchmark:
     say: Callable[[str], str] = str
     probes: Mapping[str, "Benchmark"] = dataclasses.field(default_factory=dict)
     tables: Mapping[str, Callable[["Result"], TableRows]] = dataclasses.field(default_factory=dict)
+    whole: "Benchmark | None" = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,13 +209,16 @@ def predict(benchmark: Benchmark, model: Model, batch_size: int = 64) -> Iterato
     """The model's predictions, in order, a batch of instances at a time."""
     instances = benchmark.load()
     while batch := list(itertools.islice(instances, batch_size)):
-        if benchmark.mode == "choices":
-            for instance, scores in zip(batch, model.loglikelihoods(batch), strict=True):
-                yield Prediction(id=instance.id, loglikelihoods=tuple(scores))
-        else:
+        started = time.monotonic()
+        scores: list[tuple[float, ...]] = [()] * len(batch)
+        texts = [""] * len(batch)
+        if benchmark.mode != "generate":
+            scores = model.loglikelihoods(batch)
+        if benchmark.mode != "choices":
             texts = model.generate(batch, benchmark.max_new_tokens, benchmark.stop)
-            for instance, text in zip(batch, texts, strict=True):
-                yield Prediction(id=instance.id, text=text)
+        share = (time.monotonic() - started) / len(batch)
+        for instance, text, values in zip(batch, texts, scores, strict=True):
+            yield Prediction(id=instance.id, text=text, loglikelihoods=tuple(values), seconds=share)
 
 
 def evaluate(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Result:
@@ -225,7 +246,8 @@ def evaluate(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Result:
 
 
 def _outcome(benchmark: Benchmark, instance: Instance, prediction: Prediction) -> Outcome:
-    if benchmark.mode == "choices" and (
+    scored = benchmark.mode == "choices" or (benchmark.mode == "both" and prediction.loglikelihoods)
+    if scored and (
         len(prediction.loglikelihoods) != len(instance.choices)
         or any(map(math.isnan, prediction.loglikelihoods))
         or not math.isfinite(max(prediction.loglikelihoods))
@@ -240,21 +262,21 @@ def _outcome(benchmark: Benchmark, instance: Instance, prediction: Prediction) -
 
 
 def read_predictions(file: str | Path) -> Iterator[Prediction]:
-    """Predictions from JSON lines {"id", "prediction"} (Super-NI's form) or {"id", "loglikelihoods"}.
+    """Predictions from JSON lines {"id", "prediction"} (Super-NI's form), or {"id", "loglikelihoods"}, or both.
 
     Raises:
       BadRow: a line is neither.
     """
     for place, record in read_json_lines(file):
         try:
-            identity = text_field(record, "id", place)
-            if "loglikelihoods" not in record:
-                yield Prediction(id=identity, text=text_field(record, "prediction", place))
-                continue
-            values = record["loglikelihoods"]
+            identity, seconds = text_field(record, "id", place), record.get("seconds", 0.0)
+            if type(seconds) not in (int, float):
+                raise BadRow(f"{place}: field 'seconds' must be a number")
+            values = record.get("loglikelihoods", [])
             if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
                 raise BadRow(f"{place}: field 'loglikelihoods' must be a list of numbers")
-            yield Prediction(id=identity, loglikelihoods=tuple(map(float, values)))
+            text = "" if values and "prediction" not in record else text_field(record, "prediction", place)
+            yield Prediction(id=identity, text=text, loglikelihoods=tuple(map(float, values)), seconds=seconds)
         except BadRow as error:
             report_bad_row(error)
 

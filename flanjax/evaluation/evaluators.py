@@ -1,11 +1,11 @@
-"""Held-out measurements of live parameters: loss over a mixture, and answers decoded and scored.
+"""Held-out measurements of live parameters: loss and answers on a mixture, and published test sets.
 
 An evaluator is called by the training loop with the parameters as they lie on the mesh; it returns early, with what it
-has, once `should_stop()` says so.
+has, once `should_stop()` says so. A suite is measured by the code of `flanjax.evaluate`, and gives the same figures.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,7 +14,12 @@ from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError, nearest
 from flanjax.evaluation.answers import Question, Report, answer
+from flanjax.evaluation.asking import Asked
+from flanjax.evaluation.benchmark import Benchmark, Prediction
+from flanjax.evaluation.measuring import ask, measure
 from flanjax.evaluation.metrics import METRICS
+from flanjax.evaluation.report import Measured
+from flanjax.evaluation.suites import suite
 from flanjax.generation.greedy import greedy
 from flanjax.models.config import Compute
 from flanjax.models.model import ModelConfig
@@ -41,9 +46,14 @@ class EvaluationConfig:
       questions: examples of a mixture that are answered, likewise; 0 answers none.
       max_new_tokens: an answer's longest length in tokens.
       metrics: of `flanjax.evaluation.metrics.METRICS`, shown per task; a lone name is one metric.
+      suites: published test sets, of `flanjax.evaluation.suites.SUITES`; a lone name is one suite.
+      suite_data: where their files are, for suites of one dataset; "" for the own folder of each dataset.
+      suite_limit: instances of each task of a suite; None for all.
+      suite_chat: whether they are asked in the run's chat template.
+      suite_seed: of guesses beside the figures of a suite, and of their intervals.
 
     Raises:
-      EvaluationError: a metric that does not exist, or a number outside its range.
+      FlanjaxError: a metric or a suite that does not exist, or a number outside its range.
     """
 
     mixtures: tuple[str, ...] = ()
@@ -52,9 +62,14 @@ class EvaluationConfig:
     questions: int = 200
     max_new_tokens: int = 32
     metrics: tuple[str, ...] = ("exact_match",)
+    suites: tuple[str, ...] = ()
+    suite_data: str = ""
+    suite_limit: int | None = None
+    suite_chat: bool = False
+    suite_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("mixtures", "metrics"):
+        for name in ("mixtures", "metrics", "suites"):
             names = getattr(self, name) or ()
             object.__setattr__(self, name, (names,) if isinstance(names, str) else tuple(names))
         for metric in self.metrics:
@@ -63,17 +78,56 @@ class EvaluationConfig:
                     f"EvaluationConfig.metrics: there is no metric {metric!r}{nearest(metric, METRICS)}; "
                     f"there are {', '.join(METRICS)}"
                 )
-        for name, least in {"loss_examples": 1, "questions": 0, "max_new_tokens": 1}.items():
-            value = getattr(self, name)
-            if (not isinstance(value, int) or value < least) and (name, value) != ("loss_examples", None):
+        for name in self.suites:
+            suite(name)
+        for name, least in {"loss_examples": 1, "questions": 0, "max_new_tokens": 1, "suite_limit": 1}.items():
+            value, may_be_all = getattr(self, name), name in ("loss_examples", "suite_limit")
+            if (not isinstance(value, int) or value < least) and not (value is None and may_be_all):
                 raise EvaluationError(
                     f"EvaluationConfig.{name} is {value!r}: it must be a whole number of at least {least}"
-                    f"{', or None for all' if name == 'loss_examples' else ''}"
+                    f"{', or None for all' if may_be_all else ''}"
                 )
 
 
 class Stopped(Exception):
     """Ends a decoding early; never leaves this module."""
+
+
+class SuiteEvaluator:
+    """The averages of a published test set, in percent.
+
+    Attributes:
+      values: names of what a call gives.
+      measured: all of the last call, None before it or where it was stopped.
+
+    Arguments:
+      benchmark: the test set; its probes are left to `flanjax.evaluate`, for each asks everything once more.
+      asked: the parameters as a model that is asked.
+      seed: of the guesses that stand beside the figures.
+    """
+
+    def __init__(self, benchmark: Benchmark, asked: Callable[[Params], Asked], *, seed: int = 0):
+        self.values = benchmark.metrics
+        self.measured: Measured | None = None
+        self._benchmark = dataclasses.replace(benchmark, probes={})
+        self._asked = asked
+        self._seed = seed
+
+    def __call__(self, params: Params, should_stop: Callable[[], bool]) -> dict[str, float]:
+        """The average of each of the benchmark's metrics."""
+        self.measured, model = None, self._asked(params)
+
+        def answered(form: Benchmark) -> Iterator[Prediction]:
+            for prediction in ask(form, model):
+                if should_stop():
+                    raise Stopped
+                yield prediction
+
+        try:
+            self.measured = measure(self._benchmark, answered, model.tokens, seed=self._seed)
+        except Stopped:
+            return {}
+        return {metric: self.measured.result.average(metric) for metric in self.values}
 
 
 class MixtureEvaluator:

@@ -36,6 +36,11 @@ _PROBES = (
 _LIMITS = (512, 1024, 2048)  # lengths that models are commonly trained with, in tokens
 
 
+def answers_name(benchmark: str) -> str:
+    """The file that a benchmark's answers are in; its name may have that of another file in it."""
+    return f"{benchmark.replace('/', '_')}.answers.jsonl"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """What was measured on one benchmark.
@@ -141,7 +146,7 @@ def write_report(
     folder = Path(folder)
     for each in measured:
         lines = [json.dumps(_line(outcome), ensure_ascii=False) + "\n" for outcome in each.result.outcomes]
-        write_whole(folder / f"{each.result.benchmark.name}.answers.jsonl", "".join(lines))
+        write_whole(folder / answers_name(each.result.benchmark.name), "".join(lines))
     write_whole(folder / "report.md", markdown_page(blocks))
     write_whole(folder / "report.html", html_page(title, blocks))
     write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -263,13 +268,9 @@ def _table(result: Result, field: str, sure: _Sure) -> dict[str, dict[str, Any]]
 
 
 def _line(outcome: Outcome) -> dict[str, Any]:
-    prediction = outcome.prediction
-    line: dict[str, Any] = {"id": prediction.id, "task": outcome.instance.task, "answer": outcome.answer}
-    if prediction.loglikelihoods:
-        line["loglikelihoods"] = list(prediction.loglikelihoods)
-    else:
-        line["prediction"] = prediction.text
-    return line | {"scores": {metric: list(values) for metric, values in outcome.scores.items()}}
+    scores = {metric: list(values) for metric, values in outcome.scores.items()}
+    found = {"task": outcome.instance.task, "answer": outcome.answer, "scores": scores}
+    return outcome.prediction.to_json() | found
 
 
 def _blocks(title: str, facts: Mapping[str, str], summaries: Sequence[Summary]) -> list[Block]:

@@ -133,7 +133,9 @@ def first_of_each_task(benchmark: Benchmark, count: int | None) -> Benchmark:
     if count < 1:
         raise BenchmarkError(f"{count} instances of each task: it must be 1 at the least")
     probes = {name: first_of_each_task(probe, count) for name, probe in benchmark.probes.items()}
-    return dataclasses.replace(benchmark, load=functools.partial(_first, benchmark, count), probes=probes)
+    return dataclasses.replace(
+        benchmark, load=functools.partial(_first, benchmark, count), probes=probes, whole=benchmark
+    )
 
 
 def _first(benchmark: Benchmark, count: int) -> Iterator[Instance]:

@@ -35,8 +35,9 @@ class TrainConfig:
       keep_latest: newest checkpoints to keep.
       keep_best: best checkpoints to keep beside them, by `best_metric`; a checkpoint without an evaluation of its own
         step cannot be among the best, so let `checkpoint_every` be a multiple of `eval_every`.
-      best_metric: `evaluation/value`, such as `validation/loss`; None is the loss of the first evaluation.
-      best_is_lowest: whether a low value of `best_metric` is good.
+      best_metric: `evaluation/value`, such as `validation/loss` or `super_ni/rougeL`; None is the loss of the first
+        evaluation.
+      best_is_lowest: whether a low value of `best_metric` is good; None says yes of a loss, and of nothing else.
       stop_after_skipped: non-finite steps in a row that end the run.
 
     Raises:
@@ -53,7 +54,7 @@ class TrainConfig:
     keep_latest: int = 2
     keep_best: int = 0
     best_metric: str | None = None
-    best_is_lowest: bool = True
+    best_is_lowest: bool | None = None
     stop_after_skipped: int = 10
 
     def __post_init__(self) -> None:
@@ -66,6 +67,13 @@ class TrainConfig:
             raise TrainingError(
                 f"TrainConfig.keep_best is {self.keep_best}, but nothing is evaluated: set TrainConfig.eval_every too"
             )
+
+    @property
+    def lowest_is_best(self) -> bool:
+        """Whether a low value of `best_metric` is good."""
+        if self.best_is_lowest is not None:
+            return self.best_is_lowest
+        return self.best_metric is None or self.best_metric.rpartition("/")[2] == "loss"
 
 
 class BatchIterator(Protocol):

@@ -154,7 +154,7 @@ def _checkpoints(
         keep_latest=config.keep_latest,
         keep_best=config.keep_best,
         best_metric=config.best_metric or f"{next(iter(evaluators), '')}/loss",
-        best_is_lowest=config.best_is_lowest,
+        best_is_lowest=config.lowest_is_best,
         notice=told.notice,
     )
 

@@ -363,7 +363,12 @@ def test_the_best_checkpoint_is_kept_by_its_own_evaluation(tiny_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "kept"),
-    [({}, [2, 6]), ({"best_metric": "second/loss"}, [4, 6]), ({"best_metric": "first/score"}, [4, 6])],
+    [
+        ({}, [2, 6]),
+        ({"best_metric": "second/loss"}, [4, 6]),
+        ({"best_metric": "first/score"}, [2, 6]),
+        ({"best_metric": "first/score", "best_is_lowest": True}, [4, 6]),
+    ],
 )
 def test_the_best_is_by_the_first_evaluations_loss_unless_another_is_named(tiny_run, tmp_path, options, kept):
     def evaluator(*losses):
