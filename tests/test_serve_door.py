@@ -73,7 +73,7 @@ def server(folder, *flags, slow=False):
         assert lines, process.stderr.read()
         found = re.fullmatch(r"serving little at (http://127\.0\.0\.1:\d+/v1)\n", lines[-1])
         assert found, (lines, process.stderr.read())
-        yield process, openai.OpenAI(base_url=found[1], api_key=KEY, max_retries=0, timeout=60)
+        yield process, openai.OpenAI(base_url=found[1], api_key=KEY, max_retries=0, timeout=180)
     finally:
         process.kill()
         process.communicate()
@@ -88,7 +88,7 @@ def status(client):
 
 
 def ended(process):
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=180)
     return process.returncode, out, error
 
 

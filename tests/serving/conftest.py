@@ -74,12 +74,12 @@ class Running:
 
     def client(self, **options):
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 60} | options)
+            base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 180} | options)
         )
 
     def async_client(self, **options):
         return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 60} | options)
+            base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 180} | options)
         )
 
 
