@@ -249,7 +249,7 @@ def _efficiency(measured: Measured, seconds: float) -> dict[str, Any]:
 
 
 def _table(result: Result, field: str, sure: _Sure) -> dict[str, dict[str, Any]]:
-    """Of each task or category its instances, its means, and the interval of the first metric."""
+    """Of each task or category its instances, its means, and of several instances the first metric's interval."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in result.outcomes:
         groups.setdefault(getattr(outcome.instance, field), []).append(outcome)
@@ -261,7 +261,7 @@ def _table(result: Result, field: str, sure: _Sure) -> dict[str, dict[str, Any]]
         part = Result(benchmark=plain, outcomes=tuple(groups[name]))
         there = [metric for metric in plain.metrics if part.by_task(metric)]
         rows[name] = {"instances": len(part.outcomes)} | _rounded({metric: part.average(metric) for metric in there})
-        if plain.metrics[0] in there:
+        if plain.metrics[0] in there and len(part.outcomes) > 1:
             found = interval(part, plain.metrics[0], **sure)
             rows[name] |= _rounded({"low": found.low, "high": found.high})
     return rows
@@ -353,6 +353,6 @@ def _scores(
     def cell(row: Mapping[str, Any], column: str) -> str:
         value = row.get(column)
         text = "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
-        return f"{text} ({row['low']:.2f} to {row['high']:.2f})" if column == sure_of and text else text
+        return f"{text} ({row['low']:.2f} to {row['high']:.2f})" if column == sure_of and "low" in row else text
 
     return Table((first, *columns), [(name, *(cell(row, column) for column in columns)) for name, row in rows.items()])

@@ -70,9 +70,9 @@ def _marks(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _reach(figures: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """How far intervals go below and above their means."""
-    below = [max(each["mean"] - each["low"], 0) for each in figures]
-    return [below, [max(each["high"] - each["mean"], 0) for each in figures]]
+    """How far intervals go below and above their means; of what has none, nowhere."""
+    below = [max(each["mean"] - each.get("low", each["mean"]), 0) for each in figures]
+    return [below, [max(each.get("high", each["mean"]) - each["mean"], 0) for each in figures]]
 
 
 def _figure(width: float, height: float) -> Any:

@@ -4,7 +4,8 @@
     compare(before, after, "exact_match")        # Comparison(difference=2.3, low=0.8, high=3.7, p_value=0.004, ...)
 
 Instances are drawn with replacement, each with all values that it adds to a metric; where the published figure is a
-mean over tasks or categories, they are drawn within each. The p-value is that of a paired permutation test: which of
+mean over tasks or categories, they are drawn within each, and those that are alone in theirs from all such, for one
+instance says nothing of how its task varies. The p-value is that of a paired permutation test: which of
 two runs an instance's score came from is exchanged at random. Everything is a function of the seed. Sources: Efron 1979
 for the percentile bootstrap; Koehn 2004 and Dror et al. 2018 (ACL) for paired tests in language processing.
 """
@@ -85,7 +86,7 @@ def compare(
         raise BenchmarkError(f"the metric {metric!r} has not as many values an instance in both results")
     pairs = [np.concatenate([a, b], axis=1) for a, b in zip(one, two, strict=True)]
     generator = np.random.default_rng(seed)
-    drawn = [_difference([_draw(pair, generator) for pair in pairs]) for _ in range(samples)]
+    drawn = [_difference(_draw(pairs, generator)) for _ in range(samples)]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     difference = _difference(pairs)
     exchanged = np.array([_difference([_exchange(pair, generator) for pair in pairs]) for _ in range(samples)])
@@ -132,12 +133,17 @@ def _difference(pairs: list[Values]) -> float:
     return _average([pair[:, 2:] for pair in pairs]) - _average([pair[:, :2] for pair in pairs])
 
 
-def _draw(group: Values, generator: np.random.Generator) -> Values:
-    return group[generator.integers(len(group), size=len(group))]
+def _draw(groups: list[Values], generator: np.random.Generator) -> list[Values]:
+    """As many instances of each group, with replacement; of groups of one, from all of these."""
+    alone = np.concatenate([group for group in groups if len(group) == 1] or groups)
+    sources = [alone if len(group) == 1 else group for group in groups]
+    return [
+        source[generator.integers(len(source), size=len(group))] for group, source in zip(groups, sources, strict=True)
+    ]
 
 
 def _resampled(groups: list[Values], samples: int, generator: np.random.Generator) -> list[float]:
-    return [_average([_draw(group, generator) for group in groups]) for _ in range(samples)]
+    return [_average(_draw(groups, generator)) for _ in range(samples)]
 
 
 def _exchange(pair: Values, generator: np.random.Generator) -> Values:

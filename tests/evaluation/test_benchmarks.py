@@ -24,6 +24,7 @@ from flanjax.evaluation.benchmark import (
     evaluate,
     predict,
     read_predictions,
+    until,
 )
 from flanjax.evaluation.flan2021 import flan2021
 from flanjax.evaluation.gsm8k import gsm8k, marked_number
@@ -234,6 +235,38 @@ def test_mmlu_reads_the_answer_behind_a_chain_of_thought():
         prediction = Prediction(id="a", text=text)
         scores = benchmark.score(instance, prediction, benchmark.read(instance, prediction))
         assert scores == {"exact_match": (strict,), "flexible": (flexible,)}
+
+
+READERS = {
+    "bbh-options": (bbh("nowhere", prompting="cot"), "(B)", "So the answer is (B)."),
+    "bbh-words": (bbh("nowhere", prompting="cot"), "valid", "So the answer is valid."),
+    "gsm8k-cot": (gsm8k("nowhere"), "1000", "so #### $1,000."),
+    "gsm8k-direct": (gsm8k("nowhere", prompting="direct"), "1000", "$1,000."),
+    "mmlu-flan": (mmlu("nowhere", form="flan", mode="generate"), "(B)", "(B)"),
+    "mmlu-flan-cot": (mmlu("nowhere", form="flan", mode="generate", cot=True), "(B)", "The answer is (B)."),
+}
+written = st.text(st.sampled_from("ab (A) #5.\nQ:$,-<≠") | st.characters(), max_size=30)
+
+
+@given(name=st.sampled_from(sorted(READERS)), text=written)
+def test_an_answer_is_read_out_of_any_text_and_nothing_behind_a_stop_is_seen(name, text):
+    benchmark, right, saying = READERS[name]
+    options = tuple(f"({letter})" for letter in "ABCD")
+    instance = Instance(id="a", task="t", prompt="p", references=(right,), choices=options)
+
+    def scores(text):
+        prediction = Prediction(id="a", text=text)
+        return benchmark.score(instance, prediction, benchmark.read(instance, prediction))
+
+    found = scores(text)
+    assert found.keys() == set(benchmark.metrics)
+    assert all(value in (0.0, 1.0) for (value,) in found.values())
+    assert set(scores(saying).values()) == {(1.0,)}
+    for stop in benchmark.stop:
+        assert scores(saying + stop + text) == scores(saying)
+    if "cot" in name:  # what is thought before has no say, unless it says an answer itself
+        thought = until(text.replace("#", "").replace("answer", ""), benchmark.stop)
+        assert set(scores(f"{thought} {saying}").values()) == {(1.0,)}
 
 
 def test_truthfulqa_prompts(all_benchmarks, test_data, tmp_path):

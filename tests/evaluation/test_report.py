@@ -229,4 +229,10 @@ def test_a_benchmark_of_many_tasks_and_no_baseline_is_reported(test_data, tmp_pa
     result = evaluate(small, [Prediction(id=each.id, text="(A)") for each in first.values()])
     (summary,) = write_report(tmp_path, "t", [Measured(result=result)], samples=20)
     assert (len(summary["by_task"]), len(summary["by_category"])) == (27, 23)
+    assert not any("low" in row for row in summary["by_task"].values())  # nothing is known of one instance's spread
+    assert {name for name, row in summary["by_category"].items() if "low" in row} == {
+        "logical_deduction",
+        "tracking_shuffled_objects",
+    }
+    assert "| navigate | 1 | 0.00 |" in (tmp_path / "report.md").read_text()
     assert "| none | none | 27 |" in (tmp_path / "report.md").read_text()

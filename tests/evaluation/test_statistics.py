@@ -49,6 +49,19 @@ def test_equal_scores_have_no_spread(value, count):
     assert (found.low, found.high) == (pytest.approx(found.mean), pytest.approx(found.mean))
 
 
+def test_instances_that_are_alone_in_their_tasks_are_as_sure_as_those_of_one_task():
+    values = [(float(number % 3 == 0),) for number in range(30)]
+    names = [str(number) for number in range(30)]
+    alone, together = (
+        interval(result_of(values, names, average), "m", samples=2000) for average in ("tasks", "instances")
+    )
+    assert alone.mean == together.mean
+    assert (alone.low, alone.high) == (pytest.approx(together.low, abs=3.4), pytest.approx(together.high, abs=3.4))
+    worse = result_of([(0.0,)] * 30, names, "tasks")
+    gain = compare(worse, result_of(values, names, "tasks"), "m")
+    assert 10 < gain.low < gain.difference < gain.high
+
+
 def test_an_interval_is_scipys():
     from scipy import stats
 
