@@ -138,6 +138,7 @@ def _asked(model: "Model", *, chat: bool, batch_size: int) -> "Asked":
         params=model.params,
         vocabulary=model.vocabulary,
         prefix_lm=model.prefix_lm,
+        further_eos_ids=model.further_eos_ids,
         chat=template,
         batch_size=batch_size,
     )

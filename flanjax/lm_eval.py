@@ -260,7 +260,7 @@ class FlanjaxLM(TemplateLM):
                 + ", ".join(_OPTIONS)
             )
         stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
-        return DecodingConfig(max_new_tokens=limit, stop=stop, eos_ids=(self.eot_token_id,), **asked)
+        return DecodingConfig(max_new_tokens=limit, stop=stop, eos_ids=self.model.eos_ids, **asked)
 
     # --- chats -------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 The training loop reports to it as its observer; what should be read later also goes to files of the run directory.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ class Narrator:
         self._prepared = prepared
         self._samples = Path(prepared.run.model_dir) / SAMPLES
         self._values: dict[str, float] = {}  # of the evaluation that is being told
+        for name, evaluator in prepared.evaluators.items():
+            if isinstance(evaluator, SuiteEvaluator):
+                evaluator.told = functools.partial(self._answered, name)
 
     def start(self, layout: StateLayout) -> None:
         """The start-up lines: configuration, data, parameters."""
@@ -133,6 +137,12 @@ class Narrator:
             for answer, scores in zip(report.answers, report.scores, strict=True)
         ]
         write_whole(self._samples, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def _answered(self, suite: str, done: int, total: int) -> None:
+        """Moves the bar of a suite, until it is whole."""
+        self._console.progress("evaluating", done, total, suite)
+        if done == total:
+            self._console.close_progress("evaluating")
 
     def _keep_suites(self, step: int) -> None:
         """Keeps the reports of this evaluation's suites, the last of which was told just now."""

@@ -14,9 +14,10 @@ import pytest
 
 import flanjax
 from flanjax import evaluate
+from flanjax.data.tasks import Turn
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.evaluation.asking import Asked
-from flanjax.evaluation.benchmark import Instance, read_predictions
+from flanjax.evaluation.benchmark import BenchmarkError, Instance, read_predictions
 from flanjax.evaluation.benchmark import evaluate as scored
 from flanjax.evaluation.suites import SUITES, first_of_each_task
 from flanjax.interchange.any_model import write_hf_model
@@ -98,6 +99,26 @@ def test_choices_get_their_log_likelihood_after_the_prompt(
     np.testing.assert_allclose(found, alone, rtol=1e-5)
     np.testing.assert_allclose(found, model.score([instance.prompt] * 4, instance.choices, eos=False), rtol=1e-5)
     assert len(set(found)) > 1
+
+
+def test_a_chat_is_asked_in_the_models_own_template(t5: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(t5, tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %} yes")
+    model, asked = (
+        flanjax.load(folder),
+        [
+            Instance(id="a", task="t", prompt="Question 3: which"),
+            Instance(
+                id="b", task="t", prompt="", turns=(Turn(role="user", text="Answer"), Turn(role="assistant", text="no"))
+            ),
+        ],
+    )
+    found = evaluate._asked(model, chat=True, batch_size=2).generate(asked, 6, ())
+    assert found == model.generate(["Question 3: which yes", "Answerno yes"], 6)
+    messages = [[{"role": turn.role, "content": turn.text} for turn in each.conversation] for each in asked]
+    assert found == model.chat(messages, 6)
+    with pytest.raises(BenchmarkError, match="brings no chat template"):
+        evaluate._asked(flanjax.load(t5), chat=True, batch_size=2)
 
 
 def test_texts_are_generated_up_to_a_stop(t5: Path, test_data: Path, tmp_path: Path) -> None:

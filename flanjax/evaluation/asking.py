@@ -42,7 +42,8 @@ class Asked:
       params: its parameters.
       vocabulary: turns texts into token ids.
       prefix_lm: whether a decoder's inputs all see each other, as it was trained.
-      chat: asks for texts in a chat template; None asks as the prompt stands.
+      further_eos_ids: what ends an answer beside the vocabulary's EOS.
+      chat: asks for texts in a chat template, whose turns end by themselves; None asks as the prompt stands.
       batch_size: texts that go through the model together.
     """
 
@@ -51,6 +52,7 @@ class Asked:
     params: Params
     vocabulary: Vocabulary
     prefix_lm: bool = False
+    further_eos_ids: tuple[int, ...] = ()
     chat: Chat | None = None
     batch_size: int = 16
 
@@ -58,6 +60,7 @@ class Asked:
     def identity(self) -> str:
         """16 hex digits, equal for models that are asked alike and have the same parameters; reads all of them."""
         asked = [model_settings(self.config), to_settings(methods_of(self.config)), self.prefix_lm]
+        asked.append(self.further_eos_ids)
         asked += [self.vocabulary.identity, self.chat and self.chat.template.identity, digest(self.params)]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
@@ -68,7 +71,7 @@ class Asked:
           PackingError: prompts go by tasks, and the task of an instance has none.
           ModelConfigError: the longest answer would be beyond the positions that a decoder has.
         """
-        ends = self.chat.end_ids if self.chat else (self.vocabulary.eos_id,)
+        ends = self.chat.end_ids if self.chat else (self.vocabulary.eos_id, *self.further_eos_ids)
         answers = generate(
             self.config,
             self.compute,

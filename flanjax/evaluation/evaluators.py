@@ -99,6 +99,7 @@ class SuiteEvaluator:
     Attributes:
       values: names of what a call gives.
       measured: all of the last call, None before it or where it was stopped.
+      told: is called, on the evaluation's thread, with how many instances of how many are answered.
 
     Arguments:
       benchmark: the test set; its probes are left to `flanjax.evaluate`, for each asks everything once more.
@@ -109,6 +110,7 @@ class SuiteEvaluator:
     def __init__(self, benchmark: Benchmark, asked: Callable[[Params], Asked], *, seed: int = 0):
         self.values = benchmark.metrics
         self.measured: Measured | None = None
+        self.told: Callable[[int, int], None] = lambda done, total: None
         self._benchmark = dataclasses.replace(benchmark, probes={})
         self._asked = asked
         self._seed = seed
@@ -116,11 +118,13 @@ class SuiteEvaluator:
     def __call__(self, params: Params, should_stop: Callable[[], bool]) -> dict[str, float]:
         """The average of each of the benchmark's metrics."""
         self.measured, model = None, self._asked(params)
+        total = sum(1 for _ in self._benchmark.load())
 
         def answered(form: Benchmark) -> Iterator[Prediction]:
-            for prediction in ask(form, model):
+            for done, prediction in enumerate(ask(form, model), 1):
                 if should_stop():
                     raise Stopped
+                self.told(done, total)
                 yield prediction
 
         try:

@@ -12,6 +12,7 @@ counted over a dataset. Source: Wei et al. 2021 (arXiv 2109.01652).
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -66,14 +67,13 @@ def translation_table(result: Result) -> dict[str, dict[str, float]]:
 
 def _clusters(wanted: Sequence[str]) -> dict[str, str]:
     """Task -> cluster, of those wanted."""
-    from flanjax.tasks.flan2021 import CLUSTERS, DATASETS
-
-    if unknown := set(wanted) - set(CLUSTERS):
-        raise BenchmarkError(f"flan2021: there is no cluster {min(unknown)!r}; there are {', '.join(CLUSTERS)}")
+    known = importlib.import_module(FAMILY)  # by name, as every family is
+    if unknown := set(wanted) - set(known.CLUSTERS):
+        raise BenchmarkError(f"flan2021: there is no cluster {min(unknown)!r}; there are {', '.join(known.CLUSTERS)}")
     return {
         f"{dataset.name}{ARM}": dataset.cluster
-        for dataset in DATASETS.values()
-        if dataset.cluster in (wanted or CLUSTERS)
+        for dataset in known.DATASETS.values()
+        if dataset.cluster in (wanted or known.CLUSTERS)
     }
 
 

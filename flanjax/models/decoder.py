@@ -291,8 +291,10 @@ class Decoder(nnx.Module):
     def begin(self, tokens: Int[Array, " length"], segment_ids: Int[Array, " length"]) -> Beginning:
         """One text, with padding (segment 0) after it, for the rows of `decode` to go on from."""
         x, positions = self._enter(tokens[None], segment_ids[None], None)
-        keys, values = self.decoder.prefill(x, segment_ids[None], positions, None, self.compute)
-        return Beginning(keys[:, 0], values[:, 0], (segment_ids != 0).sum())
+        kept = self.decoder.prefill(x, segment_ids[None], positions, None, self.compute)
+        # A prefix's keys have their heads after the positions.
+        keys, values = (x[:, 0].swapaxes(1, 2) for x in kept)
+        return Beginning(keys, values, (segment_ids != 0).sum())
 
     def __call__(
         self, batch: Mapping[str, Array], *, dropout_key: Array | None = None

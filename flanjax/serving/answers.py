@@ -55,26 +55,32 @@ class Speller:
     def __init__(self, decode: Decode, names: Mapping[int, str]):
         self._decode, self._names = decode, names
         self._before: list[int] = []  # the last few tokens
+        self._whole = 0  # as many of them as end in a whole character, some way before the last
         self._known = ""  # their text without half a character
         self._offset = 0
 
     def spell(self, token: int, told: TokenLogprob) -> Spelled:
         """The next token and what might have stood in its place."""
-        others = tuple((self._text(other), max(value, _LEAST)) for other, value in told.top)
+        others = tuple((self._text(other), _finite(value)) for other, value in told.top)
         text, offset, is_control = self._text(token), self._offset, token in self._names
         if not is_control:
             whole = self._decode([*self._before, token])
             text = text.rstrip(_HALF)
             self._before.append(token)
-            self._known, self._offset = whole.rstrip(_HALF), offset + len(text)
-            if len(self._before) > 2 * _CONTEXT and not whole.endswith(_HALF):
-                self._before = self._before[-_CONTEXT:]
-                self._known = self._decode(self._before).rstrip(_HALF)
-        logprob = None if math.isnan(told.logprob) else max(told.logprob, _LEAST)
+            # Of a row of bytes some tokenizers take back whole characters until the last one is whole again.
+            self._known, self._offset = max(self._known, whole.rstrip(_HALF), key=len), offset + len(text)
+            if len(self._before) - self._whole >= _CONTEXT and not whole.endswith(_HALF):
+                self._before = self._before[self._whole :]
+                self._known, self._whole = self._decode(self._before), len(self._before)
+        logprob = None if math.isnan(told.logprob) else _finite(told.logprob)
         return Spelled(text, logprob, others, offset, is_control)
 
     def _text(self, token: int) -> str:
         return self._names.get(token) or self._decode([*self._before, token])[len(self._known) :]
+
+
+def _finite(logprob: float) -> float:
+    return logprob if logprob > _LEAST else _LEAST
 
 
 class Writer(abc.ABC):

@@ -15,6 +15,7 @@ reader, and what waits for one is never more than the request's whole answer.
 import asyncio
 import contextlib
 import functools
+import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,6 +29,7 @@ from flanjax.generation.engine import OnPiece, Piece, Request
 from flanjax.serving.errors import ApiError
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Decoder(Protocol):
@@ -54,13 +56,17 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One answer that is wanted; the fields are the arguments of `Engine.submit`."""
+    """One answer that is wanted; the fields are the arguments of `Engine.submit`.
+
+    With `stream` it comes in pieces, token by token; without, the engine may take many steps between two looks.
+    """
 
     ids: tuple[int, ...]
     decoding: DecodingConfig
     sample: int = 0
     prompt: int = 0
     logprobs: int | None = None
+    stream: bool = False
 
 
 class Answers:
@@ -124,7 +130,8 @@ class Driver:
 
     Attributes:
       ready: set once the engine is there; raises what opening it raised.
-      failure: why nothing is answered any more; None while the engine works.
+      failure: what a step of the engine raised; None again once an answer has come to its end since. Requests under
+        way end with an error, later ones are tried.
       rows: those under way and those that wait.
 
     Arguments:
@@ -137,7 +144,7 @@ class Driver:
         self.rows = 0
         self._open_engine, self._most_rows = open_engine, most_rows
         self._open: set[Answers] = set()
-        self._running: dict[Request, Answers] = {}  # of the thread
+        self._running: dict[Request, tuple[Answers, int]] = {}  # of the thread
         self._inbox: queue.SimpleQueue[Callable[[Decoder], None] | None] = queue.SimpleQueue()  # None: the end
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -156,11 +163,9 @@ class Driver:
         """Refuses a request that cannot be answered now.
 
         Raises:
-          ApiError: the engine is not there yet, or has failed.
+          ApiError: the engine is not there yet.
         """
-        if self.failure is not None:
-            raise self._broken()
-        if not self.ready.done():
+        if not self.ready.done() or self.ready.exception() is not None:
             raise ApiError(503, "the model is being loaded", code="loading", retry_after=2)
 
     def submit(self, rows: Sequence[Row]) -> Answers:
@@ -217,20 +222,15 @@ class Driver:
         if answers._unfinished:
             self._inbox.put(lambda engine: self._cancel(engine, answers))
 
-    def _broken(self) -> ApiError:
-        return ApiError(500, f"the engine has failed, restart the server: {self.failure!r}", code="engine_failed")
-
     # --- the thread ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             engine = self._open_engine()
-            self._tell(_settle, self.ready, None, None)
-            self._drive(engine)
         except Exception as error:
-            self._tell(self._failed, error)
-
-    def _drive(self, engine: Decoder) -> None:
+            self._tell(_settle, self.ready, None, error)
+            return
+        self._tell(_settle, self.ready, None, None)
         busy = False
         while True:
             while not busy or not self._inbox.empty():
@@ -239,11 +239,31 @@ class Driver:
                     return
                 do(engine)
                 busy = True
-            busy = engine.run_once()
-            for request in [request for request in self._running if request.done]:
-                answers = self._running.pop(request)
-                if request.error is not None:
-                    self._tell(answers._fail, ApiError(500, f"the answer cannot be made: {request.error!r}"))
+            try:
+                busy = engine.run_once()
+            except Exception as error:
+                _log.exception("a step of the engine failed")
+                self.failure = error
+                self._end_all(engine, ApiError(500, f"the engine failed: {error!r}", code="engine_failed"))
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Tells of requests that have ended, and all of an answer that is no stream."""
+        for request in [request for request in self._running if request.done]:
+            answers, number = self._running.pop(request)
+            if request.error is not None:
+                self._tell(answers._fail, _failed(request.error))
+                continue
+            self.failure = None
+            if not answers.rows[number].stream:
+                piece = Piece(tuple(request.ids), request.text, tuple(request.logprobs), request.finish)
+                self._tell(answers._put, number, piece)
+
+    def _end_all(self, engine: Decoder, failure: ApiError) -> None:
+        for request, (answers, _) in self._running.items():
+            engine.cancel(request)
+            self._tell(answers._fail, failure)
+        self._running.clear()
 
     def _submit(self, engine: Decoder, answers: Answers) -> None:
         try:
@@ -254,15 +274,16 @@ class Driver:
                     sample=row.sample,
                     prompt=row.prompt,
                     logprobs=row.logprobs,
-                    on_piece=functools.partial(self._tell, answers._put, number),
+                    on_piece=functools.partial(self._tell, answers._put, number) if row.stream else None,
                 )
-                self._running[request] = answers
-        except (FlanjaxError, ValueError) as error:
+                self._running[request] = answers, number
+        except Exception as error:
             self._cancel(engine, answers)
-            self._tell(answers._fail, ApiError(400, str(error)))
+            refused = isinstance(error, FlanjaxError | ValueError)
+            self._tell(answers._fail, ApiError(400, str(error)) if refused else _failed(error))
 
     def _cancel(self, engine: Decoder, answers: Answers) -> None:
-        for request in [request for request, whose in self._running.items() if whose is answers]:
+        for request in [request for request, (whose, _) in self._running.items() if whose is answers]:
             del self._running[request]
             engine.cancel(request)
 
@@ -270,13 +291,9 @@ class Driver:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody is there to be told
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    # --- back in the loop ------------------------------------------------------------------------------------------
 
-    def _failed(self, error: Exception) -> None:
-        self.failure = error
-        if not self.ready.done():
-            self.ready.set_exception(error)
-        self.refuse_all(self._broken())
+def _failed(error: Exception) -> ApiError:
+    return ApiError(500, f"the answer cannot be made: {error!r}", code="answer_failed")
 
 
 def _settle(future: "asyncio.Future[Any]", value: Any, error: Exception | None) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 from flanjax.data.chat import own_chat
 from flanjax.data.chat_templates import ChatTemplateError
-from flanjax.data.placeholders import Placeholders
 from flanjax.data.sources import BadRow
 from flanjax.errors import nearest
 from flanjax.generation.decoding import DecodingConfig, DecodingError
@@ -74,7 +73,12 @@ class Job:
         for ids in self.inputs:
             for _ in range(self.samples):
                 row = Row(
-                    ids=ids, decoding=self.decoding, sample=times[ids], prompt=self.prompt, logprobs=self.logprobs
+                    stream=self.stream,
+                    ids=ids,
+                    decoding=self.decoding,
+                    sample=times[ids],
+                    prompt=self.prompt,
+                    logprobs=self.logprobs,
                 )
                 rows.append(row)
                 times[ids] += 1
@@ -96,9 +100,8 @@ class Reader:
 
     def __init__(self, model: Model, *, name: str, max_length: int):
         self._model, self._vocabulary = model, model.vocabulary
-        config = model.config
-        tasks = Placeholders(config.prompt_length, config.prompt_tasks)
-        self.names = {f"{name}:{task}": tasks.number(task) for task in config.prompt_tasks} or {name: 0}
+        tasks = enumerate(model.config.prompt_tasks)
+        self.names = {f"{name}:{task}": number for number, task in tasks} or {name: 0}
         self.max_length = max_length
         self._chat = own_chat(model.vocabulary)
 

@@ -24,12 +24,12 @@ _LAST_STEP = 10.0  # seconds for the engine's thread to come to an end
 
 class _Server(uvicorn.Server):
     def __init__(self, service: Service, grace: float):
-        # Its own lines stay out of what the door prints; what fails unexpectedly is told on stderr.
         super().__init__(
             uvicorn.Config(
                 make_app(service),
                 lifespan="off",
                 ws="none",
+                log_config=None,  # it would close the handlers of everybody else
                 log_level="error",
                 access_log=False,
                 server_header=False,

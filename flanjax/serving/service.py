@@ -114,7 +114,7 @@ class Service:
         """Refuses a request that cannot be answered now.
 
         Raises:
-          ApiError: the server is ending, the model is not there yet, or its engine has failed.
+          ApiError: the server is ending, or the model is not there yet.
         """
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=5)
@@ -126,6 +126,8 @@ class Service:
             self.require_open()
         except ApiError as error:
             return 503, {"status": error.code, "message": error.message}
+        if self.driver.failure is not None:
+            return 503, {"status": "engine_failed", "message": repr(self.driver.failure)}
         return 200, {"status": "ready", "answers": self.driver.rows, "slots": self.settings.slots}
 
     async def writer(self, job: Job) -> Writer:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections import deque
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -26,7 +28,7 @@ from flanjax.serving.service import Service, Settings, engine_of
 SENTENCES = [f"sort {i} and {i * 7} words of March: yes or no?" for i in range(40)]
 
 
-def _loud(params):
+def loud(params):
     """Three times the usual deviations: a fresh model says nearly the same whatever it is asked."""
     return jax.tree.map(lambda leaf: np.asarray(leaf) * 3, params)
 
@@ -41,7 +43,7 @@ def llama(bpe_folder, tmp_path_factory):
         max_positions=128,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("serving") / "llama"
-    write_hf_decoder(folder, config, _loud(decoder.init_params(config, 0)), vocabulary, model_type="llama")
+    write_hf_decoder(folder, config, loud(decoder.init_params(config, 0)), vocabulary, model_type="llama")
     model = flanjax.load(folder)
     model.vocabulary.own_templates = dict(vocabulary.own_templates)
     return model
@@ -55,35 +57,42 @@ def t5_model(tmp_path_factory):
         vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
     )
     folder = tmp_path_factory.mktemp("serving") / "t5"
-    write_hf_t5(folder, config, _loud(t5.init_params(config, seed=3)), vocabulary)
+    write_hf_t5(folder, config, loud(t5.init_params(config, seed=3)), vocabulary)
     return flanjax.load(folder)
 
 
 class Running:
-    """A server in a thread, and clients for it."""
+    """A server in a thread, and clients for it; `engine` once the model is there."""
 
-    def __init__(self, service, port, loop):
-        self.service, self.port, self.loop = service, port, loop
+    def __init__(self, service, port, loop, engines):
+        self.service, self.port, self.loop, self._engines = service, port, loop, engines
         self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def engine(self):
+        return self._engines[0]
 
     def client(self, **options):
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 60} | options)
+            base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 180} | options)
         )
 
     def async_client(self, **options):
         return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 60} | options)
+            base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 180} | options)
         )
 
 
 @contextlib.contextmanager
 def running(model, *, make_engine=engine_of, wait=True, **settings):
     """A server for a model, or for what `model()` opens, until the end of the context."""
-    found, ready = [], threading.Event()
-    service = Service(
-        model if callable(model) else lambda: model, Settings(**({"name": "tiny"} | settings)), make_engine
-    )
+    found, engines, ready = [], [], threading.Event()
+
+    def make(*given):
+        engines.append(make_engine(*given))
+        return engines[0]
+
+    service = Service(model if callable(model) else lambda: model, Settings(**({"name": "tiny"} | settings)), make)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
 
@@ -97,10 +106,10 @@ def running(model, *, make_engine=engine_of, wait=True, **settings):
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert ready.wait(120), "the server did not come up"
+    assert ready.wait(300), "the server did not come up"
     loop, task = found
     try:
-        yield Running(service, port, loop)
+        yield Running(service, port, loop, engines)
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join(30)
@@ -143,7 +152,8 @@ class ScriptedEngine:
             self.pause_at = None
             self.go.clear()
         self.go.wait(60)
-        if self.broken is not None:
+        if self.broken is not None and (self._waiting or self._running):
+            self._running, self._waiting = [], deque()
             raise self.broken
         while self._waiting and len(self._running) < self._slots:
             self._running.append(self._waiting.popleft())
@@ -158,21 +168,30 @@ class ScriptedEngine:
             request.done = len(request.ids) == decoding.max_new_tokens
             request.finish = "length" if request.done else None
             told = () if logprobs is None else (TokenLogprob(-1.0, ((token, -1.0),) * logprobs),)
-            on_piece(Piece((token,), self._decode(request.ids)[len(before) :], told, request.finish))
+            request.text = self._decode(request.ids)
+            request.logprobs.extend(told)
+            if on_piece is None:
+                continue
+            on_piece(Piece((token,), request.text[len(before) :], told, request.finish))
         self._running = [row for row in self._running if not row[0].done]
         return bool(self._running or self._waiting)
 
 
+class SlowEngine(ScriptedEngine):
+    """Takes a hundredth of a second for a step; made as the real one is."""
+
+    def __init__(self, config, compute, params, *, slots, decode, prefix_lm):
+        vocabulary = SimpleNamespace(decode=decode)
+        super().__init__(SimpleNamespace(vocabulary=vocabulary), SimpleNamespace(slots=slots))
+
+    def run_once(self):
+        time.sleep(0.01)
+        return super().run_once()
+
+
 @pytest.fixture
 def scripted(llama):
-    """A server whose engine follows the test's script; the engine is `engine`."""
-    made = []
-
-    def make(model, settings):
-        made.append(ScriptedEngine(model, settings))
-        return made[0]
-
-    with running(llama, make_engine=make, slots=4, max_queue=4, max_body=20_000) as server:
-        server.engine = made[0]
+    """A server whose engine follows the test's script."""
+    with running(llama, make_engine=ScriptedEngine, slots=4, max_queue=4, max_body=20_000) as server:
         yield server
-        made[0].go.set()
+        server.engine.go.set()

@@ -64,28 +64,22 @@ def events(answer):
 
 
 def test_many_clients_share_steps(llama):
-    made = []
-
-    def make(model, settings):
-        made.append(ScriptedEngine(model, settings))
-        return made[0]
-
     async def together(server):
         async with server.async_client() as client:
             asked = [client.completions.create(model="tiny", prompt=f"{WORDS} {i}", max_tokens=8) for i in range(64)]
             return await asyncio.gather(*asked)
 
-    with running(llama, make_engine=make, slots=16, max_queue=48) as server:
-        made[0].go.clear()
+    with running(llama, make_engine=ScriptedEngine, slots=16, max_queue=48) as server:
+        server.engine.go.clear()
         loop = threading.Thread(target=lambda: found.extend(asyncio.run(together(server))))
         found = []
         loop.start()
         until(lambda: server.service.driver.rows == 64)
-        made[0].go.set()
+        server.engine.go.set()
         loop.join()
     prompts = [llama.vocabulary.encode(f"{WORDS} {i}") for i in range(64)]
     assert [one.choices[0].text for one in found] == [llama.vocabulary.decode((ids * 8)[:8]) for ids in prompts]
-    assert made[0].steps <= 64 * 8 / 16 + 1, "one by one it would be 512"
+    assert server.engine.steps <= 64 * 8 / 16 + 1, "one by one it would be 512"
 
 
 def test_a_full_queue_is_told_and_empties(scripted):
@@ -171,14 +165,8 @@ def test_a_client_that_never_reads_is_cut_off(llama):
 
 
 def test_a_request_has_its_time(llama):
-    made = []
-
-    def make(model, settings):
-        made.append(ScriptedEngine(model, settings))
-        return made[0]
-
-    with running(llama, make_engine=make, timeout=0.3) as server:
-        made[0].go.clear()
+    with running(llama, make_engine=ScriptedEngine, timeout=0.3) as server:
+        server.engine.go.clear()
         status, _, body = ask(server)
         assert (status, body["error"]["code"]) == (504, "timeout")
         assert server.service.driver.rows == 0
@@ -186,7 +174,7 @@ def test_a_request_has_its_time(llama):
             client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
             client.sendall(b"content-length: 100\r\n\r\n{")
             assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
-        made[0].go.set()
+        server.engine.go.set()
         assert ask(server)[0] == 200
 
 
@@ -211,6 +199,9 @@ def test_a_failing_engine_is_told_to_everybody(scripted):
     assert (status, body["status"]) == (503, "engine_failed")
     with pytest.raises(openai.InternalServerError, match="out of memory"):
         scripted.client().completions.create(model="tiny", prompt=WORDS)
+    scripted.engine.broken = None
+    assert ask(scripted)[0] == 200, "it may have been that request alone"
+    assert get(scripted, "/health")[0] == 200
 
 
 def test_a_stream_that_has_begun_ends_with_the_reason(scripted):
@@ -225,10 +216,23 @@ def test_a_stream_that_has_begun_ends_with_the_reason(scripted):
 
 def test_an_answer_that_fails_alone_fails_alone(scripted, monkeypatch):
     monkeypatch.setattr(scripted.engine, "fails", "odd one")
-    status, _, body = ask(scripted, prompt="an odd one out")
+    status, _, body = ask(scripted, prompt=["an odd one out", WORDS])
     assert (status, "cannot be spelled" in body["error"]["message"]) == (500, True)
     assert ask(scripted)[0] == 200
     assert get(scripted, "/health")[0] == 200
+
+
+def test_a_refusal_of_the_engine_is_the_clients(scripted, monkeypatch):
+    for error, status in ((FlanjaxError("too many positions"), 400), (MemoryError("too much"), 500)):
+
+        def refuse(*given, error=error, **more):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(scripted.engine, "submit", refuse)
+            answer = ask(scripted)
+        assert (answer[0], str(error) in answer[2]["error"]["message"]) == (status, True)
+        assert ask(scripted)[0] == 200
 
 
 def test_requests_wait_for_no_model_that_is_being_loaded(llama):
@@ -418,12 +422,12 @@ CHAT = (
 
 def test_no_field_of_any_type_fails_the_server(scripted):
     @given(st.dictionaries(st.sampled_from(COMPLETION), VALUES, max_size=3))
-    @settings(max_examples=150)
+    @settings(max_examples=60)
     def completions(fields):
         assert ask(scripted, **fields)[0] in (200, 400, 404, 429)
 
     @given(st.dictionaries(st.sampled_from(CHAT), VALUES, max_size=3), st.lists(VALUES, max_size=2))
-    @settings(max_examples=150)
+    @settings(max_examples=60)
     def chats(fields, parts):
         message = {"role": "user", "content": [{"type": "text", "text": "Hi"}, *parts]}
         body = {"messages": [message], "max_tokens": 4} | fields
