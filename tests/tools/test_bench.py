@@ -144,3 +144,11 @@ def test_scoring_is_compared_with_the_harnesss_own_model(test_data: Path, flan_t
     (apart, same) = re.findall(r"^8 requests: .* at most ([\d.e-]+) apart, is_greedy equal in (\d+)$", printed, re.M)[0]
     assert float(apart) < 1e-3
     assert same == "8"
+
+
+def test_generate_compares_greedy_answers_with_transformers(stories: Path) -> None:
+    assert smoke("generate", f"--model={stories}") == [
+        "greedy answers, float32: flanjax against transformers, as they come",
+        "greedy answers, float32: flanjax against transformers, by length",
+    ]
+    assert "slope" in output("generate", f"--model={stories}", "--per_token=3")
