@@ -280,6 +280,55 @@ def operative_config() -> str:
     return gin.config_str()
 
 
+def _early_stopping(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+# How flags say the fields of `flanjax.generation.decoding.DecodingConfig`, its own ends apart.
+_DECODING: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "max_new_tokens": (int, "tokens of an answer at most"),
+    "temperature": (float, "what logits are divided by before a token is drawn; 0 takes the likeliest (default)"),
+    "top_k": (int, "draw of so many of the likeliest tokens"),
+    "top_p": (float, "draw of the fewest tokens that have this probability together"),
+    "min_p": (float, "draw of tokens at least this part as likely as the likeliest"),
+    "repetition_penalty": (float, "above 1 makes tokens that are there already less likely"),
+    "num_samples": (int, "answers to each input"),
+    "seed": (int, "of what is drawn"),
+    "num_beams": (int, "hypotheses of beam search"),
+    "length_penalty": (float, "beams: the power of a hypothesis's length that divides its log-likelihood"),
+    "early_stopping": (_early_stopping, "beams: True, False or never"),
+}
+
+
+def add_decoding_flags(parser: argparse.ArgumentParser, *, leaving_out: Sequence[str] = ()) -> None:
+    """Adds a flag for each way of decoding; `decoding_options` gives those that were used."""
+    group = parser.add_argument_group("decoding, as transformers.generate means these words")
+    for name, (kind, text) in _DECODING.items():
+        if name not in leaving_out:
+            group.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar="X", help=text)
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="TEXT",
+        help="an answer ends before it; repeat for more",
+    )
+
+
+def decoding_options(flags: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `DecodingConfig` that were given."""
+    return {name: value for name, value in vars(flags).items() if name in (*_DECODING, "stop")}
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what `flanjax.load` takes."""
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a run directory, a Hugging Face folder or a .gguf"
+    )
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
+    parser.add_argument("--step", type=int, metavar="N", help="of a run's checkpoint (default: the latest)")
+
+
 def run_door(door: Callable[[], int]) -> int:
     """Calls `door`; an expected error becomes a message on stderr and exit status 2, never a traceback."""
     try:

@@ -184,7 +184,7 @@ def test_an_expected_error_has_no_traceback(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "error: the thing, the place, the remedy\n"
 
 
-@pytest.mark.parametrize("module", ["train", "materialize", "export", "convert"])
+@pytest.mark.parametrize("module", ["train", "materialize", "export", "convert", "infer", "chat"])
 def test_help_imports_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, flanjax.{module} as door\n"

@@ -179,20 +179,27 @@ def read_json_lines(file: str | os.PathLike[str]) -> Iterator[tuple[str, Record]
             continue
         place = f"{file}:{number}"
         try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            report_bad_row(BadRow(f"{place}: not UTF-8 ({error.reason}): {excerpt(line)}"))
-        except json.JSONDecodeError as error:
-            reason = f"not JSON ({error.msg}, column {error.colno})"
-            report_bad_row(BadRow(f"{place}: {reason}: {excerpt(line.decode(errors='replace'))}"))
-        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or nested too deeply
-            report_bad_row(BadRow(f"{place}: not JSON ({error}): {excerpt(line.decode(errors='replace'))}"))
+            record = json_record(line, place)
+        except BadRow as error:
+            report_bad_row(error)
         else:
-            if isinstance(record, dict):
-                yield place, record
-            else:
-                reason = f"a JSON object is expected, not {type(record).__name__}"
-                report_bad_row(BadRow(f"{place}: {reason}: {excerpt(record)}"))
+            yield place, record
+
+
+def json_record(line: bytes, place: str) -> Record:
+    """The one JSON object in a line; raises BadRow with the place where it is none, whatever the policy."""
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise BadRow(f"{place}: not UTF-8 ({error.reason}): {excerpt(line)}") from error
+    except json.JSONDecodeError as error:
+        reason = f"not JSON ({error.msg}, column {error.colno})"
+        raise BadRow(f"{place}: {reason}: {excerpt(line.decode(errors='replace'))}") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or nested too deeply
+        raise BadRow(f"{place}: not JSON ({error}): {excerpt(line.decode(errors='replace'))}") from error
+    if not isinstance(record, dict):
+        raise BadRow(f"{place}: a JSON object is expected, not {type(record).__name__}: {excerpt(record)}")
+    return record
 
 
 def read_parquet(file: str) -> Iterator[tuple[str, Record]]:
