@@ -133,7 +133,7 @@ class Reader:
         fields.require_unused("best_of", "only the answers themselves are made; leave it out", samples)
         fields.require_unused("suffix", "text is only continued at its end; leave it out", "")
         logprobs = fields.whole("logprobs", None, least=0, most=MOST_LOGPROBS)
-        decoding = self._decoding(fields, most, (self._vocabulary.eos_id,))
+        decoding = self._decoding(fields, most, self._model.eos_ids)
         stream, include_usage = _stream(fields)
         fields.ignore(*_IGNORED)
         fields.close()
