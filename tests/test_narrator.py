@@ -4,12 +4,14 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import jax
 import pytest
 
 from flanjax.console import Console, byte_size
 from flanjax.evaluation.answers import Answer, Question, Report
+from flanjax.evaluation.evaluators import MixtureEvaluator
 from flanjax.evaluation.metrics import score
 from flanjax.models.config import T5Config
 from flanjax.narrator import Narrator, parameter_table, size_rows
@@ -36,7 +38,7 @@ def narrator(folder: Path, *mixtures: str) -> Narrator:
         Console(),
         SimpleNamespace(
             run=SimpleNamespace(model_dir=str(folder), evaluation=evaluation),
-            evaluators={mixture: SimpleNamespace(report=None) for mixture in mixtures},
+            evaluators={mixture: create_autospec(MixtureEvaluator, instance=True, report=None) for mixture in mixtures},
         ),
     )
 
