@@ -320,10 +320,10 @@ def decoding_options(flags: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(flags).items() if name in (*_DECODING, "stop")}
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds what `flanjax.load` takes."""
     parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a run directory, a Hugging Face folder or a .gguf"
+        "--model", required=required, metavar="DIR", help="a run directory, a Hugging Face folder or a .gguf"
     )
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
     parser.add_argument("--step", type=int, metavar="N", help="of a run's checkpoint (default: the latest)")

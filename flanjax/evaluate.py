@@ -72,7 +72,6 @@ def evaluate(
       FlanjaxError: there is no such suite, no data, no model, the output holds another evaluation, or it cannot be
         written.
     """
-    from flanjax.evaluation.benchmark import BenchmarkError
     from flanjax.evaluation.measuring import chosen, measure, questions_of, write_evaluation, write_settings
     from flanjax.evaluation.mixtures import find, of_mixture
     from flanjax.evaluation.perturbations import perturbed
@@ -80,21 +79,18 @@ def evaluate(
     from flanjax.loading import load
 
     found = [find(mixture, tasks or {}, split=split) for mixture in mixtures]
-    for name, benchmark in chosen(suites, data, limit).items():
-        if chat and benchmark.mode == "choices":
-            raise BenchmarkError(f"suite {name!r} scores choices after a plain text: leave --chat out")
-        for change in perturbations:
-            perturbed(benchmark, change)
+    _check_suites(suites, data, limit, perturbations, chat=chat)
     settings: dict[str, Any] = {"model": str(model), "adapter": None if adapter is None else str(adapter)}
     settings |= {"suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
     settings |= {"perturbations": list(perturbations), "mixtures": list(mixtures), "split": split}
     _refuse_another(Path(output), settings)
-    asked = _asked(load(model, step=step, adapter=adapter), chat=chat, batch_size=batch_size)
+    loaded = load(model, step=step, adapter=adapter)
+    asked = _asked(loaded, chat=chat, batch_size=batch_size)
     benchmarks = chosen(suites, data, limit, asked.vocabulary)
     for each in found:
         benchmark = of_mixture(each, asked.vocabulary, limit=limit, seed=seed)
         benchmarks[each.name] = first_of_each_task(benchmark, limit)
-    settings["parameters"] = asked.identity
+    settings["parameters"] = loaded.identity
     forms = {
         name: {change: perturbed(benchmark, change, seed=seed) for change in perturbations}
         for name, benchmark in benchmarks.items()
@@ -110,6 +106,21 @@ def evaluate(
     }
     write_evaluation(Path(output), str(model), measured, settings, asked.facts)
     return {name: _figures(each.result) for name, each in measured.items()}
+
+
+def _check_suites(
+    suites: Sequence[str], data: str, limit: int | None, perturbations: Sequence[str], *, chat: bool
+) -> None:
+    """Finds what forbids an evaluation before the model is read."""
+    from flanjax.evaluation.benchmark import BenchmarkError
+    from flanjax.evaluation.measuring import chosen
+    from flanjax.evaluation.perturbations import perturbed
+
+    for name, benchmark in chosen(suites, data, limit).items():
+        if chat and benchmark.mode == "choices":
+            raise BenchmarkError(f"suite {name!r} scores choices after a plain text: leave --chat out")
+        for change in perturbations:
+            perturbed(benchmark, change)
 
 
 def _figures(result: "Result") -> dict[str, Any]:
@@ -225,7 +236,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The door: flags in, one call; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flanjax.evaluate", description="Measures a model on test sets.")
-    parser.add_argument("--model", metavar="DIR", help="a run directory, a Hugging Face folder or a .gguf")
+    doors.add_model_flags(parser, required=False)
     parser.add_argument(
         "--suite", action="append", default=[], metavar="NAME", help="a test set; may be repeated; `list` lists them"
     )
@@ -239,8 +250,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", metavar="NAME", help="of the mixtures (default: validation, or else test)")
     parser.add_argument("--data", default="", metavar="DIR", help="its files (default: $FLANJAX_DATA_DIR/<dataset>)")
     parser.add_argument("--output", metavar="DIR", help="the report's folder")
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
-    parser.add_argument("--step", type=int, metavar="N", help="of a run's checkpoint (default: the latest)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N instances of each task (default: all)")
     parser.add_argument(
         "--perturb",

@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.console import Console
     from flanjax.files import ResumableFile
     from flanjax.generation.decoding import DecodingConfig
-    from flanjax.loading import Model
 
 MODES = ("generate", "score")
 ROWS_FAILED = 3  # the exit status where the output is whole and some of its rows have an error
@@ -119,7 +118,7 @@ def infer(
         file.require(settings)
         _require_room(output, source.bytes - file.size)
         loaded = load(model, adapter=adapter, step=step)
-        file.require({"model": _identity(loaded)})
+        file.require({"model": loaded.identity})
         resumed = file.progress.get("rows", 0)
         if not file.whole:
             about = {"model": str(model), "input": str(input), "flanjax": flanjax.__version__}
@@ -145,16 +144,6 @@ def _decoding(mode: str, eos: bool, options: Mapping[str, Any]) -> "DecodingConf
             f"{', '.join(options)}: scoring makes no answers, so there is nothing to choose: leave it out"
         )
     return None
-
-
-def _identity(model: "Model") -> str:
-    """What decides a model's answers: its numbers, its shape, its vocabulary and chat template."""
-    from flanjax.tuning.partition import digest
-
-    vocabulary = model.vocabulary
-    decides = [digest(model.params), repr(model.config), model.prefix_lm]
-    decides += [model.eos_ids, vocabulary.identity, sorted(vocabulary.own_templates.items())]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 
 def _require_room(output: Path, needed: int) -> None:

@@ -8,6 +8,9 @@ model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in the ch
 """
 
 import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +36,10 @@ from flanjax.interchange.runs import read_run
 from flanjax.interchange.stored import place
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute
-from flanjax.models.model import ModelConfig
+from flanjax.models.model import ModelConfig, model_settings
 from flanjax.models.parameters import Params
+from flanjax.tuning.methods import to_settings
+from flanjax.tuning.partition import digest, methods_of
 
 
 class LoadingError(FlanjaxError):
@@ -65,6 +70,14 @@ class Model:
     def eos_ids(self) -> tuple[int, ...]:
         """What ends an answer: the vocabulary's EOS, and what generation_config.json of a Hugging Face folder adds."""
         return (self.vocabulary.eos_id, *self.further_eos_ids)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """16 hex digits of what decides its answers: numbers, shape, vocabulary, chat templates; reads all numbers."""
+        shape = [model_settings(self.config), to_settings(methods_of(self.config)), self.prefix_lm, self.eos_ids]
+        words = [self.vocabulary.identity, sorted(self.vocabulary.own_templates.items())]
+        decides = [digest(self.params), shape, words]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
     def score(
         self,

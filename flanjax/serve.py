@@ -24,11 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m flanjax.serve", description="Serves a model as the OpenAI completions and chat API has it."
     )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a run directory, a Hugging Face folder or a .gguf"
-    )
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
-    parser.add_argument("--step", type=int, metavar="N", help="of a run's checkpoint (default: the latest)")
+    doors.add_model_flags(parser)
     parser.add_argument("--name", metavar="NAME", help="of the model in requests (default: the folder's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 for a free one (default: 8000)")

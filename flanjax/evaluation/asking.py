@@ -8,8 +8,6 @@ On a mesh, with `jax.set_mesh`, the texts of a batch are spread over it, and eve
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
 
 import jax
@@ -26,10 +24,8 @@ from flanjax.generation.stopping import before_stop
 from flanjax.models.config import Compute, ModelConfigError
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
-from flanjax.models.model import ModelConfig, model_settings
+from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
-from flanjax.tuning.methods import to_settings
-from flanjax.tuning.partition import digest, methods_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,14 +51,6 @@ class Asked:
     further_eos_ids: tuple[int, ...] = ()
     chat: Chat | None = None
     batch_size: int = 16
-
-    @functools.cached_property
-    def identity(self) -> str:
-        """16 hex digits, equal for models that are asked alike and have the same parameters; reads all of them."""
-        asked = [model_settings(self.config), to_settings(methods_of(self.config)), self.prefix_lm]
-        asked.append(self.further_eos_ids)
-        asked += [self.vocabulary.identity, self.chat and self.chat.template.identity, digest(self.params)]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
     def generate(self, instances: Sequence[Instance], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
         """The greedy answer to each instance, up to the first of the stop texts.

@@ -37,10 +37,15 @@ def padded(rows: Sequence[Tokens], count: int) -> tuple[np.ndarray, np.ndarray]:
     Padding follows the ids, and empty rows fill up the count.
     """
     length = length_bucket(max(map(len, rows)))
-    tokens, segments = np.full((count, length), PAD_ID, np.int32), np.zeros((count, length), np.int32)
-    for row, ids in enumerate(rows):
-        tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
-    return tokens, segments
+    return filled(rows, count, length), filled([[1] * len(ids) for ids in rows], count, length)
+
+
+def filled(rows: Sequence[Tokens], count: int, length: int) -> np.ndarray:
+    """The rows as int32 [count, length], zeros after them."""
+    array = np.zeros((count, length), np.int32)
+    for row, values in enumerate(rows):
+        array[row, : len(values)] = values
+    return array
 
 
 def behind_prompts(config: ModelConfig, inputs: Sequence[Tokens], prompts: Sequence[int] | None) -> Sequence[Tokens]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flanjax.generation.batches import Tokens, batches, behind_prompts, length_bucket, padded, row_bucket
+from flanjax.generation.batches import Tokens, batches, behind_prompts, filled, length_bucket, padded, row_bucket
 from flanjax.generation.scoring_rows import Row, decoder_rows, encoder_decoder_rows, shared_beginnings
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.decoder import Beginning
@@ -216,7 +216,7 @@ def _by_decoder(
             batch = [rows[i] for i in chosen]
             arrays = _arrays(batch)
             count, length = arrays["tokens"].shape
-            arrays["of_inputs"] = _filled([[1] * (len(row.inputs) - begin) for row in batch], count, length)
+            arrays["of_inputs"] = filled([[1] * (len(row.inputs) - begin) for row in batch], count, length)
             asked, slots = _asked(batch, length)
             branching = any(max(row.segments) > 1 for row in batch)
             how = {"prefix_lm": prefix_lm, "branching": branching, "likeliest": likeliest}
@@ -239,15 +239,7 @@ def _by_encoder_decoder(
 def _arrays(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """What the decoder is given, int32 [bucket of rows, bucket of the longest]."""
     shape = row_bucket(len(rows)), length_bucket(max(len(row.tokens) for row in rows))
-    return {name: _filled([getattr(row, name) for row in rows], *shape) for name in ("tokens", "segments", "positions")}
-
-
-def _filled(rows: Sequence[Tokens], count: int, length: int) -> np.ndarray:
-    """The rows as int32 [count, length], zeros after them."""
-    array = np.zeros((count, length), np.int32)
-    for row, values in enumerate(rows):
-        array[row, : len(values)] = values
-    return array
+    return {name: filled([getattr(row, name) for row in rows], *shape) for name in ("tokens", "segments", "positions")}
 
 
 def _asked(rows: Sequence[Row], length: int) -> tuple[_Asked, _Slots]:
@@ -262,8 +254,8 @@ def _asked(rows: Sequence[Row], length: int) -> tuple[_Asked, _Slots]:
                 there = tokens.setdefault(place, {})
                 slots[i].append((numbers.setdefault(place, len(numbers)), there.setdefault(token, len(there))))
     count, most = length_bucket(len(tokens)), row_bucket(max(map(len, tokens.values())))
-    places = _filled([list(tokens)], 1, count)[0]
-    return _Asked(places, _filled([list(there) for there in tokens.values()], count, most)), slots
+    places = filled([list(tokens)], 1, count)[0]
+    return _Asked(places, filled([list(there) for there in tokens.values()], count, most)), slots
 
 
 def _scores(slots: _Slots, told: _Told) -> Iterator[tuple[int, Score]]:

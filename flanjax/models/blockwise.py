@@ -62,10 +62,12 @@ class _Blocks:
             room[keys] = (0, self.key_blocks * self.key_block - x.shape[keys])
         return jnp.pad(x, room)
 
-    def fold_queries(self, x: Float[Array, "batch queries heads d"]) -> Array:
+    def fold_queries(self, x: Float[Array, "batch queries heads d"]) -> Float[Array, "blocks kv_heads rows d"]:
+        """Query blocks, in each the rows of all heads that share a key head."""
         return self._fold(self.padded(x, queries=1), self.query_block)
 
-    def fold_keys(self, x: Float[Array, "batch keys kv_heads d"]) -> Array:
+    def fold_keys(self, x: Float[Array, "batch keys kv_heads d"]) -> Float[Array, "blocks kv_heads rows d"]:
+        """Key blocks, or blocks of values."""
         return self._fold(self.padded(x, keys=1), self.key_block)
 
     def _fold(self, x: Array, block: int) -> Array:
@@ -97,11 +99,11 @@ class _Blocks:
 class _Operands(NamedTuple):
     """Folded queries, keys and values; bias and mask, padded to whole blocks; what is computed."""
 
-    q: Array
-    k: Array
-    v: Array
-    bias: Array | None
-    mask: Array
+    q: Float[Array, "query_blocks kv_heads group_rows head_dim"]
+    k: Float[Array, "key_blocks kv_heads rows head_dim"]
+    v: Float[Array, "key_blocks kv_heads rows head_dim"]
+    bias: Float[Array, "1 heads queries keys"] | None
+    mask: Bool[Array, "batch 1 queries keys"]
     pairs: _Pairs
 
     @classmethod

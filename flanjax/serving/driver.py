@@ -21,37 +21,15 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from flanjax.errors import FlanjaxError
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.engine import OnPiece, Piece, Request
+from flanjax.generation.engine import Engine, Piece, Request
 from flanjax.serving.errors import ApiError
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-class Decoder(Protocol):
-    """What is driven: `flanjax.generation.engine.Engine`."""
-
-    def submit(
-        self,
-        ids: Sequence[int],
-        decoding: DecodingConfig,
-        *,
-        sample: int = 0,
-        prompt: int = 0,
-        logprobs: int | None = None,
-        on_piece: OnPiece | None = None,
-    ) -> Request:
-        """Queues an input."""
-
-    def cancel(self, request: Request) -> None:
-        """Lets go of a request."""
-
-    def run_once(self) -> bool:
-        """Advances all; False when nothing is under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +117,13 @@ class Driver:
       most_rows: of all requests together; more are refused.
     """
 
-    def __init__(self, open_engine: Callable[[], Decoder], *, most_rows: int):
+    def __init__(self, open_engine: Callable[[], Engine], *, most_rows: int):
         self.failure: Exception | None = None
         self.rows = 0
         self._open_engine, self._most_rows = open_engine, most_rows
         self._open: set[Answers] = set()
         self._running: dict[Request, tuple[Answers, int]] = {}  # of the thread
-        self._inbox: queue.SimpleQueue[Callable[[Decoder], None] | None] = queue.SimpleQueue()  # None: the end
+        self._inbox: queue.SimpleQueue[Callable[[Engine], None] | None] = queue.SimpleQueue()  # None: the end
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -200,7 +178,7 @@ class Driver:
         self.require_ready()
         done: asyncio.Future[T] = self._loop.create_future()
 
-        def run(engine: Decoder) -> None:
+        def run(engine: Engine) -> None:
             try:
                 self._tell(_settle, done, do(), None)
             except Exception as error:
@@ -259,13 +237,13 @@ class Driver:
                 piece = Piece(tuple(request.ids), request.text, tuple(request.logprobs), request.finish)
                 self._tell(answers._put, number, piece)
 
-    def _end_all(self, engine: Decoder, failure: ApiError) -> None:
+    def _end_all(self, engine: Engine, failure: ApiError) -> None:
         for request, (answers, _) in self._running.items():
             engine.cancel(request)
             self._tell(answers._fail, failure)
         self._running.clear()
 
-    def _submit(self, engine: Decoder, answers: Answers) -> None:
+    def _submit(self, engine: Engine, answers: Answers) -> None:
         try:
             for number, row in enumerate(answers.rows):
                 request = engine.submit(
@@ -282,7 +260,7 @@ class Driver:
             refused = isinstance(error, FlanjaxError | ValueError)
             self._tell(answers._fail, ApiError(400, str(error)) if refused else _failed(error))
 
-    def _cancel(self, engine: Decoder, answers: Answers) -> None:
+    def _cancel(self, engine: Engine, answers: Answers) -> None:
         for request in [request for request, (whose, _) in self._running.items() if whose is answers]:
             del self._running[request]
             engine.cancel(request)

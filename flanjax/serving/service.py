@@ -19,7 +19,7 @@ from flanjax.loading import Model
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.serving.answers import ChatWriter, CompletionWriter, Writer
-from flanjax.serving.driver import Decoder, Driver
+from flanjax.serving.driver import Driver
 from flanjax.serving.errors import ApiError, ServingError
 from flanjax.serving.requests import Job, Reader
 
@@ -62,7 +62,7 @@ class Settings:
             raise ServingError(f"timeout is {self.timeout}: it must be a number of seconds above 0")
 
 
-def engine_of(model: Model, settings: Settings) -> Decoder:
+def engine_of(model: Model, settings: Settings) -> Engine:
     """The engine of a model, with its first programs compiled."""
     vocabulary = model.vocabulary
     engine = Engine(
@@ -100,7 +100,7 @@ class Service:
         self,
         open_model: Callable[[], Model],
         settings: Settings,
-        make_engine: Callable[[Model, Settings], Decoder] = engine_of,
+        make_engine: Callable[[Model, Settings], Engine] = engine_of,
     ):
         self.settings, self.draining = settings, False
         self._open_model, self._make_engine = open_model, make_engine
@@ -162,7 +162,7 @@ class Service:
         )
         return [[TokenLogprob(*told) for told in zip(each.logprobs, each.likeliest, strict=True)] for each in scores]
 
-    def _open(self) -> Decoder:
+    def _open(self) -> Engine:
         model = self._open_model()
         config, most = model.config, self.settings.max_length
         if most is None:

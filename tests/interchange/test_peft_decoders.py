@@ -139,9 +139,7 @@ FROM_PEFT = {
 }
 
 
-@each_family
-@pytest.mark.parametrize("settings", FROM_PEFT.values(), ids=FROM_PEFT)
-def test_what_peft_wrote_computes_the_same_and_is_written_back(base, tmp_path, family, settings):
+def assert_read_and_written_back(base, tmp_path, family, settings):
     folder, config, params = base(family)
     adapter = write_with_peft(folder, tmp_path / "adapter", **settings)
     model, tuned = adapter_on(read_peft(adapter, config), config, params)
@@ -151,10 +149,16 @@ def test_what_peft_wrote_computes_the_same_and_is_written_back(base, tmp_path, f
     assert_same_tensors(tmp_path / "again", adapter)
 
 
+@each_family
+@pytest.mark.parametrize("settings", FROM_PEFT.values(), ids=FROM_PEFT)
+def test_what_peft_wrote_computes_the_same_and_is_written_back(base, tmp_path, family, settings):
+    assert_read_and_written_back(base, tmp_path, family, settings)
+
+
 @pytest.mark.parametrize("family", OTHERS)
 @pytest.mark.parametrize("settings", [FROM_PEFT["rslora_all"], FROM_PEFT["prompt"]], ids=["all_linear", "prompt"])
 def test_other_families_too(base, tmp_path, family, settings):
-    test_what_peft_wrote_computes_the_same_and_is_written_back(base, tmp_path, family, settings)
+    assert_read_and_written_back(base, tmp_path, family, settings)
 
 
 NORMS = r"decoder/(layers/pre_mlp_layer_norm|decoder_norm)/(scale|bias)"

@@ -82,13 +82,19 @@ def test_many_clients_share_steps(llama):
     assert server.engine.steps <= 64 * 8 / 16 + 1, "one by one it would be 512"
 
 
-def test_a_full_queue_is_told_and_empties(scripted):
-    scripted.engine.go.clear()
+def asking(server, count):
+    """Answers to so many requests as they come, and the threads that wait for them; all are under way."""
     found = []
-    threads = [threading.Thread(target=lambda: found.append(ask(scripted))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(ask(server))) for _ in range(count)]
     for thread in threads:
         thread.start()
-    until(lambda: scripted.service.driver.rows == 8)
+    until(lambda: server.service.driver.rows == count)
+    return found, threads
+
+
+def test_a_full_queue_is_told_and_empties(scripted):
+    scripted.engine.go.clear()
+    found, threads = asking(scripted, 8)
     status, headers, body = ask(scripted)
     assert (status, body["error"]["code"], headers["retry-after"]) == (429, "queue_full", "1")
     assert ask(scripted, n=9)[0] == 400, "which no empty queue would take"
@@ -183,11 +189,7 @@ def test_a_request_has_its_time(llama):
 
 def test_a_failing_engine_is_told_to_everybody(scripted):
     scripted.engine.go.clear()
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(ask(scripted))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    until(lambda: scripted.service.driver.rows == 3)
+    found, threads = asking(scripted, 3)
     scripted.engine.broken = RuntimeError("out of memory")
     scripted.engine.go.set()
     for thread in threads:
