@@ -29,7 +29,7 @@ from flanjax.models.config import Compute
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
-from flanjax.models.parameters import Params
+from flanjax.models.parameters import Params, are_apart, layers_apart
 
 _SHORTEST = 64  # positions of a cache
 _SIZES = tuple(4**n for n in range(10))  # rows decoded together, or inputs read together, so that shapes are few
@@ -136,6 +136,7 @@ class Engine:
     ):
         self.steps = 0
         self._config, self._compute, self._params = config, compute, params
+        self._stepped = layers_apart(params)
         self._slots, self._decode, self._prefix_lm = slots, decode, prefix_lm
         self._waiting: collections.deque[_Job] = collections.deque()
         self._rows: list[_Job | None] = []
@@ -247,7 +248,7 @@ class Engine:
             inputs = _with_room(max(len(job.input) for job in jobs), inputs)
         if self._kept is None:
             size = {"rows": rows, "length": length, "inputs": inputs}
-            self._kept = empty(self._config, self._compute, **size)
+            self._kept = empty(self._config, self._compute, **size, apart=are_apart(self._stepped))
             self._rows = [None] * rows
         elif rows != len(self._rows):
             sources = np.full(rows, len(self._rows), np.int32)
@@ -305,7 +306,7 @@ class Engine:
         self._kept, made = advance(
             self._config,
             self._compute,
-            self._params,
+            self._stepped,
             self._kept,
             self._said_of_rows(),
             np.int32(1 if any(job.on_piece for job in jobs) else STEPS),

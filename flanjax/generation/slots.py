@@ -11,20 +11,20 @@ cache and of the inputs, and on how many likeliest tokens are asked for: never o
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flanjax.generation.batches import PAD_ID
-from flanjax.generation.cache import Cache, Start, prefill, step
+from flanjax.generation.cache import Cache, Start, prefill
 from flanjax.generation.sampling import Processors, choose, row_keys
 from flanjax.models import decoder, t5
 from flanjax.models.config import Compute
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig, build
-from flanjax.models.parameters import Params
+from flanjax.models.parameters import Apart, Params, each_layer
 from flanjax.sharding.rules import constrain
 
 STEPS = 16  # at most between two looks of the host
@@ -73,13 +73,18 @@ class Made(NamedTuple):
     top_logprobs: Float[Array, "rows steps top"]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "rows", "length", "inputs"))
-def empty(config: ModelConfig, compute: Compute, *, rows: int, length: int, inputs: int) -> Kept:
-    """No row yet, with room for `length` tokens of a row, and for `inputs` of what an encoder reads."""
+@functools.partial(jax.jit, static_argnames=("config", "compute", "rows", "length", "inputs", "apart"))
+def empty(config: ModelConfig, compute: Compute, *, rows: int, length: int, inputs: int, apart: bool = False) -> Kept:
+    """No row yet, with room for `length` tokens of a row, and for `inputs` of what an encoder reads.
 
-    def zeros(layers: int, heads: int, length: int) -> Array:
-        x = jnp.zeros((layers, rows, heads, length, config.head_dim), compute.jax_dtype)
-        return constrain(x, None, "batch", None, None, None)
+    Keys and values are `Apart` where the parameters are.
+    """
+
+    def zeros(layers: int, heads: int, length: int) -> Array | Apart:
+        shape = (rows, heads, length, config.head_dim)
+        if apart:
+            return Apart(jnp.zeros(shape, compute.jax_dtype) for _ in range(layers))
+        return constrain(jnp.zeros((layers, *shape), compute.jax_dtype), None, "batch", None, None, None)
 
     if isinstance(config, DecoderConfig):
         own = zeros(config.num_layers, config.num_kv_heads, length)
@@ -114,10 +119,12 @@ def put(kept: Kept, start: Start, places: Int[Array, " n"], sources: Int[Array, 
         room = kept.cache.cross_mask.shape[1] - new["cross_mask"].shape[1]
         new["cross_mask"] = jnp.pad(new["cross_mask"], ((0, 0), (0, room)))
 
-    def placed(name: str, x: Array) -> Array:
-        if name == "cross_mask":
-            return getattr(kept.cache, name).at[places].set(x[sources], mode="drop")
-        return getattr(kept.cache, name).at[:, places, :, : x.shape[3]].set(x[:, sources], mode="drop")
+    def placed(name: str, x: Array) -> Any:
+        def place(old: Array, new: Array) -> Array:
+            return old.at[places, :, : new.shape[2]].set(new[sources], mode="drop")
+
+        old = getattr(kept.cache, name)
+        return old.at[places].set(x[sources], mode="drop") if name == "cross_mask" else each_layer(place, old, x)
 
     cache = kept.cache._replace(**{name: placed(name, x) for name, x in new.items()})
     return Kept(cache, kept.seen.at[places].set(start.seen[sources], mode="drop"))
@@ -130,14 +137,16 @@ def resized(kept: Kept, sources: Int[Array, " rows"] | None, *, length: int, inp
     A source that there is not makes an empty row.
     """
 
-    def moved(name: str, x: Array) -> Array:
-        axis, lengthwise = (0, 1) if name == "cross_mask" else (1, 3)
-        if sources is not None:
-            x = x.at[(slice(None),) * axis + (sources,)].get(mode="fill", fill_value=0)
-        wanted = inputs if name.startswith("cross") else length
-        if wanted < x.shape[lengthwise]:
-            return jax.lax.slice_in_dim(x, 0, wanted, axis=lengthwise)
-        return jnp.pad(x, [(0, wanted - size if i == lengthwise else 0) for i, size in enumerate(x.shape)])
+    def moved(name: str, x: Any) -> Any:
+        lengthwise, wanted = 1 if name == "cross_mask" else 2, inputs if name.startswith("cross") else length
+
+        def move(x: Array) -> Array:
+            x = x if sources is None else x.at[sources].get(mode="fill", fill_value=0)
+            if wanted < x.shape[lengthwise]:
+                return jax.lax.slice_in_dim(x, 0, wanted, axis=lengthwise)
+            return jnp.pad(x, [(0, wanted - size if i == lengthwise else 0) for i, size in enumerate(x.shape)])
+
+        return move(x) if name == "cross_mask" else each_layer(move, x)
 
     cache = kept.cache._replace(**{name: moved(name, x) for name, x in kept.cache._asdict().items()})
     seen = kept.seen if sources is None else kept.seen.at[sources].get(mode="fill", fill_value=False)
@@ -148,7 +157,13 @@ class _Loop(NamedTuple):
     step: Int[Array, ""]
     rows: Rows
     kept: Kept
+    new: Any  # keys and values that the cache does not have yet
+    position: Int[Array, " rows"]  # where they belong
     made: Made
+
+    def cache(self) -> Cache:
+        """With the new keys and values."""
+        return self.kept.cache.written(self.new, self.position)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "top"), donate_argnames=("kept",))
@@ -168,7 +183,7 @@ def advance(
 
     Log-probabilities are made where they are asked for by `scored`, and `top` of the likeliest tokens.
     """
-    model = build(config, compute, params)
+    model: Any = build(config, compute, params)
     keys, first, count = row_keys(rows.seed, rows.numbers), rows, len(rows.last)
 
     def unfinished(loop: _Loop) -> Bool[Array, ""]:
@@ -177,7 +192,10 @@ def advance(
 
     def extend(loop: _Loop) -> _Loop:
         rows, made, at = loop.rows, loop.made, loop.step
-        logits, cache = step(model, rows.last, rows.position, loop.kept.cache)
+        # Written before anything reads, and not after: it would not be known that the reading is over, and all copied.
+        cache, position = loop.cache(), rows.position
+        hidden, new = model.decode_one(rows.last, position, cache)
+        logits = model.logits(hidden)
         processors, active = rows.processors, rows.active
         drawn = choose(processors(logits, loop.kept.seen), keys, rows.made, processors.temperature > 0)
         token = jnp.where(active, drawn, PAD_ID)
@@ -194,7 +212,7 @@ def advance(
             top_ids=made.top_ids.at[:, at].set(ids),
             top_logprobs=made.top_logprobs.at[:, at].set(likeliest),
         )
-        return _Loop(at + 1, rows, Kept(cache, seen), made)
+        return _Loop(at + 1, rows, Kept(cache, seen), new, position, made)
 
     nothing = Made(
         jnp.zeros(count, jnp.int32),
@@ -203,9 +221,13 @@ def advance(
         jnp.zeros((count, STEPS, top), jnp.int32),
         jnp.zeros((count, STEPS, top)),
     )
-    loop = jax.lax.while_loop(unfinished, extend, _Loop(jnp.int32(0), jax.tree.map(jnp.asarray, rows), kept, nothing))
+    rows = jax.tree.map(jnp.asarray, rows)
+    # At first something that is written over before it is read.
+    new = jax.tree.map(lambda x: jnp.zeros_like(x[..., :1, :]), kept.cache[:2])
+    loop = jax.lax.while_loop(unfinished, extend, _Loop(jnp.int32(0), rows, kept, new, rows.position, nothing))
     # Whole on every host, as each of them reads it.
-    return loop.kept, Made(*(constrain(x, *[None] * x.ndim) for x in loop.made))
+    made = Made(*(constrain(x, *[None] * x.ndim) for x in loop.made))
+    return loop.kept._replace(cache=loop.cache()), made
 
 
 def _scores(

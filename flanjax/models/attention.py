@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from flanjax.models.blockwise import blockwise
 from flanjax.models.config import ATTENTION_IMPLEMENTATIONS, ModelConfigError
+from flanjax.models.parameters import Apart
 
 # Finite, so that a row in which nothing may be attended gives a plain average and not NaN.
 MASKED = -1e30
@@ -121,11 +122,17 @@ def attention(
 
 
 def written(
-    cache: Float[Array, "layers batch kv_heads length head_dim"],
-    new: Float[Array, "layers batch kv_heads 1 head_dim"],
+    cache: Float[Array, "layers batch kv_heads length head_dim"] | Apart,
+    new: Float[Array, "layers batch kv_heads 1 head_dim"] | Apart,
     position: Int[Array, " batch"],
-) -> Float[Array, "layers batch kv_heads length head_dim"]:
+) -> Float[Array, "layers batch kv_heads length head_dim"] | Apart:
     """The cache with each row's new keys or values at its position, which lies inside it."""
+    if isinstance(cache, Apart):
+        return Apart(_written(old[None], one[None], position)[0] for old, one in zip(cache, new, strict=True))
+    return _written(cache, jnp.asarray(new), position)
+
+
+def _written(cache: Array, new: Array, position: Array) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)

@@ -25,6 +25,7 @@ from flanjax.models.decoder_layers import Context, DecoderOnlyLayer, norm_of
 from flanjax.models.head import Head
 from flanjax.models.layers import NO_DROPOUT, Dropout, Linear, cached_layout, parameter
 from flanjax.models.parameters import (
+    Apart,
     Params,
     draw_parameters,
     fill_parameters,
@@ -48,8 +49,12 @@ from flanjax.sharding.rules import constrain
 class Cache(NamedTuple):
     """Keys (rotated) and values of one decoding, stacked over layers; see `Decoder.start_cache` and `prefill`."""
 
-    keys: Float[Array, "layers batch kv_heads max_length head_dim"]
-    values: Float[Array, "layers batch kv_heads max_length head_dim"]
+    keys: Float[Array, "layers batch kv_heads max_length head_dim"] | Apart
+    values: Float[Array, "layers batch kv_heads max_length head_dim"] | Apart
+
+    def written(self, new: tuple[Array | Apart, Array | Apart], position: Int[Array, " batch"]) -> "Cache":
+        """With the keys and values of one position of each row, as `Decoder.decode_one` gives them."""
+        return Cache(*(written(old, one, position) for old, one in zip(self, new, strict=True)))
 
 
 class Beginning(NamedTuple):
@@ -183,8 +188,8 @@ class DecoderStack(nnx.Module):
 
     def step(
         self, x: Float[Array, "batch 1 embed"], position: Int[Array, " batch"], cache: Cache, compute: Compute
-    ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
-        """The decoder's output at each row's position, and the cache with that position's keys and values in it."""
+    ) -> tuple[Float[Array, "batch 1 embed"], tuple[Array | Apart, Array | Apart]]:
+        """The decoder's output at each row's position, and that position's keys and values."""
         config, layers = self.config, with_prefixes(self.layers, self.prefix)
         length, position = cache.keys.shape[3], position[:, None]
         columns, here = jnp.arange(length), position + config.prefix_length
@@ -206,7 +211,7 @@ class DecoderStack(nnx.Module):
 
         # The loop only reads the cache; one write afterwards stays in place, where returning it would copy all.
         x, new = over_layers(body, self.enter(x, here), (layers, self._windowed(), *cache), compute)
-        return self.decoder_norm(x), Cache(*(written(c, n, position[:, 0]) for c, n in zip(cache, new, strict=True)))
+        return self.decoder_norm(x), new
 
 
 def _prefix_biases(
@@ -358,10 +363,17 @@ class Decoder(nnx.Module):
         Returns what `decode` gives at that position, and the cache for the next one.
         """
         position = jnp.broadcast_to(position, tokens.shape)
+        hidden, new = self.decode_one(tokens, position, cache)
+        return hidden, cache.written(new, position)
+
+    def decode_one(
+        self, tokens: Int[Array, " batch"], position: Int[Array, " batch"], cache: Cache
+    ) -> tuple[Float[Array, "batch embed"], tuple[Array | Apart, Array | Apart]]:
+        """`decode_step` but for the cache: the keys and values that `cache.written` is to be given."""
         tokens = tokens[:, None]
         x = self._embed(tokens, position[:, None], jnp.ones_like(tokens))
-        hidden, cache = self.decoder.step(x, position, cache, self.compute)
-        return hidden[:, 0], cache
+        hidden, new = self.decoder.step(x, position, cache, self.compute)
+        return hidden[:, 0], new
 
 
 def require_positions(config: DecoderConfig, length: int) -> None:

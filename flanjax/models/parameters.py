@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -42,8 +43,67 @@ def stacked(layer: Layer, count: int, added: Sequence[Addition], path: str) -> L
     return nnx.merge(graphdef, jax.tree.map(stack, state, is_leaf=_is_parameter))
 
 
+class Apart(tuple[Array, ...]):
+    """What stacked layers have, as an array for each instead of one with a leading axis.
+
+    A program on a CPU copies a layer's share out of the stack before it multiplies with it, which for the few rows of
+    a decoding takes longer than the product; other devices read it where it lies.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the layers together."""
+        return (len(self), *self[0].shape)
+
+
+jax.tree_util.register_pytree_node(Apart, lambda parts: (parts, None), lambda _, parts: Apart(parts))
+
+
+def layers_apart(params: Params) -> Params:
+    """The same parameters, where they are on one CPU device the layers of a stack `Apart`: views, nothing is copied.
+
+    On other devices, and where numpy does not know the type (bfloat16), they stay as they are.
+    """
+
+    def views(path: tuple[Any, ...], x: Any) -> Any:
+        in_stack = any(getattr(key, "key", None) == "layers" for key in path)
+        if not in_stack or not isinstance(x, Array) or x.dtype == jnp.bfloat16:
+            return x
+        if [device.platform for device in x.devices()] != ["cpu"]:
+            return x
+        layers: Any = np.from_dlpack(x)  # type: ignore[arg-type]
+        return Apart(jax.device_put(layer, x.sharding, may_alias=True) for layer in layers)
+
+    return jax.tree_util.tree_map_with_path(views, params)
+
+
+def are_apart(tree: Any) -> bool:
+    """Whether any of its stacked layers are `Apart`."""
+    return any(_is_apart(x) for x in jax.tree.leaves(tree, is_leaf=_is_apart))
+
+
+def each_layer(function: Callable[..., Array], first: Array | Apart, *others: Array | Apart) -> Array | Apart:
+    """A function of one layer's arrays, for every layer; the layers stay as they are in `first`."""
+    if isinstance(first, Apart):
+        return Apart(function(*layer) for layer in zip(first, *others, strict=True))
+    return jax.vmap(function)(first, *others)
+
+
+def _is_apart(x: Any) -> bool:
+    return isinstance(x, Apart)
+
+
 def over_layers(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, layers: Any, compute: Compute) -> Any:
-    """`jax.lax.scan` over stacked layers, as a loop or in line, recomputing what the remat policy does not save."""
+    """`jax.lax.scan` over stacked layers, as a loop or in line, recomputing what the remat policy does not save.
+
+    Where anything of the layers is `Apart`, in line, and so is what they return.
+    """
+    if counts := {len(x) for x in jax.tree.leaves(layers, is_leaf=_is_apart) if _is_apart(x)}:
+        found = []
+        for i in range(*counts):
+            carry, y = body(carry, jax.tree.map(lambda x, i=i: x[i], layers, is_leaf=_is_apart))
+            found.append(y)
+        return carry, jax.tree.map(lambda *y: Apart(y), *found)
     policies = {
         "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": jax.checkpoint_policies.nothing_saveable,

@@ -22,6 +22,7 @@ from flanjax.models.config import Compute, T5Config
 from flanjax.models.head import Head
 from flanjax.models.layers import DecoderLayer, Dropout, EncoderLayer, Linear, RMSNorm, cached_layout, parameter
 from flanjax.models.parameters import (
+    Apart,
     Params,
     draw_parameters,
     fill_parameters,
@@ -38,11 +39,16 @@ from flanjax.sharding.rules import constrain
 class Cache(NamedTuple):
     """Keys and values of one decoding, stacked over layers; see `T5.start_cache`."""
 
-    self_keys: Float[Array, "layers batch heads max_length head_dim"]
-    self_values: Float[Array, "layers batch heads max_length head_dim"]
-    cross_keys: Float[Array, "layers batch heads encoder_length head_dim"]
-    cross_values: Float[Array, "layers batch heads encoder_length head_dim"]
+    self_keys: Float[Array, "layers batch heads max_length head_dim"] | Apart
+    self_values: Float[Array, "layers batch heads max_length head_dim"] | Apart
+    cross_keys: Float[Array, "layers batch heads encoder_length head_dim"] | Apart
+    cross_values: Float[Array, "layers batch heads encoder_length head_dim"] | Apart
     cross_mask: Bool[Array, "batch encoder_length"]
+
+    def written(self, new: tuple[Array | Apart, Array | Apart], position: Int[Array, " batch"]) -> "Cache":
+        """With the keys and values of one position of each row, as `T5.decode_one` gives them."""
+        keys, values = (written(old, one, position) for old, one in zip(self[:2], new, strict=True))
+        return self._replace(self_keys=keys, self_values=values)
 
 
 class Embedder(nnx.Module):
@@ -173,8 +179,8 @@ class Decoder(Stack):
 
     def step(
         self, x: Float[Array, "batch 1 embed"], position: Int[Array, " batch"], cache: Cache, compute: Compute
-    ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
-        """The decoder's output at each row's position, and the cache with that position's keys and values in it."""
+    ) -> tuple[Float[Array, "batch 1 embed"], tuple[Array | Apart, Array | Apart]]:
+        """The decoder's output at each row's position, and that position's keys and values."""
         relative = jnp.arange(cache.self_keys.shape[3]) - position[:, None]
         bias_of = self.bias_of_layers(lambda table: jnp.moveaxis(table.of_relative(relative), 0, 1))
         own_bias_of = self.bias_of_layers(lambda table: table.of_relative(jnp.zeros(1, jnp.int32)))
@@ -192,12 +198,8 @@ class Decoder(Stack):
             )
 
         # The loop only reads the caches; one write afterwards stays in place, where returning them would copy all.
-        x, (keys, values) = over_layers(body, x, (layers, *cache[:4]), compute)
-        cache = cache._replace(
-            self_keys=written(cache.self_keys, keys, position),
-            self_values=written(cache.self_values, values, position),
-        )
-        return self.decoder_norm(x), cache
+        x, new = over_layers(body, x, (layers, *cache[:4]), compute)
+        return self.decoder_norm(x), new
 
 
 class T5(nnx.Module):
@@ -309,9 +311,16 @@ class T5(nnx.Module):
 
         Returns what `decode` gives at that position, and the cache for the next one.
         """
-        x = self._embed(tokens[:, None])
-        hidden, cache = self.decoder.step(x, jnp.broadcast_to(position, tokens.shape), cache, self.compute)
-        return hidden[:, 0] * self.config.head_scale, cache
+        position = jnp.broadcast_to(position, tokens.shape)
+        hidden, new = self.decode_one(tokens, position, cache)
+        return hidden, cache.written(new, position)
+
+    def decode_one(
+        self, tokens: Int[Array, " batch"], position: Int[Array, " batch"], cache: Cache
+    ) -> tuple[Float[Array, "batch embed"], tuple[Array | Apart, Array | Apart]]:
+        """`decode_step` but for the cache: the keys and values that `cache.written` is to be given."""
+        hidden, new = self.decoder.step(self._embed(tokens[:, None]), position, cache, self.compute)
+        return hidden[:, 0] * self.config.head_scale, new
 
 
 @functools.cache

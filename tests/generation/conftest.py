@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,5 +68,5 @@ def pairs(tmp_path_factory):
         folder = tmp_path_factory.mktemp("models") / name
         theirs.eval().save_pretrained(folder)
         config, params = read(folder)
-        found[name] = Pair(theirs, config, in_memory(params), EOS[name])
+        found[name] = Pair(theirs, config, jax.tree.map(jnp.asarray, in_memory(params)), EOS[name])
     return found

@@ -3,6 +3,8 @@
 import dataclasses
 import threading
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from flanjax.generation.scoring import score
 from flanjax.generation.slots import advance, put, read, resized
 from flanjax.generation.stopping import before_stop
 from flanjax.models.config import Compute
+from flanjax.models.parameters import are_apart, layers_apart
 from tests.generation.conftest import EOS, INPUTS
 
 KINDS = ("t5", "llama")
@@ -72,6 +75,32 @@ def test_a_request_is_answered_as_if_it_were_alone(answered):
         else:
             assert request.finish == "stop"
     assert {request.finish for request in requests} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_apart_are_views_and_decode_as_stacked_ones(pairs, kind):
+    pair = pairs[kind]
+    apart = layers_apart(pair.params)
+    kernels = [params["decoder"]["layers"]["mlp"]["wo"]["kernel"] for params in (pair.params, apart)]
+    whole, (first, second) = kernels
+    assert kernels[1].shape == whole.shape
+    assert first.unsafe_buffer_pointer() == whole.unsafe_buffer_pointer(), "nothing is copied"
+    assert second.unsafe_buffer_pointer() == whole.unsafe_buffer_pointer() + whole.nbytes // 2
+    assert are_apart(apart)
+    assert not are_apart(jax.device_get(pair.params))
+    assert not are_apart(layers_apart({"layers": jnp.ones((2, 3), jnp.bfloat16)})), "of no numpy type"
+
+    # Arrays of numpy are left stacked, as those of other devices are.
+    found = []
+    for params in (pair.params, jax.device_get(pair.params)):
+        ours = engine(pair._replace(params=params))
+        asked = [(ids, decoding) for decoding in ways(kind)[:3] for ids in INPUTS]
+        requests = [ours.submit(ids, decoding, logprobs=0) for ids, decoding in asked]
+        until_done(ours)
+        found.append(requests)
+    for one, other in zip(*found, strict=True):
+        assert one.ids == other.ids
+        np.testing.assert_allclose([x.logprob for x in one.logprobs], [x.logprob for x in other.logprobs], atol=1e-5)
 
 
 def test_greedy_answers_are_those_of_transformers(answered):
