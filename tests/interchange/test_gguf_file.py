@@ -94,6 +94,25 @@ def test_a_part_is_the_part_of_the_whole(tiny, data):
     np.testing.assert_array_equal(tensor[tuple(index)], np.asarray(tensor)[tuple(index)])
 
 
+def test_blocks_of_256_in_a_file(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "k.gguf"
+    writer = gguf.GGUFWriter(path, "any")
+    for kind in (type_ for type_ in gguf.GGMLQuantizationType if type_.name.endswith("_K") and type_ in TYPES):
+        raw = rng.integers(0, 60, (3, 2 * TYPES[kind].block.itemsize), dtype=np.uint8)  # so small, no scale is a NaN
+        writer.add_tensor(kind.name, raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours, theirs = read_gguf_file(path).tensors, gguf.GGUFReader(path).tensors
+    assert ours.keys() == {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+    for tensor in theirs:
+        expected = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert expected.shape == (3, 512)
+        same_bits(np.asarray(ours[tensor.name]), expected)
+        same_bits(ours[tensor.name][1:2, 250:300], expected[1:2, 250:300])
+
+
 def test_only_the_blocks_that_are_asked_for_are_dequantised(tiny):
     seen = []
 
@@ -188,9 +207,9 @@ def test_what_is_broken_is_named_with_its_place(tmp_path, content, message):
 
 def test_other_types_are_named_with_the_remedy(tmp_path):
     path = tmp_path / "k.gguf"
-    several = tensor(b"a", kind=12) + tensor(b"b", kind=12) + tensor(b"c", kind=99)
+    several = tensor(b"a", kind=16) + tensor(b"b", kind=16) + tensor(b"c", kind=99)
     path.write_bytes(header(tensors=several + b"\0" * 99, tensor_count=3))
-    with pytest.raises(ModelFolderError, match=r"Q4_K \(2, the first a\), number 99 \(1, .*llama-quantize .* Q8_0"):
+    with pytest.raises(ModelFolderError, match=r"IQ2_XXS \(2, the first a\), number 99 \(1, .*llama-quantize .* Q8_0"):
         read_gguf_file(path)
 
 
