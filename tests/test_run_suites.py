@@ -14,6 +14,7 @@ from flanjax import evaluate
 from flanjax.console import Console
 from flanjax.data.cache import Example
 from flanjax.data.cache_writer import write_mixture, write_split
+from flanjax.data.chat_templates import find_template
 from flanjax.data.loader import DataConfig
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
 from flanjax.evaluation import measuring
@@ -66,7 +67,7 @@ def super_ni(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(t5_spiece: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture "mix" with held-out examples, under the real vocabulary."""
+    """A mixture "mix" with held-out examples, under the real vocabulary, and "chats", which says to have a template."""
     folder, vocabulary = tmp_path_factory.mktemp("cache"), Vocabulary.from_file(t5_spiece)
     for split, count in (("train", 40), ("validation", 4)):
         texts = [{"inputs": f"Say {n}", "targets": str(n)} for n in range(count)]
@@ -81,6 +82,8 @@ def cache(t5_spiece: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_split(folder, "mix_task", split, examples, **made)
     tasks = [{"task": "mix_task", "rate": None, "splits": dict.fromkeys(("train", "validation"), "made up")}]
     write_mixture(folder, "mix", vocabulary, seed=0, tasks=tasks)
+    template = find_template("vicuna", vocabulary)
+    write_mixture(folder, "chats", vocabulary, seed=0, tasks=tasks, chat_template=template)
     return folder
 
 
@@ -181,6 +184,22 @@ def test_stopped_within_a_suite_there_is_nothing_of_it_and_resumed_equals_uninte
         assert answers(parts / "evaluations" / kept) == answers(whole / "evaluations" / kept)
         settings = [json.loads((f / "evaluations" / kept / "evaluation.json").read_text()) for f in (parts, whole)]
         assert settings[0]["step"] == settings[1]["step"]
+
+
+def test_a_suite_is_asked_in_the_template_of_the_run(run: Run, super_ni: Path, tmp_path: Path) -> None:
+    chats = dataclasses.replace(run.data, mixture="chats")
+    once = dataclasses.replace(LOOP, train_steps=1, keep_best=0)
+    in_template = dataclasses.replace(run.evaluation, suite_chat=True)
+    found = {}
+    for name, evaluation in {"plain": run.evaluation, "chat": in_template}.items():
+        trained(
+            run, model_dir=str(tmp_path / name), data=chats, chat_template="vicuna", train=once, evaluation=evaluation
+        )
+        found[name] = answers(tmp_path / name / "evaluations" / "last")
+    assert [each["prediction"] for each in found["plain"]] != [each["prediction"] for each in found["chat"]]
+    flags = (f"--model={tmp_path / 'chat'}", f"--suite={SUITE}", f"--data={super_ni}", "--limit=2", "--chat")
+    assert evaluate.main((*flags, f"--output={tmp_path / 'door'}")) == 0
+    assert answers(tmp_path / "door") == found["chat"]
 
 
 def test_choices_are_scored_on_a_mesh_as_on_one_device(run: Run, test_data: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def build_flanjax(shapes: decoder_step.Shapes, cache_dir: Path) -> Callable[[], 
         batch_rows=shapes.rows,
     )
     batches = PackedBatches(config)
-    train = train_step.flanjax_trainer(decoder_step.decoder_config(shapes), "float32", scan=False)
+    train = train_step.flanjax_trainer(decoder_step.decoder_config(shapes), "float32", scan=True)
 
     def work() -> Work:
         batch = next(batches)
