@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from flanjax.data.chat import own_chat
+from flanjax.data.chat import Chat, own_chat
 from flanjax.data.chat_templates import Message
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
@@ -70,6 +70,10 @@ class Model:
     def eos_ids(self) -> tuple[int, ...]:
         """What ends an answer: the vocabulary's EOS, and what generation_config.json of a Hugging Face folder adds."""
         return (self.vocabulary.eos_id, *self.further_eos_ids)
+
+    def chat_eos_ids(self, chat: Chat) -> tuple[int, ...]:
+        """What ends an answer in a chat: the end of a turn, where its template says one, and what ends any answer."""
+        return tuple(dict.fromkeys((*chat.end_ids, *self.eos_ids)))
 
     @functools.cached_property
     def identity(self) -> str:
@@ -208,7 +212,7 @@ class Model:
                 f"{self.vocabulary.path} brings no chat template, so this model was trained without one: ask it by "
                 "`generate`, or put a chat_template.jinja beside its vocabulary"
             )
-        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=tuple(chat.end_ids), **options)
+        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=self.chat_eos_ids(chat), **options)
         tokens = [chat.prompt(messages) for messages in conversations]
         return self._answers(tokens, decoding, prompt, batch_size, on_text)
 
