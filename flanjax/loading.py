@@ -5,6 +5,8 @@ model.generate(["Sort: 3 1 2"])                          # ["1 2 3"]
 model.generate(["A story:"], temperature=0.8, top_p=0.9, num_samples=2, stop=("\\n",))
 model.score(["Is 7 odd?"] * 2, ["yes", "no"])            # log-likelihoods, natural logarithm
 model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in the chat template of its training
+
+load("big", mesh=MeshConfig(data=2, model=4))            # over eight devices, its parameters split over four
 """
 
 import dataclasses
@@ -14,9 +16,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
-from jax.sharding import SingleDeviceSharding
 
 from flanjax.data.chat import Chat, own_chat
 from flanjax.data.chat_templates import Message
@@ -33,11 +32,12 @@ from flanjax.interchange.folders import read_json
 from flanjax.interchange.hf_decoder import GENERATION_CONFIG
 from flanjax.interchange.peft import adapter_on, read_peft
 from flanjax.interchange.runs import read_run
-from flanjax.interchange.stored import place
+from flanjax.interchange.stored import place, shardings_on
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute
 from flanjax.models.model import ModelConfig, model_settings
 from flanjax.models.parameters import Params
+from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.tuning.methods import to_settings
 from flanjax.tuning.partition import digest, methods_of
 
@@ -52,7 +52,7 @@ class Model:
 
     Attributes:
       config: the model.
-      params: its float32 parameters.
+      params: its float32 parameters, on the device or the mesh on which all is computed.
       vocabulary: turns texts into token ids.
       compute: how it is run.
       prefix_lm: whether a decoder sees all of its inputs, as it was trained.
@@ -290,6 +290,7 @@ def load(
     step: int | None = None,
     adapter: str | Path | None = None,
     compute: Compute | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Model:
     """Opens a run directory (its latest checkpoint, or that of `step`) or a Hugging Face folder.
 
@@ -298,15 +299,18 @@ def load(
       step: of a run's checkpoint.
       adapter: a PEFT folder, put on the model.
       compute: how the model is run.
+      mesh: spreads rows and parameters over all devices, as in training; each device gets its part straight from the
+        file. None takes the first device alone.
 
     Raises:
-      FlanjaxError: the folder is neither, a file in it is missing or damaged, there is no checkpoint of that step, the
-        vocabulary has more ids than the model, or the adapter does not fit it.
+      FlanjaxError: the mesh does not fit the devices, the folder is neither, a file in it is missing or damaged, there
+        is no checkpoint of that step, the vocabulary has more ids than the model, or the adapter does not fit it.
     """
+    devices = None if mesh is None else make_mesh(mesh)
     folder, prefix_lm, further_eos_ids = Path(folder), False, list[int]()
     found = format_of(folder)
     if found is RUN:
-        run = read_run(folder, step=step)
+        run = read_run(folder, step=step, mesh=devices)
         config, params, vocabulary = run.model, run.params, run.vocabulary
         prefix_lm = run.is_prefix_lm
     elif step is not None:
@@ -327,7 +331,7 @@ def load(
         config, params = adapter_on(read_peft(adapter, config), config, params)
     return Model(
         config=config,
-        params=place(params, SingleDeviceSharding(jax.devices()[0])),
+        params=place(params, shardings_on(config, devices)),
         vocabulary=vocabulary,
         compute=compute or Compute(),
         prefix_lm=prefix_lm,
