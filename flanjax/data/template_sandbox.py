@@ -83,14 +83,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, **options: Any):
-        super().__init__(finalize=_written, **options)
+        # Not optimized: constants would be computed while a template is compiled, which nobody counts.
+        super().__init__(finalize=_written, optimized=False, **options)
         del self.globals["lipsum"]  # made up of random words, as many as one likes
         for name in _ABSENT_FILTERS:
             del self.filters[name]
         self.filters["tojson"] = _tojson
         self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
-        self.filters["counted"] = jinja2.pass_context(lambda context, values: _counted(values))
-        self.filters["bounded"] = jinja2.pass_context(lambda context, value: bounded(value))
+        self.filters |= {"counted": _counted, "bounded": bounded}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         counted: nodes.Template = _Counting().visit(super()._parse(source, name, filename))
@@ -121,6 +121,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(text, str):
             args = tuple(list(value) if isinstance(value, Iterator) else value for value in args)
             _require(_size_of_text_method(method.__name__, text, args, kwargs))
+        if isinstance(__obj, jinja2.runtime.LoopContext):  # a recursive loop
+            args = tuple(map(_counted, args))
         return bounded(super().call(__context, __obj, *args, **kwargs))
 
     @staticmethod
@@ -167,8 +169,7 @@ def bounded(value: Any) -> Any:
         raise jinja2.TemplateRuntimeError(f"it makes a whole number of more than {_MOST_BITS:,} bits")
     size = _own_size(value)
     _require(size)
-    if rendering := running.get(None):  # there is none while constants are computed
-        rendering.make(size)
+    running.get().make(size)
     return value
 
 
@@ -298,7 +299,8 @@ def _counted(values: Iterable[Any]) -> Iterator[Any]:
         yield value
 
 
-def _written(value: Any) -> Any:
+@jinja2.pass_context
+def _written(context: jinja2.runtime.Context, value: Any) -> Any:
     """A value that is to be written, unless its text would be too long."""
     _require(_size(value))
     return value
