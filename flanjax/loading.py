@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import SingleDeviceSharding
+
 from flanjax.data.chat import Chat, own_chat
 from flanjax.data.chat_templates import Message
 from flanjax.data.placeholders import Placeholders
@@ -329,9 +332,10 @@ def load(
         if config.added:
             raise LoadingError(f"{folder} has adapters of its own: export it with --merge, and load {adapter} on that")
         config, params = adapter_on(read_peft(adapter, config), config, params)
+    one_device = SingleDeviceSharding(jax.devices()[0])
     return Model(
         config=config,
-        params=place(params, shardings_on(config, devices)),
+        params=place(params, one_device if devices is None else shardings_on(devices, config)),
         vocabulary=vocabulary,
         compute=compute or Compute(),
         prefix_lm=prefix_lm,

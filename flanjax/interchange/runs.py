@@ -135,7 +135,7 @@ def _check_shapes(folder: Path, step: int, model: ModelConfig, params: Params) -
 
 
 def _layout(model: ModelConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes, shardings = flatten(abstract_params(model)), flatten(shardings_on(model, mesh))
+    shapes, shardings = flatten(abstract_params(model)), flatten(shardings_on(mesh, model))
     return {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path]) for path, x in shapes.items()}
 
 
@@ -148,7 +148,7 @@ def _base(folder: Path, model: ModelConfig, settings: Mapping[str, Any], mesh: M
     source = settings["init_from"]
     if source is None:
         plain = dataclasses.replace(model, added=())
-        places = None if mesh is None else shardings_on(plain, mesh)
+        places = None if mesh is None else shardings_on(mesh, plain)
         drawn: Params = jax.jit(init_params, static_argnums=(0, 1), out_shardings=places)(
             plain, settings["train"]["seed"]
         )

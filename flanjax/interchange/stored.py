@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 from numpy.typing import DTypeLike
 
 from flanjax.interchange.folders import ModelFolderError
@@ -267,10 +267,8 @@ def in_memory(params: Params) -> Params:
     return jax.tree.map(np.asarray, params)
 
 
-def shardings_on(model: ModelConfig, mesh: Mesh | None) -> Params | Sharding:
-    """Where the parameters of a model lie on a mesh, as training has them; without one all on the first device."""
-    if mesh is None:
-        return SingleDeviceSharding(jax.devices()[0])
+def shardings_on(mesh: Mesh, model: ModelConfig) -> Params:
+    """Where the parameters of a model lie on a mesh, as training has them."""
     shardings: Params = param_shardings(logical_axes(model), abstract_params(model), mesh)[0]
     return shardings
 
