@@ -106,6 +106,7 @@ def export(
             recipe=trained.recipe,
             dtype=dtype,
             model_type=None if source is None else read_json(Path(source) / "config.json")["model_type"],
+            vocabulary=trained.vocabulary,
         )
         if base_name is None and base is not None:
             notices = (*notices, BASE_NAME.format(name=name_of(base)))

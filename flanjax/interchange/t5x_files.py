@@ -31,6 +31,7 @@ from flax import nnx
 from flax.serialization import msgpack_restore, msgpack_serialize
 from numpy.typing import DTypeLike
 
+from flanjax.files import address_of
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.stored import Lazy, Slices, StoredArray
 from flanjax.tuning.partition import unflatten
@@ -146,12 +147,6 @@ def _context() -> ts.Context:
 def _reason(error: Exception) -> str:
     """TensorStore's message without the specifications that it appends."""
     return re.sub(r" \[[\w ]+=.*", "", str(error), flags=re.DOTALL).removeprefix("NOT_FOUND: ")
-
-
-def address_of(place: str | Path) -> str | None:
-    """The address that a place is, None for a path of this machine; `Path` makes one slash of the two in an address."""
-    found = re.fullmatch(r"([a-z][a-z0-9+]+):/{1,2}([^/].*)", str(place))
-    return found and f"{found[1]}://{found[2].rstrip('/')}"
 
 
 def _store(place: str | Path) -> ts.KvStore:
