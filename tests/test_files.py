@@ -47,7 +47,9 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(
 def test_an_address_is_no_place_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str | Path) -> None:
     monkeypatch.chdir(tmp_path)
     for write in (lambda path: write_whole(path, "text"), ResumableFile):
-        with pytest.raises(FileError, match=r"^(gs|s3|https)://[\w./]+ is an address, and nothing is written to one: give"):
+        with pytest.raises(
+            FileError, match=r"^(gs|s3|https)://[\w./]+ is an address, and nothing is written to one: give"
+        ):
             write(Path(place))
     assert os.listdir(tmp_path) == []
     assert address_of(place) == str(place).replace(":/b", "://b")

@@ -24,6 +24,7 @@ from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_deco
 from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.llama2c import read_llama2c
+from flanjax.interchange.llama_meta import is_llama_meta, read_llama_meta
 from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
 from flanjax.interchange.safetensors_files import NOT_SAFETENSORS, find_pickled
 from flanjax.interchange.t5x import read_t5x
@@ -103,6 +104,14 @@ LLAMA2C = Format(
     vocabulary=lambda path: None,
     unsaid=("init_stddev",),
 )
+LLAMA_META = Format(
+    holds="Meta's own folder of a Llama (params.json, consolidated.00.pth, tokenizer.model)",
+    is_at=is_llama_meta,
+    config=lambda folder: read_llama_meta(folder)[0],
+    read=read_llama_meta,
+    vocabulary=_hf_vocabulary,
+    unsaid=("init_stddev", "max_positions"),
+)
 T5X = Format(
     holds="a T5X checkpoint (a folder checkpoint_<step> with a file checkpoint), or the address of one",
     is_at=is_t5x,
@@ -121,7 +130,7 @@ GGUF = Format(
     unsaid=("init_stddev",),
 )
 # The first that fits is taken.
-FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF, T5X)
+FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, LLAMA_META, GGUF, T5X)
 
 
 def format_of(path: str | Path) -> Format:

@@ -5,7 +5,8 @@
     model, params = adapter_on(adapter, base, base_params)
 
 A folder holds one adapter of one type, and layer norms that were trained beside it; prompts of several tasks are a
-folder of as many folders, both ways. The tokenizer with its chat template may lie beside it, as trainers put it. What is written is read again before it takes its name. Nothing is unpickled.
+folder of as many folders, both ways. The tokenizer with its chat template may lie beside it, as trainers put it. What
+is written is read again before it takes its name. Nothing is unpickled.
 """
 
 import dataclasses

@@ -110,7 +110,7 @@ def test_nothing_is_written_to_an_address(run, tmp_path, monkeypatch, capsys, do
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("form", ["t5x", "t5x_scanned"])
+@pytest.mark.parametrize("form", ["t5x", "t5x_scanned", "t5x_orbax", "t5x_orbax_scanned"])
 def test_a_run_as_a_checkpoint_of_its_step(run, tmp_path, capsys, form):
     out = tmp_path / "out"
     assert export.main([f"--run={run}", f"--output={out}", f"--format={form}"]) == 0
@@ -119,9 +119,9 @@ def test_a_run_as_a_checkpoint_of_its_step(run, tmp_path, capsys, form):
     assert config == dataclasses.replace(CONFIG, dropout_rate=0.1)
     assert same(params, init_params(CONFIG, 1))
     assert open_checkpoint(out / "checkpoint_5").step == 5
-    assert ("encoder/encoder/mlp/wo/kernel" in open_checkpoint(out / "checkpoint_5").contents["target"]) == (
-        form == "t5x_scanned"
-    )
+    written = open_checkpoint(out / "checkpoint_5")
+    assert ("encoder/encoder/mlp/wo/kernel" in written.contents["target"]) == form.endswith("scanned")
+    assert (written.version is None) == ("orbax" in form)
     assert convert.main([f"--input={run}", f"--output={tmp_path / 'again'}", f"--format={form}"]) == 0
     assert same(read_t5x(tmp_path / "again" / "checkpoint_5")[1], params)
 

@@ -182,7 +182,10 @@ def test_an_export_of_t5_has_its_chat_template(tmp_path, small_vocabulary):
     tokenizer = automatic_tokenizer(tmp_path / "export")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "the fox"}], tokenize=False) == "the fox"
     assert read_vocabulary(tmp_path / "export").own_templates == vocabulary.own_templates
-    for damage, message in (("[1]", "a JSON object is expected"), ('{"chat_template": 3}', "neither a text nor a list")):
+    for damage, message in (
+        ("[1]", "a JSON object is expected"),
+        ('{"chat_template": 3}', "neither a text nor a list"),
+    ):
         (tmp_path / "export" / "tokenizer_config.json").write_text(damage)
         with pytest.raises(VocabularyError, match=rf"tokenizer_config\.json: .*{message}"):
             Vocabulary.from_file(tmp_path / "export")
