@@ -126,7 +126,7 @@ class _Archive:
 
     def read(self, tensor: _Tensor) -> np.ndarray:
         """Its values."""
-        values = np.frombuffer(self._archive.read(self._member(tensor)), tensor.storage.dtype)
+        values: np.ndarray = np.frombuffer(self._archive.read(self._member(tensor)), tensor.storage.dtype)
         return tensor.of(values).copy()
 
     def stored(self, tensor: _Tensor) -> Lazy:
