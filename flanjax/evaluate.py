@@ -77,8 +77,10 @@ def evaluate(
     from flanjax.evaluation.mixtures import find, of_mixture
     from flanjax.evaluation.perturbations import perturbed
     from flanjax.evaluation.suites import first_of_each_task
+    from flanjax.files import require_path
     from flanjax.loading import load
 
+    require_path(output)
     found = [find(mixture, tasks or {}, split=split) for mixture in mixtures]
     _check_suites(suites, data, limit, perturbations, chat=chat)
     settings: dict[str, Any] = {"model": str(model), "adapter": None if adapter is None else str(adapter)}
@@ -144,7 +146,7 @@ def _asked(model: "Model", *, chat: bool, batch_size: int) -> "Asked":
     template = own_chat(model.vocabulary) if chat else None
     if chat and template is None:
         raise BenchmarkError(
-            f"{model.vocabulary.path} brings no chat template, so this model was trained without one: leave --chat out"
+            f"{model.vocabulary.path} brings no chat template: leave --chat out, or put a chat_template.jinja beside it"
         )
     return Asked(
         config=model.config,

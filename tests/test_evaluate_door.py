@@ -260,6 +260,8 @@ def test_what_cannot_be_measured_is_refused_before_the_model_is_read(
     }.items():
         assert run(f"--model={nowhere}", *flags, f"--output={tmp_path / 'report'}") == 2
         assert said in capsys.readouterr().err
+    assert run(f"--model={nowhere}", "--suite=mmlu", f"--data={mmlu}", "--output=gs://bucket/report") == 2
+    assert "gs://bucket/report is an address" in capsys.readouterr().err
     assert run("--compare", str(report), str(nowhere), f"--output={tmp_path / 'report'}") == 2
     assert "no evaluation lies there" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
