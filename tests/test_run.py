@@ -20,6 +20,7 @@ from flanjax.data.loader import DataConfig
 from flanjax.data.packing import PackingError
 from flanjax.data.vocabularies import Vocabulary, VocabularySource, train_vocabulary
 from flanjax.evaluation.evaluators import EvaluationConfig
+from flanjax.files import FileError
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.peft import read_peft, write_peft
@@ -360,6 +361,13 @@ def test_what_cannot_be_merged_is_told_and_its_promised_export_refused_at_the_st
     assert [notice for notice in notices if "to a model without biases, as T5, they are added" in notice]
     with pytest.raises(RunError, match=r"EXPORT_TO=.*/hf: what BitFit, BottleneckAdapter adds fits no plain"):
         prepared(run, tuning=(BitFit(), BottleneckAdapter()), export_to=str(tmp_path / "hf"))
+
+
+def test_a_run_is_not_written_to_an_address(run: Run) -> None:
+    cache = dataclasses.replace(run.data, cache_dir="gs://bucket/place")
+    for changes in ({"model_dir": "gs://bucket/place"}, {"data": cache}, {"export_to": "gs://bucket/place"}):
+        with pytest.raises(FileError, match="gs://bucket/place is an address, and nothing is written to one"):
+            prepared(run, **changes)
 
 
 def test_a_selection_is_part_of_what_a_run_is(run: Run) -> None:

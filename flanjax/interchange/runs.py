@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from flanjax.data.vocabularies import Vocabulary
+from flanjax.files import address_of
 from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.stored import shardings_on
 from flanjax.models.config import ModelConfigError
@@ -153,7 +154,7 @@ def _base(folder: Path, model: ModelConfig, settings: Mapping[str, Any], mesh: M
             plain, settings["train"]["seed"]
         )
         return drawn
-    if not Path(source).exists():
+    if not Path(source).exists() and address_of(source) is None:
         raise ModelFolderError(
             f"{folder} has only what was tuned of {source}, and that is not there: put it back, or correct init_from "
             f"in {folder / SETTINGS}"
