@@ -58,6 +58,23 @@ def test_what_hypotheses_are_worth_is_transformers_sequences_scores(pairs, kind)
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_hypotheses_say_why_they_ended(pairs, kind):
+    pair = pairs[kind]
+
+    def found(eos_ids):
+        decoding = DecodingConfig(num_beams=3, num_samples=3, max_new_tokens=LIMIT, eos_ids=eos_ids)
+        by_input = beam_search(pair.config, Compute(), pair.params, INPUTS, decoding)
+        return [hypothesis for hypotheses in by_input for hypothesis in hypotheses]
+
+    assert {one.finish for one in found(())} == {"length"}
+    if kind == "t5":
+        assert min(len(one.ids) for one in found(())) < LIMIT, "for padding is no part of an answer"
+    ended = found(EOS[kind])
+    assert {one.finish for one in ended} == {"stop", "length"}
+    assert all(len(one.ids) < LIMIT for one in ended if one.finish == "stop")
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_row_does_not_depend_on_its_neighbours(pairs, kind):
     pair, decoding = pairs[kind], DecodingConfig(num_beams=3, num_samples=2, max_new_tokens=LIMIT, eos_ids=EOS[kind])
     together = pair.answers(decoding)
