@@ -17,6 +17,7 @@ import flanjax
 from flanjax.data.chat_templates import named_templates
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.generation.engine import Piece, Request, TokenLogprob
+from flanjax.generation.scoring import Score
 from flanjax.interchange.hf_decoder import write_hf_decoder
 from flanjax.interchange.hf_t5 import write_hf_t5
 from flanjax.models import decoder, t5
@@ -84,8 +85,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(model, *, make_engine=engine_of, wait=True, **settings):
-    """A server for a model, or for what `model()` opens, until the end of the context."""
+def running(model, *, make_engine=engine_of, wait=True, buffer=None, **settings):
+    """A server for a model, or for what `model()` opens, until the end of the context.
+
+    The system keeps `buffer` bytes at most of what is sent on a connection.
+    """
     found, engines, ready = [], [], threading.Event()
 
     def make(*given):
@@ -94,6 +98,8 @@ def running(model, *, make_engine=engine_of, wait=True, **settings):
 
     service = Service(model if callable(model) else lambda: model, Settings(**({"name": "tiny"} | settings)), make)
     listening = socket.create_server(("127.0.0.1", 0))
+    if buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     port = listening.getsockname()[1]
 
     async def main():
@@ -187,6 +193,12 @@ class SlowEngine(ScriptedEngine):
     def run_once(self):
         time.sleep(0.01)
         return super().run_once()
+
+
+def slow_score(config, compute, params, inputs, targets, **how):
+    """Takes longer than a connection has to say goodbye."""
+    time.sleep(3)
+    return [Score((-1.0,) * len(target), True, ((),) * len(target)) for target in targets]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ The engine is scripted, so that these are told by its steps and not by a clock.
 """
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -16,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanjax.errors import FlanjaxError
+from flanjax.generation.scoring import Score
 from flanjax.serving.app import make_app
-from flanjax.serving.server import serve
+from flanjax.serving.errors import ApiError
+from flanjax.serving.server import _Server, serve
 from flanjax.serving.service import Service, Settings
 from tests.serving.conftest import ScriptedEngine, running
 
@@ -52,6 +55,14 @@ def until(holds):
 
 def ask(server, **given):
     return post(server, "/v1/completions", {"model": "tiny", "prompt": WORDS, "max_tokens": 8, **given})
+
+
+def request(body):
+    """The bytes of a request for completions, or for a chat."""
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    body = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
 
 
 def events(answer):
@@ -106,19 +117,82 @@ def test_a_full_queue_is_told_and_empties(scripted):
     assert ask(scripted)[0] == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_answers_than_it_could_ever_take_are_refused_before_anything_is_made_for_them(
+    scripted, monkeypatch, stream
+):
+    monkeypatch.setattr("flanjax.serving.answers.Speller", lambda *_: pytest.fail("made for an answer"))
+    monkeypatch.setattr(type(scripted.service.reader._vocabulary), "encode", lambda *_: pytest.fail("tokenized"))
+    for prompt, n in (([[5]] * 3000, 128), (["x"] * 3000, 1), (["x"] * 5, 2), (WORDS, 9)):
+        for more in ({}, {"echo": True, "max_tokens": 0}, {"echo": True, "max_tokens": 0, "logprobs": 1}):
+            status, _, body = ask(scripted, prompt=prompt, n=n, stream=stream, **more)
+            assert (status, body["error"]["param"]) == (400, "prompt")
+            assert "this server takes at most 8" in body["error"]["message"]
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "n": 9, "stream": stream}
+    monkeypatch.undo()
+    status, _, body = post(scripted, "/v1/chat/completions", chat)
+    assert (status, body["error"]["param"]) == (400, "n")
+
+
+@pytest.fixture
+def scoring(monkeypatch):
+    """While this is clear, prompts that are to be scored wait in the engine's thread."""
+    go = threading.Event()
+
+    def scored(*model, **how):
+        go.wait(30)
+        return [Score((-1.0,) * len(target), True, ((),) * len(target)) for target in model[-1]]
+
+    monkeypatch.setattr("flanjax.serving.service.score", scored)
+    yield go
+    go.set()
+
+
+ECHO = {"echo": True, "max_tokens": 0, "logprobs": 0, "prompt": [WORDS] * 5}
+
+
+def test_prompts_that_are_scored_are_in_the_queue(scripted, scoring):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(ask(scripted, **ECHO)))
+    thread.start()
+    until(lambda: scripted.service.driver.rows == 5)
+    status, _, body = ask(scripted, n=4)
+    assert (status, body["error"]["code"]) == (429, "queue_full")
+    assert ask(scripted, **ECHO)[0] == 429
+    assert get(scripted, "/health")[1]["answers"] == 5
+    scoring.set()
+    thread.join()
+    ((status, _, body),) = found
+    assert (status, [choice["text"] for choice in body["choices"]]) == (200, [WORDS] * 5)
+    until(lambda: scripted.service.driver.rows == 0)
+
+
+def test_prompts_that_are_scored_are_let_go_of_and_ended_as_answers_are(scripted, scoring):
+    with socket.create_connection(("127.0.0.1", scripted.port)) as client:
+        client.sendall(request(ECHO))
+        until(lambda: scripted.service.driver.rows == 5)
+    until(lambda: scripted.service.driver.rows == 0)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(ask(scripted, **ECHO)))
+    thread.start()
+    until(lambda: scripted.service.driver.rows == 5)
+    scripted.loop.call_soon_threadsafe(scripted.service.driver.refuse_all, ApiError(503, "the end"))
+    thread.join()
+    assert [(status, body["error"]["message"]) for status, _, body in found] == [(503, "the end")]
+
+
 # --- clients that go, and that are slow ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_lets_go_of_its_answers(scripted, stream):
     scripted.engine.pause_at = 3 if stream else 0
-    body = json.dumps({"prompt": WORDS, "max_tokens": 50, "n": 3, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     with socket.create_connection(("127.0.0.1", scripted.port)) as client:
-        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        client.sendall(request({"prompt": WORDS, "max_tokens": 50, "n": 3, "stream": stream}))
         if stream:
             assert client.recv(10_000).startswith(b"HTTP/1.1 200 ")
         until(lambda: scripted.service.driver.rows == 3)
+        until(lambda: not scripted.engine.go.is_set())
     until(lambda: scripted.service.driver.rows == 0)
     scripted.engine.go.set()
     assert ask(scripted)[0] == 200
@@ -168,6 +242,85 @@ def test_a_client_that_never_reads_is_cut_off(llama):
         slow_stream(server, threading.Event(), sent, max_tokens=60).result(30)
         assert server.service.driver.rows == 0
         assert sent[0]["type"] == "http.response.start"
+
+
+LITTLE = 4096  # bytes that the system keeps for a socket
+LARGE = {
+    "messages": [{"role": "user", "content": "Hi"}],
+    "max_tokens": 90,
+    "n": 8,
+    "logprobs": True,
+    "top_logprobs": 20,
+}
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """Those of the servers that are made in the test; what stands still for half a second is ended."""
+    servers = []
+
+    class Watched(_Server):
+        def __init__(self, *given):
+            super().__init__(*given)
+            servers.append(self)
+
+    monkeypatch.setattr("flanjax.serving.server._Server", Watched)
+    monkeypatch.setattr("flanjax.serving.server._STILL", 0.5)
+    return lambda: set.union(*(server.server_state.connections for server in servers))
+
+
+def reader(server, answer):
+    """A connection that has asked for an answer and has read none of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
+    client.settimeout(30)
+    client.connect(("127.0.0.1", server.port))
+    client.sendall(request(answer))
+    return client
+
+
+def rest(client):
+    """What comes until the connection ends."""
+    parts = []
+    with client, contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65_536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_connection_that_is_never_read_ends(llama, connections, stream):
+    answer = LARGE | {"stream": stream}
+    with running(llama, make_engine=ScriptedEngine, timeout=2, buffer=LITTLE) as server:
+        client = reader(server, answer)
+        until(lambda: server.engine.steps >= 90)
+        until(lambda: server.service.driver.rows == 0)
+        until(lambda: not connections())
+        assert len(rest(client)) < 100_000, "and not all when it reads after all"
+        assert len(rest(reader(server, answer))) > 300_000
+        assert ask(server)[0] == 200
+
+
+def test_a_connection_that_is_read_slowly_does_not_end(llama, connections):
+    with running(llama, make_engine=ScriptedEngine, buffer=LITTLE) as server:
+        with reader(server, LARGE) as client:
+            came = 0
+            for _ in range(20):
+                came += len(client.recv(16_384))
+                time.sleep(0.1)
+            assert connections()
+            came += len(rest(client))
+        assert came > 300_000
+
+
+def test_a_request_whose_head_does_not_come_ends(llama, connections):
+    with running(llama, make_engine=ScriptedEngine) as server:
+        for begun in (b"", b"POST /v1/comp", request({"prompt": WORDS}) + b"POST"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+                client.sendall(begun)
+                until(connections)
+                assert rest(client).startswith(b"HTTP/1.1 200 " if begun.endswith(b"}POST") else b"")
+            until(lambda: not connections())
 
 
 def test_a_request_has_its_time(llama):
