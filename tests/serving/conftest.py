@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import http.client
+import json
 import socket
 import threading
 import time
@@ -26,6 +28,7 @@ from flanjax.models.decoder_config import DecoderConfig
 from flanjax.serving.server import serve
 from flanjax.serving.service import Service, Settings, engine_of
 
+WORDS = "one two three"
 SENTENCES = [f"sort {i} and {i * 7} words of March: yes or no?" for i in range(40)]
 
 
@@ -207,3 +210,47 @@ def scripted(llama):
     with running(llama, make_engine=ScriptedEngine, slots=4, max_queue=4, max_body=20_000) as server:
         yield server
         server.engine.go.set()
+
+
+def post(server, path, body, *, headers=None, kind="application/json"):
+    """The status, the headers and the object of an answer to raw bytes."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request("POST", path, content, {"content-type": kind, **(headers or {})})
+    answer = connection.getresponse()
+    content = answer.read()
+    is_json = answer.headers["content-type"] == "application/json"
+    return answer.status, answer.headers, json.loads(content) if is_json else content.decode()
+
+
+def get(server, path, headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", path, headers=headers or {})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def until(holds):
+    """Waits for what another thread is about to do."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
+
+
+def ask(server, **given):
+    return post(server, "/v1/completions", {"model": "tiny", "prompt": WORDS, "max_tokens": 8, **given})
+
+
+def request(body):
+    """The bytes of a request for completions, or for a chat."""
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    body = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+def events(answer):
+    """The objects of a stream, and what it ends with."""
+    lines = [line.removeprefix("data: ") for line in answer.splitlines() if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"], lines[-1]
