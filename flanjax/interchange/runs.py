@@ -164,10 +164,12 @@ _RECIPE = (
     ("Learning rate", ("optimizer", "learning_rate")),
     ("Schedule", ("optimizer", "schedule")),
     ("Warm-up steps", ("optimizer", "warmup_steps")),
+    ("Warm-up, share of the steps", ("optimizer", "warmup_ratio")),
     ("Dropout", ("model", "dropout_rate")),
     ("Compute", ("compute", "dtype")),
     ("Seed", ("train", "seed")),
 )
+_WHERE_SET = (("adapter_from",), ("optimizer", "warmup_steps"), ("optimizer", "warmup_ratio"))
 _ABSENT = object()
 
 
@@ -185,7 +187,7 @@ def recipe(settings: Mapping[str, Any], step: int) -> dict[str, str]:
             value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
         if path == ("data", "row_lengths") and value is not _ABSENT and len(value) == 1:
             label = "Row length in tokens"  # a decoder's
-        if value is not _ABSENT and (value is not None or path != ("adapter_from",)):
+        if value is not _ABSENT and (value or path not in _WHERE_SET):
             lines[label] = _readable(path[-1], value)
     return {**lines, "Steps": str(step)}
 

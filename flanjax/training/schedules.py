@@ -9,6 +9,9 @@ p = min(1, max(0, s - w) / (T - w)) the share of the decay that is done:
     cosine     learning_rate * (f + (1 - f) (1 + cos(pi p)) / 2)
     rsqrt      learning_rate / sqrt(max(s, h, 1)),  h = `rsqrt_hold_steps`, w where that is not given
 
+A warm-up may be told as a share of the run, `warmup_ratio`: of 1,000 steps 0.06 are 60, of 20 they are 2 (rounded up,
+as transformers does).
+
 `rsqrt` is T5X's `constant * linear_warmup * rsqrt_decay`: its `learning_rate` is not the highest rate reached but
 sqrt(h) times it. T5's pre-training (rate 1.0, held at 0.01 for 10,000 steps without a ramp) is `warmup_steps=0,
 rsqrt_hold_steps=10_000`.
@@ -40,6 +43,7 @@ class ScheduleConfig:
       schedule: `constant`, `linear`, `cosine` or `rsqrt`.
       learning_rate: the rate after warm-up (for `rsqrt`, times sqrt(hold)).
       warmup_steps: updates over which the rate rises from 0.
+      warmup_ratio: the same as a share of the run's updates, where `warmup_steps` is 0.
       final_fraction: what is left of the rate at the end of `linear` and `cosine`.
       rsqrt_hold_steps: updates before `rsqrt` starts to fall; None means `warmup_steps`.
 
@@ -50,6 +54,7 @@ class ScheduleConfig:
     schedule: str = "constant"
     learning_rate: float = 1e-3
     warmup_steps: int = 0
+    warmup_ratio: float = 0.0
     final_fraction: float = 0.0
     rsqrt_hold_steps: int | None = None
 
@@ -60,6 +65,13 @@ class ScheduleConfig:
             raise ScheduleError(f"learning_rate is {self.learning_rate!r}: it must be 0 or positive")
         if self.warmup_steps < 0:
             raise ScheduleError(f"warmup_steps is {self.warmup_steps}: it must be 0 or positive")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ScheduleError(f"warmup_ratio is {self.warmup_ratio!r}: it must lie in [0, 1)")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ScheduleError(
+                f"warmup_steps is {self.warmup_steps} and warmup_ratio {self.warmup_ratio!r}: a run has one warm-up, "
+                "set one of them to 0"
+            )
         if not 0 <= self.final_fraction <= 1:
             raise ScheduleError(f"final_fraction is {self.final_fraction!r}: it must lie in [0, 1]")
 
@@ -69,11 +81,14 @@ def make_schedule(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
 
     Arguments:
       config: which schedule.
-      total_steps: updates of the whole run; `linear` and `cosine` end there.
+      total_steps: updates of the whole run; `linear` and `cosine` end there, `warmup_ratio` is a share of them.
 
     Raises:
       ScheduleError: the warm-up is not shorter than a run that has to decay after it.
     """
+    if config.warmup_ratio:
+        steps = math.ceil(config.warmup_ratio * total_steps)
+        config = dataclasses.replace(config, warmup_steps=steps, warmup_ratio=0.0)
     decay_steps = total_steps - config.warmup_steps
     if config.schedule in ("linear", "cosine") and decay_steps < 1:
         raise ScheduleError(

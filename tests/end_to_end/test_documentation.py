@@ -17,6 +17,7 @@ from flanjax import data_door, doors, materialize
 from flanjax.data.catalog import find, is_path, shipped
 from flanjax.run import CONFIGURABLES, Run
 from flanjax.tuning.lora import ALL_LINEAR
+from flanjax.tuning.select import LAYER_NORMS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,6 +89,14 @@ def test_every_tuning_file_builds_after_a_run_file(name: str) -> None:
     assert "# Published: " in head or "# Our choice, all of it" in head
 
 
+OF_T_FEW = {
+    "name": "adafactor",
+    "schedule": "linear",
+    "warmup_steps": 0,
+    "warmup_ratio": 0.06,
+    "final_fraction": 0.0,
+    "global_norm_clip": 1.0,
+}
 QLORA = {"rank": 64, "alpha": 16, "dropout": 0.1}
 CLIPPED = {"name": "adamw", "schedule": "constant", "warmup_steps": 0, "learning_rate": 2e-4, "global_norm_clip": 0.3}
 OF_LESTER = {
@@ -115,7 +124,8 @@ OF_LESTER = {
             [{"block": 64, "double_block": 256, "double": True}, {**QLORA, "targets": ALL_LINEAR, "dtype": "bfloat16"}],
             CLIPPED,
         ),
-        ("ia3.gin", [{}], {"name": "adafactor", "learning_rate": 3e-3}),
+        ("ia3.gin", [{}], {**OF_T_FEW, "learning_rate": 3e-3}),
+        ("layer_norms.gin", [{"parameters": LAYER_NORMS}], {**OF_T_FEW, "learning_rate": 3e-4}),
         ("prompt.gin", [{"length": 100, "init": "vocabulary", "vocabulary_ids": 5000}], OF_LESTER),
         ("prefix_mlp.gin", [{"length": 200, "hidden_dim": 800}], {"learning_rate": 5e-5, "schedule": "linear"}),
         ("houlsby.gin", [{"style": "houlsby", "bottleneck": 64}], {"learning_rate": 3e-4}),
@@ -132,7 +142,7 @@ def test_a_tuning_file_has_the_published_settings(
     run = doors.build(Run)
     for found, published in zip((*run.tuning, run.optimizer), (*tuning, optimizer), strict=True):
         assert {field: getattr(found, field) for field in published} == published
-    if name == "ia3.gin":
+    if name in ("ia3.gin", "layer_norms.gin"):
         assert run.train.train_steps == 1000
     if name == "prompt.gin":
         assert (run.loss.z_loss, run.loss.label_smoothing) == (1e-4, 0.0)

@@ -45,7 +45,19 @@ def test_rsqrt_of_t5_pretraining_is_held_without_a_ramp():
     np.testing.assert_allclose(rates(config, 100_000, [0, 9_999, 40_000]), [0.01, 0.01, 0.005], rtol=1e-6)
 
 
+def test_a_warm_up_told_as_a_share_is_that_many_steps():
+    for name in ("constant", "linear", "cosine", "rsqrt"):
+        for total, steps in ((1000, 60), (20, 2), (1001, 61)):
+            shared = ScheduleConfig(schedule=name, learning_rate=3.0, warmup_ratio=0.06)
+            counted = ScheduleConfig(schedule=name, learning_rate=3.0, warmup_steps=steps)
+            assert rates(shared, total, range(total)[::7]) == rates(counted, total, range(total)[::7])
+
+
 def test_schedules_that_cannot_be_are_refused():
+    with pytest.raises(ScheduleError, match="warmup_ratio is 6"):
+        ScheduleConfig(warmup_ratio=6)
+    with pytest.raises(ScheduleError, match="set one of them to 0"):
+        ScheduleConfig(warmup_ratio=0.06, warmup_steps=60)
     with pytest.raises(ScheduleError, match="choose one of"):
         ScheduleConfig(schedule="triangle")
     with pytest.raises(ScheduleError, match="shorten the warm-up"):
