@@ -116,7 +116,12 @@ class _Archive:
             )
         values: np.ndarray = np.frombuffer(self._archive.read(member), storage.dtype)
         strides = [stride * itemsize for stride in tensor.strides]
-        return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides).copy()
+        try:
+            return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides).copy()
+        except (ValueError, OverflowError) as error:  # a stride of an axis of one, or an empty shape, beyond 64 bits
+            raise ModelFolderError(
+                f"{self._path}: {name} {tensor.shape} with strides {tensor.strides}: {error}"
+            ) from error
 
 
 def _follow(path: Path, program: bytes) -> dict[str, _Tensor]:
