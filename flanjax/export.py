@@ -2,7 +2,7 @@
 
 A model that transformers opens: configuration, safetensors, tokenizer files, and a model card with the run's recipe.
 Or, as `peft`, an adapter alone, which peft opens on the base model; of prompts of several tasks, a folder for each.
-Or, as `t5x`, a checkpoint that T5X restores; `t5x_scanned` is for its scalable_t5.
+Or, as `t5x`, a checkpoint that T5X restores; `t5x_scanned` is for its scalable_t5, `t5x_orbax` for T5X with Orbax.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from flanjax import doors
 if TYPE_CHECKING:
     from flanjax.interchange.runs import TrainedRun
 
-FORMATS = ("hf", "peft", "t5x", "t5x_scanned")
+FORMATS = ("hf", "peft", "t5x", "t5x_scanned", "t5x_orbax", "t5x_orbax_scanned")
 QUANTIZED = (
     "the run's base is quantized, and what was exported goes with the full-precision original: "
     "the two differ by the rounding of the base"
@@ -111,6 +111,7 @@ def export(
             recipe=trained.recipe,
             dtype=dtype,
             model_type=None if source is None else read_json(Path(source) / "config.json")["model_type"],
+            vocabulary=trained.vocabulary,
         )
         if base_name is None and base is not None:
             notices = (*notices, BASE_NAME.format(name=name_of(base)))
@@ -127,8 +128,8 @@ def export(
     if added_paths(trained.model):
         difference = logit_difference((trained.model, trained.params), (model, params))
     if format != "hf":
-        t5, scanned = require_t5(model, "a T5X checkpoint"), format == "t5x_scanned"
-        write_t5x(output, t5, params, step=trained.step, scanned=scanned, dtype=dtype or "float32")
+        t5, layout = require_t5(model, "a T5X checkpoint"), {"scanned": "scanned" in format, "orbax": "orbax" in format}
+        write_t5x(output, t5, params, step=trained.step, **layout, dtype=dtype or "float32")
         return Exported(trained.step, difference, notices)
     write_hf_model(
         output,

@@ -26,7 +26,7 @@ from flanjax.data.provenance import Request, is_current
 from flanjax.data.vocabularies import CHAT_TEMPLATE_FILE, Vocabulary, VocabularySource
 from flanjax.evaluation.evaluators import EvaluationConfig
 from flanjax.evaluation.measuring import chosen, questions_of
-from flanjax.files import write_whole
+from flanjax.files import require_path, write_whole
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.runs import SETTINGS, VOCABULARY, is_run
 from flanjax.interchange.t5x_files import open_checkpoint
@@ -154,6 +154,8 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     Raises:
       FlanjaxError: a part is missing or does not fit the others; the message says which and what to do.
     """
+    for written in (run.model_dir, run.data.cache_dir, run.export_to or ""):
+        require_path(written)
     start = StartingPoint(
         model=run.model,
         dropout_rate=run.dropout_rate,

@@ -133,6 +133,49 @@ def test_a_base_has_the_name_that_it_is_given(
     assert "--base_name=google/t5: a whole model names no base" in capsys.readouterr().err
 
 
+TEMPLATE = "{% for message in messages %}{{ message.content }} words: {% endfor %}"
+CHAT = [[{"role": "user", "content": "sort 3"}]]
+
+
+def test_an_adapter_brings_tokenizer_and_chat_template_of_its_training(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    run, adapter = tuned(LoRA(rank=2)), tmp_path / "adapter"
+    (run / "vocabulary" / "chat_template.jinja").write_text(TEMPLATE)
+    export.export(run, adapter, format="peft")
+    expected = flanjax.load(run).chat(CHAT, 8)
+    with pytest.raises(FlanjaxError, match="brings no chat template"):
+        flanjax.load(base).chat(CHAT)
+    assert flanjax.load(base, adapter=adapter).chat(CHAT, 8) == expected
+    automatic = AutoTokenizer.from_pretrained(adapter)
+    assert automatic.apply_chat_template(CHAT[0], tokenize=False) == "sort 3 words: "
+    convert.convert(base, tmp_path / "whole", adapter=adapter)
+    assert flanjax.load(tmp_path / "whole").chat(CHAT, 8) == expected
+    # As a trainer saves them beside an adapter: in files of transformers' making.
+    automatic.chat_template = "{{ messages[0].content }}?"
+    automatic.save_pretrained(adapter)
+    assert (adapter / "chat_template.jinja").is_file()
+    opened = flanjax.load(base, adapter=adapter)
+    assert opened.vocabulary.own_templates == {"default": "{{ messages[0].content }}?"}
+    assert opened.vocabulary.size == flanjax.load(base).vocabulary.size
+    assert opened.chat(CHAT, 8) == flanjax.load(base, adapter=adapter).generate(["sort 3?"], 8)
+
+
+def test_the_card_of_an_adapter_says_which_class_opens_its_base(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    export.export(tuned(LoRA(rank=2)), tmp_path / "adapter", format="peft")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    is_t5 = isinstance(flanjax.load(base).config, T5Config)
+    assert ("AutoModelForSeq2SeqLM.from_pretrained(" in card, "AutoModelForCausalLM.from_pretrained(" in card) == (
+        is_t5,
+        not is_t5,
+    )
+    assert ("- t5\n" in card) == is_t5
+
+
 def test_a_prompt_is_opened_on_its_base_and_cannot_be_merged(
     base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from flanjax.data.loader import DataConfig
 from flanjax.data.packing import PackingError
 from flanjax.data.vocabularies import Vocabulary, VocabularySource, train_vocabulary
 from flanjax.evaluation.evaluators import EvaluationConfig
+from flanjax.files import FileError
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.peft import read_peft, write_peft
@@ -391,6 +392,13 @@ def test_a_rank_that_nobody_would_choose_is_refused_before_data_is_looked_at(run
         prepared(run, tuning=(LoRA(rank=17),), data=nowhere)
     with pytest.raises(TuningError, match=r"LoRA.rank_pattern = 33 is larger than a target of 32 x 16"):
         prepared(run, tuning=(LoRA(targets=".*/(key|wo)", rank_pattern={".*/wo": 33}),), data=nowhere)
+
+
+def test_a_run_is_not_written_to_an_address(run: Run) -> None:
+    cache = dataclasses.replace(run.data, cache_dir="gs://bucket/place")
+    for changes in ({"model_dir": "gs://bucket/place"}, {"data": cache}, {"export_to": "gs://bucket/place"}):
+        with pytest.raises(FileError, match="gs://bucket/place is an address, and nothing is written to one"):
+            prepared(run, **changes)
 
 
 def test_a_selection_is_part_of_what_a_run_is(run: Run) -> None:

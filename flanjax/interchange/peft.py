@@ -5,7 +5,8 @@
     model, params = adapter_on(adapter, base, base_params)
 
 A folder holds one adapter of one type, and layer norms that were trained beside it; prompts of several tasks are a
-folder of as many folders, both ways. What is written is read again before it takes its name. Nothing is unpickled.
+folder of as many folders, both ways. The tokenizer with its chat template may lie beside it, as trainers put it. What
+is written is read again before it takes its name. Nothing is unpickled.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import nearest
 from flanjax.interchange import peft_ia3, peft_lora
 from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
@@ -34,6 +36,7 @@ from flanjax.interchange.peft_prompts import (
     write_prompt,
 )
 from flanjax.interchange.safetensors_files import FLOATS, write_file
+from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary, write_tokenizer
 from flanjax.models.model import ModelConfig, abstract_params
 from flanjax.models.parameters import Params
 from flanjax.tuning.ia3 import IA3
@@ -95,6 +98,19 @@ def read_peft(folder: str | Path, base: ModelConfig, *, model_type: str | None =
     return dataclasses.replace(adapter, base_name=config.base_name)
 
 
+def vocabulary_of_adapter(folder: str | Path) -> Vocabulary | None:
+    """The tokenizer that lies beside an adapter, with the chat template that it was trained with; None for none.
+
+    Of a folder of adapters it is the first one's.
+
+    Raises:
+      ModelFolderError, VocabularyError: a file of it is damaged.
+    """
+    folder = Path(folder)
+    places = (folder, *(folder / name for name in AdapterConfig.named(folder)))
+    return next((read_vocabulary(place) for place in places if has_vocabulary(place)), None)
+
+
 def _named(base: ModelConfig, model_type: str | None, tensors: AdapterTensors) -> Base:
     """The base by the names that the tensors have, or those that it has first."""
     first = Base.of(base, model_type)
@@ -138,6 +154,7 @@ def write_peft(
     recipe: Mapping[str, str] | None = None,
     dtype: str | None = None,
     model_type: str | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[str, ...]:
     """Writes what tuning methods added as a folder that PEFT opens on the base model.
 
@@ -152,6 +169,7 @@ def write_peft(
       recipe: label to value, printed as a table on the card.
       dtype: of the tensors; float32 by default.
       model_type: as `read_peft`.
+      vocabulary: for tokenizer files, with the chat template of the training; None writes none.
 
     Raises:
       TuningError: no PEFT folder can express the methods; the message says why, and what to do instead.
@@ -170,7 +188,9 @@ def write_peft(
         content = _WRITERS[type(one)](one, base, values)
         contents[name] = Content(content.config | norms.config, content.tensors | norms.tensors)
         meant[name] = values | beside
-    write_folder(output, base, contents, base_name=base_name, recipe=recipe, dtype=dtype, meant=meant)
+    write_folder(
+        output, base, contents, base_name=base_name, recipe=recipe, dtype=dtype, meant=meant, vocabulary=vocabulary
+    )
     return tuple(name for name in contents if name)
 
 
@@ -200,6 +220,7 @@ def write_folder(
     recipe: Mapping[str, str] | None = None,
     dtype: str | None = None,
     meant: Mapping[str, Flat] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Writes PEFT folders for a base model of these sizes, and reads them again; see `write_peft`.
 
@@ -222,8 +243,10 @@ def write_folder(
             common = {**task, **_COMMON, "base_model_name_or_path": base_name}
             write_json(folder / name / CONFIG, {**common, **content.config})
             write_file(folder / name / WEIGHTS, tensors)
-            card = adapter_card((output / name).name, content.config["peft_type"], base_name, recipe)
+            kind = content.config["peft_type"]
+            card = adapter_card((output / name).name, kind, base_name, recipe, causal=base.causal)
             (folder / name / CARD).write_text(card, encoding="utf-8")
+            write_tokenizer(folder / name, vocabulary)
             family = base.model_type if base.causal else None
             adapter = read_peft(folder / name, base.config, model_type=family)
             adapter_on(adapter, base.config, {})
