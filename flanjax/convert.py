@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.models.model import ModelConfig
     from flanjax.models.parameters import Params
 
-FORMATS = ("hf", "peft", "t5x", "t5x_scanned")
+FORMATS = ("hf", "peft", "t5x", "t5x_scanned", "t5x_orbax", "t5x_orbax_scanned")
 
 
 def convert(
@@ -140,29 +140,34 @@ def _write(
 ) -> list[str]:
     """Writes a model with the adapter merged into it; returns what there is to tell.
 
-    The vocabulary is the one in `source`; of `origin`, a Hugging Face folder, what is no tensor is kept too.
+    The vocabulary is the adapter's, or else the one in `source`; of `origin`, a Hugging Face folder, what is no tensor
+    is kept too.
     """
     from flanjax.interchange.any_model import write_hf_model
-    from flanjax.interchange.peft import adapter_on, read_peft
+    from flanjax.interchange.peft import adapter_on, another_base, read_peft, vocabulary_of_adapter
     from flanjax.interchange.stored import in_memory
     from flanjax.interchange.t5x import write_t5x
-    from flanjax.interchange.tokenizer import TOKENIZER, read_vocabulary
+    from flanjax.interchange.tokenizer import TOKENIZER, has_vocabulary, read_vocabulary
     from flanjax.models.model import require_t5
     from flanjax.tuning.partition import logit_difference, merged
 
     told, recipe = [], None
     if adapter is not None:
-        tuned = adapter_on(read_peft(adapter, model), model, in_memory(params))
+        read = read_peft(adapter, model)
+        told += [notice] if (notice := another_base(read, source)) else []
+        tuned = adapter_on(read, model, in_memory(params))
         model, params = merged(*tuned)
         told.append(f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}")
         recipe = {"Base model": source.absolute().name, "Adapter": Path(adapter).absolute().name}
     if format != "hf":
-        t5, scanned = require_t5(model, "a T5X checkpoint"), format == "t5x_scanned"
-        write_t5x(output, t5, params, step=step, scanned=scanned, dtype=dtype or "float32")
+        t5, layout = require_t5(model, "a T5X checkpoint"), {"scanned": "scanned" in format, "orbax": "orbax" in format}
+        write_t5x(output, t5, params, step=step, **layout, dtype=dtype or "float32")
         return told
-    # Tokenizer files that are there are copied as they are, so only a bare spiece.model has to be understood.
-    bare = (source / "spiece.model").is_file() and not (source / TOKENIZER).is_file()
-    vocabulary = read_vocabulary(source) if bare else None
+    vocabulary = None if adapter is None else vocabulary_of_adapter(adapter)
+    # Tokenizer files of `origin` are copied as they are, so only a bare spiece.model has to be understood.
+    copied = origin is not None and ((source / TOKENIZER).is_file() or not (source / "spiece.model").is_file())
+    if vocabulary is None and not copied and has_vocabulary(source):
+        vocabulary = read_vocabulary(source)
     write_hf_model(output, model, params, vocabulary, source=origin, recipe=recipe, dtype=dtype)
     return told
 
@@ -181,7 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--format",
         required=True,
         choices=FORMATS,
-        help="hf: a Hugging Face folder; peft: an adapter; t5x: a T5X checkpoint, t5x_scanned: for scalable_t5",
+        help="hf: a Hugging Face folder; peft: an adapter; t5x: a T5X checkpoint, t5x_scanned: for scalable_t5, "
+        "t5x_orbax: in Orbax's layout",
     )
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder, merged into the model of --input")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16; as in the input unless given")

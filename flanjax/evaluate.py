@@ -10,6 +10,7 @@ with the metrics that its tasks bring. Figures stand beside those of copying and
 import argparse
 import functools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,15 +70,17 @@ def evaluate(
       console: told of progress.
 
     Raises:
-      FlanjaxError: there is no such suite, no data, no model, the output holds another evaluation, or it cannot be
-        written.
+      FlanjaxError: there is no such suite, no data, no model, a question that the model cannot be asked or that a
+        perturbation cannot change, the output holds another evaluation, or it cannot be written.
     """
     from flanjax.evaluation.measuring import chosen, measure, questions_of, write_evaluation, write_settings
     from flanjax.evaluation.mixtures import find, of_mixture
     from flanjax.evaluation.perturbations import perturbed
     from flanjax.evaluation.suites import first_of_each_task
+    from flanjax.files import require_path
     from flanjax.loading import load
 
+    require_path(output)
     found = [find(mixture, tasks or {}, split=split) for mixture in mixtures]
     _check_suites(suites, data, limit, perturbations, chat=chat)
     settings: dict[str, Any] = {"model": str(model), "adapter": None if adapter is None else str(adapter)}
@@ -98,6 +101,8 @@ def evaluate(
     every = [form for name, one in benchmarks.items() for form in (one, *one.probes.values(), *forms[name].values())]
     settings["questions"] = {form.name: questions_of(form)[1] for form in every}
     _refuse_another(Path(output), settings)
+    for form in every:
+        asked.check(form)
     write_settings(Path(output), settings)
     answered = functools.partial(_answered, asked=asked, output=Path(output), console=console)
     measured = {
@@ -120,7 +125,7 @@ def _check_suites(
         if chat and benchmark.mode == "choices":
             raise BenchmarkError(f"suite {name!r} scores choices after a plain text: leave --chat out")
         for change in perturbations:
-            perturbed(benchmark, change)
+            next(perturbed(benchmark, change).load(), None)  # says whether its questions are known
 
 
 def _figures(result: "Result") -> dict[str, Any]:
@@ -141,7 +146,7 @@ def _asked(model: "Model", *, chat: bool, batch_size: int) -> "Asked":
     template = own_chat(model.vocabulary) if chat else None
     if chat and template is None:
         raise BenchmarkError(
-            f"{model.vocabulary.path} brings no chat template, so this model was trained without one: leave --chat out"
+            f"{model.vocabulary.path} brings no chat template: leave --chat out, or put a chat_template.jinja beside it"
         )
     return Asked(
         config=model.config,
@@ -195,31 +200,32 @@ def _refuse_another(folder: Path, settings: dict[str, Any]) -> None:
 def compare(first: str | Path, second: str | Path, output: str | Path) -> list[dict[str, Any]]:
     """Compares the answers that two evaluations kept, on the benchmarks that both have; returns each metric's gain.
 
+    Where the two were not asked alike, with other prompts or a chat template, each gain says so under "prompts".
+
     Raises:
       FlanjaxError: a folder has no evaluation, they have no benchmark in common, or not the same instances.
     """
-    from flanjax.evaluation.benchmark import BenchmarkError, read_predictions
-    from flanjax.evaluation.benchmark import evaluate as score
-    from flanjax.evaluation.report import answers_name, write_comparison
-    from flanjax.evaluation.suites import first_of_each_task, suite
+    from flanjax.evaluation.benchmark import BenchmarkError
+    from flanjax.evaluation.report import read_results, write_comparison
 
-    settings = [_settings(Path(folder)) for folder in (first, second)]
-    for folder in (first, second):
-        if not (Path(folder) / "report.json").exists():
-            raise BenchmarkError(f"{folder}: the evaluation there is not finished: give its command again")
-    both = [name for name in settings[0]["suites"] if name in settings[1]["suites"]]
-    if not both or settings[0]["limit"] != settings[1]["limit"]:
-        raise BenchmarkError(
-            f"{first} has {settings[0]['suites']} with {settings[0]['limit']} instances of a task, {second} "
-            f"{settings[1]['suites']} with {settings[1]['limit']}: evaluate both on the same"
-        )
-    pairs = []
-    for name in both:
-        benchmark = first_of_each_task(suite(name).benchmark(settings[0]["data"]), settings[0]["limit"])
-        files = [Path(folder) / answers_name(benchmark.name) for folder in (first, second)]
-        one, other = (score(benchmark, read_predictions(file)) for file in files)
-        pairs.append((one, other))
-    return write_comparison(output, (Path(first).name, Path(second).name), pairs, seed=settings[0]["seed"])
+    folders = (Path(first), Path(second))
+    settings = [_settings(folder) for folder in folders]
+    ours, theirs = (read_results(folder) for folder in folders)
+    both = [name for name in ours if name in theirs]
+    if not both:
+        raise BenchmarkError(f"{first} has {', '.join(ours)}, {second} {', '.join(theirs)}: evaluate both on the same")
+    prompts = {name: "other ones" for name in both if ours[name].prompts != theirs[name].prompts}
+    if settings[0]["chat"] != settings[1]["chat"]:
+        prompts = dict.fromkeys(both, "one in a chat template") | prompts
+    pairs = [(ours[name].result, theirs[name].result) for name in both]
+    return write_comparison(output, _apart(*folders), pairs, prompts=prompts, seed=settings[0]["seed"])
+
+
+def _apart(first: Path, second: Path) -> tuple[str, str]:
+    """The shortest ends of two paths that differ: ("base/mmlu", "mine/mmlu")."""
+    one, two = (Path(os.path.abspath(path)).parts for path in (first, second))
+    same = next((count for count, (a, b) in enumerate(zip(one[::-1], two[::-1], strict=False)) if a != b), 0)
+    return str(Path(*one[-same - 1 :])), str(Path(*two[-same - 1 :]))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -286,9 +292,10 @@ def _main(flags: argparse.Namespace) -> int:
         if flags.compare:
             gains = compare(flags.compare[0], flags.compare[1], flags.output)
             rows = [
-                [each["benchmark"], each["metric"], f"{each['difference']:+.2f}", each["p_value"]] for each in gains
+                [each["benchmark"], each["metric"], f"{each['difference']:+.2f}", each["p_value"], each["prompts"]]
+                for each in gains
             ]
-            console.table(("benchmark", "metric", "difference", "p"), rows)
+            console.table(("benchmark", "metric", "difference", "p", "prompts"), rows)
         else:
             found = evaluate(
                 flags.model,

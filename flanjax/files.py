@@ -10,6 +10,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,28 @@ class FileError(FlanjaxError):
     """A file that cannot be written."""
 
 
+def address_of(place: str | os.PathLike[str]) -> str | None:
+    """The address that a place is, None for a path of this machine; `Path` makes one slash of the two in an address.
+
+    Worked example: "gs://bucket/model/" and `Path("gs://bucket/model")` are "gs://bucket/model".
+    """
+    found = re.fullmatch(r"([a-z][a-z0-9+]+):/{1,2}([^/].*)", str(place))
+    return found and f"{found[1]}://{found[2].rstrip('/')}"
+
+
+def require_path(place: str | os.PathLike[str]) -> None:
+    """Refuses an address where something is to be written; as a path it would be a folder `gs:` of this one.
+
+    Raises:
+      FileError: it is one.
+    """
+    if (address := address_of(place)) is not None:
+        raise FileError(
+            f"{address} is an address, and nothing is written to one: give a path of this machine, and copy it there "
+            "afterwards, or mount it"
+        )
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replaces a file in one step, so that no reader, no kill and no power cut ever sees half of it.
 
@@ -30,8 +53,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
       content: bytes, or text that is written as UTF-8.
 
     Raises:
-      FileError: the disk is full or refuses; the file is as it was.
+      FileError: the disk is full or refuses, or it is an address; the file is as it was.
     """
+    require_path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     with _explained(path):
         try:
@@ -77,10 +101,11 @@ class ResumableFile:
       size: bytes there are.
 
     Raises:
-      FileError: it cannot be written, another process writes it, or its parts are damaged.
+      FileError: it cannot be written, is an address, another process writes it, or its parts are damaged.
     """
 
     def __init__(self, path: Path):
+        require_path(path)
         self.path = path
         self._partial, self._record = (path.with_name(path.name + end) for end in (".partial", ".settings.json"))
         self._settings: dict[str, Any] = {}

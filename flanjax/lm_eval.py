@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # registered without jax
 
 # What `DecodingConfig` calls the same; the harness's other names for a number of tokens it has read by then.
 _OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "length_penalty", "seed")
+_OF_DRAWING = ("top_k", "top_p", "min_p")
 _BATCH_SIZE = 16
 
 _log = logging.getLogger(__name__)
@@ -214,18 +215,18 @@ class FlanjaxLM(TemplateLM):
           HarnessError: an argument that there is not.
           DecodingError: one outside its range.
         """
-        groups: dict[DecodingConfig, list[int]] = {}
+        groups: dict[tuple[DecodingConfig, tuple[str, ...]], list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(self._decoding(request.args[1]), []).append(i)
         answers: list[str] = [""] * len(requests)
-        for decoding, chosen in groups.items():
-            texts = self._generate([requests[i].args[0] for i in chosen], decoding)
+        for (decoding, stop), chosen in groups.items():
+            texts = self._generate([requests[i].args[0] for i in chosen], decoding, stop)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text
                 self.cache_hook.add_partial("generate_until", requests[i].args, text)
         return answers
 
-    def _generate(self, contexts: Sequence[str], decoding: "DecodingConfig") -> list[str]:
+    def _generate(self, contexts: Sequence[str], decoding: "DecodingConfig", stop: Sequence[str]) -> list[str]:
         from flanjax.generation.generate import generate
         from flanjax.generation.stopping import before_stop
 
@@ -243,10 +244,14 @@ class FlanjaxLM(TemplateLM):
             prompts=self.prompts(len(contexts)),
             batch_rows=self.batch_size,
         )
-        return [before_stop(model.vocabulary.decode(ids), decoding.stop)[0] for ids in answers]
+        return [before_stop(model.vocabulary.decode(ids), stop)[0] for ids in answers]
 
-    def _decoding(self, generation_kwargs: Mapping[str, Any]) -> "DecodingConfig":
-        """The harness's arguments, which are those of `transformers.generate`, as ours."""
+    def _decoding(self, generation_kwargs: Mapping[str, Any]) -> "tuple[DecodingConfig, tuple[str, ...]]":
+        """The harness's arguments, which are those of `transformers.generate`, as ours; and the stop texts.
+
+        As by `hf`, what chooses among drawn tokens says nothing where none is drawn. Beams do not look for stop texts:
+        their answers are cut afterwards.
+        """
         from flanjax.generation.decoding import DecodingConfig
 
         asked: dict[str, Any] = dict(normalize_gen_kwargs(dict(generation_kwargs), self.max_gen_toks))
@@ -259,8 +264,11 @@ class FlanjaxLM(TemplateLM):
                 f"generation_kwargs {', '.join(unknown)}: there are until, do_sample, max_gen_toks, early_stopping, "
                 + ", ".join(_OPTIONS)
             )
+        if not asked.get("temperature"):
+            asked = {name: value for name, value in asked.items() if name not in _OF_DRAWING}
         stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
-        return DecodingConfig(max_new_tokens=limit, stop=stop, eos_ids=self.model.eos_ids, **asked)
+        sought = stop if asked.get("num_beams", 1) == 1 else ()
+        return DecodingConfig(max_new_tokens=limit, stop=sought, eos_ids=self.model.eos_ids, **asked), stop
 
     # --- chats -------------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,14 @@ model = flanjax.load("runs/demo")
 model.generate(["Sort: 3 1 2"])                          # ["1 2 3"]
 model.generate(["A story:"], temperature=0.8, top_p=0.9, num_samples=2, stop=("\\n",))
 model.score(["Is 7 odd?"] * 2, ["yes", "no"])            # log-likelihoods, natural logarithm
-model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in the chat template of its training
+model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in its chat template
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from flanjax.generation.stopping import before_stop
 from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.folders import read_json
 from flanjax.interchange.hf_decoder import GENERATION_CONFIG
-from flanjax.interchange.peft import adapter_on, read_peft
+from flanjax.interchange.peft import adapter_on, another_base, read_peft, vocabulary_of_adapter
 from flanjax.interchange.runs import read_run
 from flanjax.interchange.stored import place
 from flanjax.interchange.tokenizer import read_vocabulary
@@ -192,8 +193,9 @@ class Model:
     ) -> list[str]:
         """What the assistant says next in each conversation, up to the end of its turn.
 
-        The chat template is the one that the model was trained with, which is beside its vocabulary. `prompt`,
-        `on_text` and `options` are as in `generate`.
+        The chat template is the one beside its vocabulary: that of the training (CHAT_TEMPLATE), else the tokenizer's
+        own, which an instruct model keeps that was tuned further on plain texts. `prompt`, `on_text` and `options` are
+        as in `generate`.
 
         Raises:
           LoadingError: there is no template, the batch size is below 1, or no such prompt.
@@ -205,8 +207,8 @@ class Model:
         chat = own_chat(self.vocabulary)
         if chat is None:
             raise LoadingError(
-                f"{self.vocabulary.path} brings no chat template, so this model was trained without one: ask it by "
-                "`generate`, or put a chat_template.jinja beside its vocabulary"
+                f"{self.vocabulary.path} brings no chat template: ask the model by `generate`, or put a "
+                "chat_template.jinja beside its vocabulary"
             )
         decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=tuple(chat.end_ids), **options)
         tokens = [chat.prompt(messages) for messages in conversations]
@@ -292,7 +294,8 @@ def load(
     Arguments:
       folder: of the model.
       step: of a run's checkpoint.
-      adapter: a PEFT folder, put on the model.
+      adapter: a PEFT folder, put on the model; a tokenizer in it goes before the model's, and a warning tells where it
+        names another base model.
       compute: how the model is run.
 
     Raises:
@@ -301,15 +304,16 @@ def load(
     """
     folder, prefix_lm, further_eos_ids = Path(folder), False, list[int]()
     found = format_of(folder)
+    own = None if adapter is None else vocabulary_of_adapter(adapter)
     if found is RUN:
         run = read_run(folder, step=step)
-        config, params, vocabulary = run.model, run.params, run.vocabulary
+        config, params, vocabulary = run.model, run.params, own or run.vocabulary
         prefix_lm = run.is_prefix_lm
     elif step is not None:
         raise LoadingError(f"{folder}: step={step} needs a run directory, and this is {found.holds}")
     else:
         # First, for it is quick and most often what is missing.
-        own = found.vocabulary(folder)
+        own = own or found.vocabulary(folder)
         if own is None and folder.is_file():
             raise LoadingError(f"{folder} is {found.holds}, which has no vocabulary: give a folder with its tokenizer")
         vocabulary = own or read_vocabulary(folder)  # which says what is missing
@@ -320,7 +324,10 @@ def load(
     if adapter is not None:
         if config.added:
             raise LoadingError(f"{folder} has adapters of its own: export it with --merge, and load {adapter} on that")
-        config, params = adapter_on(read_peft(adapter, config), config, params)
+        put_on = read_peft(adapter, config)
+        if told := another_base(put_on, folder):
+            warnings.warn(f"{adapter}: {told}", stacklevel=2)
+        config, params = adapter_on(put_on, config, params)
     return Model(
         config=config,
         params=place(params, SingleDeviceSharding(jax.devices()[0])),

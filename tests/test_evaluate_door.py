@@ -1,5 +1,6 @@
 """`python -m flanjax.evaluate`: published test sets asked of tiny models, the report, and two runs compared."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +19,10 @@ from flanjax import evaluate
 from flanjax.data.tasks import Turn
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.evaluation.asking import Asked
-from flanjax.evaluation.benchmark import BenchmarkError, Instance, read_predictions
+from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, read_predictions
 from flanjax.evaluation.benchmark import evaluate as scored
+from flanjax.evaluation.calibration import choice_confidences, expected_calibration_error
+from flanjax.evaluation.gsm8k import gsm8k
 from flanjax.evaluation.suites import SUITES, first_of_each_task
 from flanjax.interchange.any_model import write_hf_model
 from flanjax.models.config import T5Config
@@ -30,6 +34,18 @@ T5 = T5Config(
 )
 DECODER = DecoderConfig(
     vocab_size=64, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, init_stddev=0.2
+)
+
+GPT2 = dataclasses.replace(
+    DECODER,
+    num_kv_heads=2,
+    norm="layer",
+    mlp_activations=("gelu",),
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    positions="learned",
+    max_positions=4096,
 )
 
 
@@ -81,7 +97,10 @@ def test_a_report_has_the_figures_of_the_answers_beside_guesses_and_other_forms(
     assert found["metrics"]["accuracy"]["mean"] == pytest.approx(again.average("accuracy"), abs=1e-4)
     assert {"majority-label", "random-label"} <= found["baselines"].keys()
     assert found["robustness"].keys() == {"lower_case", "worst of all"}
-    assert found["calibration"]["ece_10_bin"] >= 0
+    confidences, right = choice_confidences(again)
+    calibration = expected_calibration_error(confidences, right)
+    assert calibration > 0
+    assert found["calibration"]["ece_10_bin"] == pytest.approx(calibration, abs=1e-4)
     assert "mmlu-flan" in (report / "report.md").read_text()
     assert "<html" in (report / "report.html").read_text()
 
@@ -121,13 +140,26 @@ def test_a_chat_is_asked_in_the_models_own_template(t5: Path, tmp_path: Path) ->
         evaluate._asked(flanjax.load(t5), chat=True, batch_size=2)
 
 
-def test_texts_are_generated_up_to_a_stop(t5: Path, test_data: Path, tmp_path: Path) -> None:
-    output = tmp_path / "report"
-    flags = (f"--model={t5}", "--suite=gsm8k-direct", f"--data={test_data / 'gsm8k'}", f"--output={output}")
-    assert run(*flags, "--limit=3") == 0
+def test_texts_are_generated_up_to_a_stop(
+    t5: Path, test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a letter of a model that knows nothing: its first answer says which."""
+    data, output, name = test_data / "gsm8k", tmp_path / "report", "gsm8k-direct"
+    benchmark = first_of_each_task(SUITES[name].benchmark(str(data)), 3)
+    whole = flanjax.load(t5).generate([each.prompt for each in benchmark.load()], benchmark.max_new_tokens)
+    stop = whole[0][len(whole[0]) // 2]
+
+    def stopping(folder: Path) -> Benchmark:
+        return dataclasses.replace(gsm8k(folder, prompting="direct"), stop=(stop,))
+
+    monkeypatch.setitem(SUITES, name, dataclasses.replace(SUITES[name], make=stopping))
+    assert run(f"--model={t5}", f"--suite={name}", f"--data={data}", f"--output={output}", "--limit=3") == 0
     (found,) = json.loads((output / "report.json").read_text())["benchmarks"]
     assert (found["benchmark"], found["instances"]) == ("gsm8k-direct-5shot", 3)
-    assert 0 <= found["metrics"]["exact_match"]["mean"] <= 100
+    assert found["probes"].keys() == {"delusive examples"}
+    kept = list(read_predictions(output / "gsm8k-direct-5shot.answers.jsonl"))
+    assert [each.text for each in kept] == [text.split(stop)[0] for text in whole] != whole
+    assert found["metrics"]["exact_match"]["mean"] == scored(benchmark, kept).average("exact_match")
 
 
 def test_a_report_of_super_ni_has_its_probes_what_was_cut_and_what_it_was_measured_with(
@@ -155,20 +187,66 @@ def test_a_report_of_super_ni_has_its_probes_what_was_cut_and_what_it_was_measur
 def test_two_runs_are_compared_on_the_same_questions(
     report: Path, t5: Path, vocabulary: Vocabulary, mmlu: Path, tmp_path: Path
 ) -> None:
-    other = folder_of(T5, vocabulary, tmp_path / "other", seed=4)
-    flags = ("--suite=mmlu-flan", f"--data={mmlu}", "--limit=4")
-    assert run(f"--model={other}", *flags, f"--output={tmp_path / 'second'}") == 0
-    assert run("--compare", str(report), str(report), f"--output={tmp_path / 'same'}") == 0
-    (same,) = json.loads((tmp_path / "same" / "comparison.json").read_text())["metrics"]
+    """From what they kept: the data of one are gone."""
+    other, data = folder_of(T5, vocabulary, tmp_path / "other", seed=4), shutil.copytree(mmlu, tmp_path / "data")
+    second = tmp_path / "mine" / report.name
+    flags = ("--suite=mmlu-flan", f"--data={data}", "--limit=4")
+    assert run(f"--model={other}", *flags, f"--output={second}") == 0
+    shutil.rmtree(data)
+
+    def compared(one: Path, two: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        assert run("--compare", str(one), str(two), f"--output={tmp_path / name}") == 0
+        comparison = json.loads((tmp_path / name / "comparison.json").read_text())
+        (gain,) = comparison["metrics"]
+        return comparison, gain
+
+    _, same = compared(report, report, "same")
     assert (same["difference"], same["better"], same["worse"], same["p_value"]) == (0.0, 0, 0, 1.0)
-    assert run("--compare", str(report), str(tmp_path / "second"), f"--output={tmp_path / 'both'}") == 0
-    (gain,) = json.loads((tmp_path / "both" / "comparison.json").read_text())["metrics"]
+    comparison, gain = compared(second, report, "both")
+    assert (comparison["first"], comparison["second"]) == ("mine/first", f"{report.parent.name}/first")
+    assert "| mine/first |" in (tmp_path / "both" / "comparison.md").read_text()
     assert gain["difference"] == pytest.approx(gain["second"] - gain["first"], abs=1e-3)
     assert gain["better"] + gain["worse"] + gain["equal"] == 8
+    assert (same["prompts"], gain["prompts"]) == ("the same", "the same")
+
+
+def test_of_two_runs_that_were_not_asked_alike_a_comparison_says_so(
+    report: Path, t5: Path, mmlu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(mmlu, tmp_path / "data")
+    question = next((data / "test").iterdir())
+    question.write_text("x" + question.read_text())
+    flags = (f"--model={t5}", "--suite=mmlu-flan", f"--data={data}", "--limit=4")
+    assert run(*flags, f"--output={tmp_path / 'edited'}") == 0
+    in_chat = shutil.copytree(report, tmp_path / "chat")
+    settings = json.loads((report / "evaluation.json").read_text())
+    (in_chat / "evaluation.json").write_text(json.dumps(settings | {"chat": True}))
+    capsys.readouterr()
+    for other, said in ((tmp_path / "edited", "other ones"), (in_chat, "one in a chat template")):
+        (gain,) = evaluate.compare(report, other, tmp_path / "both")
+        assert gain["prompts"] == said
+        assert run("--compare", str(report), str(other), f"--output={tmp_path / 'both'}") == 0
+        assert said in capsys.readouterr().out
+        assert f"| {said} |" in (tmp_path / "both" / "comparison.md").read_text()
+
+
+def test_a_question_beyond_the_positions_of_a_model_is_refused_before_any_is_asked(
+    vocabulary: Vocabulary, mmlu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = dataclasses.replace(GPT2, max_positions=100)
+    for config, status in ((short, 2), (GPT2, 0)):
+        folder = folder_of(config, vocabulary, tmp_path / str(config.max_positions))
+        output = tmp_path / f"report_{config.max_positions}"
+        assert (
+            run(f"--model={folder}", "--suite=mmlu-flan", f"--data={mmlu}", f"--output={output}", "--limit=2") == status
+        )
+        error = capsys.readouterr().err
+        assert ("mmlu-flan-0shot, anatomy/0: " in error and "(max_positions)" in error) == (status == 2)
+        assert output.exists() == (status == 0)
 
 
 def test_what_cannot_be_measured_is_refused_before_the_model_is_read(
-    mmlu: Path, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mmlu: Path, report: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere = tmp_path / "none"
     for flags, said in {
@@ -178,9 +256,12 @@ def test_what_cannot_be_measured_is_refused_before_the_model_is_read(
         ("--suite=mmlu", f"--data={mmlu}", "--chat"): "leave --chat out",
         ("--suite=mmlu", f"--data={mmlu}", "--limit=0"): "1 at the least",
         ("--suite=mmlu", f"--data={mmlu}", "--perturb=typo"): "no perturbation 'typo'",
+        ("--suite=flan2021", f"--data={test_data / 'classic'}", "--perturb=space"): "leave --perturb out",
     }.items():
         assert run(f"--model={nowhere}", *flags, f"--output={tmp_path / 'report'}") == 2
         assert said in capsys.readouterr().err
+    assert run(f"--model={nowhere}", "--suite=mmlu", f"--data={mmlu}", "--output=gs://bucket/report") == 2
+    assert "gs://bucket/report is an address" in capsys.readouterr().err
     assert run("--compare", str(report), str(nowhere), f"--output={tmp_path / 'report'}") == 2
     assert "no evaluation lies there" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

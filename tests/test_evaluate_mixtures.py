@@ -154,11 +154,11 @@ def test_text_tasks_are_scored_by_the_metrics_that_they_bring(model: Path, test_
     assert report["by_task"]["sst2_zsopt"]["instances"] == 3
     own = report["tables"]["Metrics of the tasks"]["sst2_zsopt"]
     assert own == {name: report["by_task"]["sst2_zsopt"][name] for name in ("exact_match", "rouge1", "rougeL")}
-    assert {"majority-label", "random-label"} <= report["baselines"].keys()
+    assert report["baselines"].keys() == {"majority-label", "random-label"}
 
 
 def test_what_is_not_there_is_refused_before_the_model_is_read(
-    module: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    module: str, model: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = f"--output={tmp_path / 'report'}"
     for flags, said in [
@@ -170,4 +170,15 @@ def test_what_is_not_there_is_refused_before_the_model_is_read(
         assert said in capsys.readouterr().err
     assert run(f"--model={model}", f"--tasks={module}", "--mixture=aux_of_mine", output) == 2
     assert "task 'aux_of_mine' has a metric over prediction_with_aux" in capsys.readouterr().err
+    text = (
+        f"--option=data_dir={test_data / 'classic'}",
+        "--option=held_out_clusters=sentiment",
+        "--option=missing=skip",
+    )
+    for flags, asked in [
+        ((f"--tasks={module}", "--mixture=text_of_mine"), "text_of_mine/0"),
+        ((*text, "--mixture=flan2021_held_out"), "sst2_zsopt/0"),
+    ]:
+        assert run(f"--model={model}", *flags, "--perturb=typos_hard", output) == 2
+        assert f"'{asked}' is a task's whole text, tokens or conversation, in which nobody" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

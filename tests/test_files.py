@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flanjax.files import FileError, ResumableFile, read_json_lines, write_whole
+from flanjax.files import FileError, ResumableFile, address_of, read_json_lines, write_whole
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -41,6 +41,19 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/file.txt", Path("s3://bucket/file.txt"), "https://host/a/b"])
+def test_an_address_is_no_place_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str | Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda path: write_whole(path, "text"), ResumableFile):
+        with pytest.raises(
+            FileError, match=r"^(gs|s3|https)://[\w./]+ is an address, and nothing is written to one: give"
+        ):
+            write(Path(place))
+    assert os.listdir(tmp_path) == []
+    assert address_of(place) == str(place).replace(":/b", "://b")
+    assert [address_of(path) for path in ("gs:/", "a/b", "/a:b/c", "C:\\a", "gs.txt")] == [None] * 5
 
 
 def test_a_file_cut_anywhere_still_gives_its_whole_lines(tmp_path: Path) -> None:

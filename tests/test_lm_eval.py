@@ -21,6 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from flanjax.errors import FlanjaxError
+from flanjax.evaluation.mmlu import mmlu
 from flanjax.lm_eval import FlanjaxLM
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +61,10 @@ def ours(folder: Path) -> FlanjaxLM:
 
 @pytest.fixture(scope="module")
 def theirs(folder: Path) -> Any:
+    return hf(folder)
+
+
+def hf(folder: Path) -> Any:
     """As the harness loads it, but for its head: transformers 5 takes every T5 for a tied one, and Flan-T5 is not."""
     transformers = pytest.importorskip("transformers")
     from lm_eval.models.huggingface import HFLM
@@ -146,19 +151,63 @@ def test_what_is_cut_is_cut_as_by_hf_and_told(
 
 
 def test_answers_are_decoded_as_asked(ours: FlanjaxLM) -> None:
-    greedy, stopped, drawn, same = ours.generate_until(
+    greedy, stopped, drawn, *same = ours.generate_until(
         asked(
             "generate_until",
             (TEXT, {"max_gen_toks": 8}),
             (TEXT, {"max_gen_toks": 8, "until": "e"}),
             (TEXT, {"max_gen_toks": 8, "do_sample": True, "temperature": 2.0, "seed": 1}),
             (TEXT, {"max_new_tokens": 8, "until": [""], "temperature": 0}),
+            # What chooses among drawn tokens says nothing where none is drawn: `mimic_repsum` sends the first of these.
+            (TEXT, {"max_gen_toks": 8, "top_p": 0.95}),
+            (TEXT, {"max_gen_toks": 8, "do_sample": False, "temperature": 0.5, "top_k": 5, "min_p": 0.1}),
         )
     )
     assert stopped == greedy.split("e")[0] != greedy
-    assert drawn != greedy == same
+    assert drawn != greedy
+    assert same == [greedy] * 3
     with pytest.raises(FlanjaxError, match="generation_kwargs typical_p: there are until"):
         ours.generate_until(asked("generate_until", (TEXT, {"typical_p": 0.5})))
+
+
+def test_long_contexts_are_read_whole_as_by_hf_with_room_for_them(
+    flan_t5_small: Path, test_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five-shot MMLU, which does not fit into the 512 tokens of a T5's configuration."""
+    benchmark = mmlu(test_data / "mmlu" / "data", form="flan", shots=5)
+    question = next(each for each in benchmark.load() if each.task == "college_computer_science")
+    pairs = asked("loglikelihood", *((question.prompt, f" {choice}") for choice in question.choices))
+    text = asked("generate_until", (question.prompt, {"max_gen_toks": 6}))
+    ours = FlanjaxLM(flan_t5_small, batch_size=4)
+    tokens = len(ours.tok_encode(question.prompt))
+    assert 700 < tokens < 1500
+    with caplog.at_level(logging.WARNING, "flanjax.lm_eval"):
+        whole, answer = [total for total, _ in ours.loglikelihood(pairs)], ours.generate_until(text)
+        assert (ours.get_model_info()["truncated_requests"], caplog.text) == (0, "")
+        ours.max_length = 512
+        cut = [total for total, _ in ours.loglikelihood(pairs)]
+        assert ours.get_model_info()["truncated_requests"] == 4
+        assert "4 of 4 contexts are cut from the left to fit 512 tokens" in caplog.text
+    theirs = hf(flan_t5_small)
+    for length, found in ((2048, whole), (512, cut)):
+        theirs._max_length = length
+        expected = [total for total, _ in theirs.loglikelihood(pairs, disable_tqdm=True)]
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(np.subtract(whole, cut)).max() > 0.01
+    theirs._max_length = 2048
+    assert answer == theirs.generate_until(text, disable_tqdm=True)
+
+
+def test_beams_are_those_of_hf_and_end_at_the_stop_texts(ours: FlanjaxLM, theirs: Any) -> None:
+    beams = {"max_gen_toks": 8, "num_beams": 3}
+    context = "Question: Which bone is the longest? Answer:"
+    (plain,) = theirs.generate_until(asked("generate_until", (context, beams)), disable_tqdm=True)
+    stop = plain[len(plain) // 2]
+    found = ours.generate_until(
+        asked("generate_until", *((context, beams | {"until": until}) for until in ("zzz", [stop, "zzz"])))
+    )
+    assert found == [plain, plain.split(stop)[0]]
+    assert found[1] != plain
 
 
 def test_chats_are_those_of_hf(smollm2: Path) -> None:

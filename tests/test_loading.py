@@ -152,7 +152,7 @@ def test_no_inputs_and_empty_texts(model):
 
 def test_a_chat_is_the_text_of_its_template(model, hf, tmp_path):
     question = [{"role": "user", "content": PROMPTS[0]}]
-    with pytest.raises(FlanjaxError, match=r"brings no chat template, so this model was trained without one"):
+    with pytest.raises(FlanjaxError, match=r"brings no chat template: ask the model by `generate`"):
         model.chat([question])
     shutil.copytree(hf, tmp_path / "chat")
     (tmp_path / "chat" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %} yes")

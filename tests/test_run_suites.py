@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,17 @@ def log(folder: Path) -> list[tuple[int, str, dict[str, float]]]:
     return [(line["step"], line["split"], line["values"]) for line in read_json_lines(folder / "metrics.jsonl")]
 
 
+def tensorboard(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """The values of a curve, read in a process of its own, for TensorBoard's reader loads TensorFlow."""
+    code = (
+        "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
+        f"events = EventAccumulator({str(folder / 'tensorboard')!r}); events.Reload()\n"
+        f"print([[e.step, e.value] for e in events.Scalars({tag!r})])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [(step, value) for step, value in json.loads(done.stdout.strip().splitlines()[-1])]
+
+
 def answers(folder: Path) -> list[dict[str, Any]]:
     (file,) = folder.glob("*def_pos2.answers.jsonl")
     return [{key: value for key, value in line.items() if key != "seconds"} for line in read_json_lines(file)]
@@ -141,6 +154,7 @@ def test_a_suite_in_training_gives_what_the_door_gives_of_its_checkpoint_and_the
     values = {step: found for step, split, found in log(folder) if split == SUITE}
     assert [*values] == [2, 4]
     assert values[4].keys() == {"rougeL", "exact_match", "rouge1"}
+    assert tensorboard(folder, f"{SUITE}/rougeL") == [(step, pytest.approx(values[step]["rougeL"])) for step in values]
     flags = (f"--model={folder}", f"--suite={SUITE}", f"--data={super_ni}", "--limit=2")
     assert evaluate.main((*flags, f"--output={tmp_path / 'door'}")) == 0
     (report,) = json.loads((tmp_path / "door" / "report.json").read_text())["benchmarks"]

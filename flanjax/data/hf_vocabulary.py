@@ -26,6 +26,8 @@ from flanjax.data.vocabularies import (
     TOKENIZER_FILE,
     Vocabulary,
     VocabularyError,
+    chat_templates,
+    json_object,
 )
 
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -70,7 +72,7 @@ class HFVocabulary(Vocabulary):
         self.eos_id = self._id(named["eos_token"])
         self.pad_id = self._id(named["pad_token"]) if "pad_token" in named else self.eos_id
         self.prefix, self.suffix = self._around()
-        self.own_templates = self._templates(config)
+        self.own_templates = chat_templates({path.parent / name: text for name, text in self._files.items()})
         self._control_ids = frozenset(self.control_tokens.values())
         self.sha256 = hashlib.sha256(self._files[TOKENIZER_FILE]).hexdigest()
         decides = [self.sha256, sorted(self.control_tokens.items()), self.eos_id, self.pad_id, self.prefix, self.suffix]
@@ -144,13 +146,7 @@ class HFVocabulary(Vocabulary):
 
     def _json(self, name: str) -> Mapping[str, Any]:
         """One of the files as an object; empty where there is none."""
-        try:
-            value = json.loads(self._files.get(name, b"{}"))
-        except ValueError as error:
-            raise VocabularyError(f"{self.path.parent / name} is not valid JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise VocabularyError(f"{self.path.parent / name}: a JSON object is expected, not {type(value).__name__}")
-        return value
+        return json_object(self.path.parent / name, self._files.get(name, b"{}"))
 
     def _opened(self, config: Mapping[str, Any]) -> Tokenizer:
         """The tokenizer with the tokens that the configuration adds to it."""
@@ -224,23 +220,6 @@ class HFVocabulary(Vocabulary):
             return (), ()
         before, after = tuple(put.ids[: own[0]]), tuple(put.ids[own[-1] + 1 :])
         return before, () if before else after
-
-    def _templates(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """chat_template.jinja, or the `chat_template` of the configuration: one text, or several with names."""
-        given = config.get("chat_template")
-        try:
-            if CHAT_TEMPLATE_FILE in self._files:
-                return {"default": self._files[CHAT_TEMPLATE_FILE].decode()}
-            if isinstance(given, str):
-                return {"default": given}
-            return {str(entry["name"]): str(entry["template"]) for entry in given or ()}
-        except UnicodeDecodeError as error:
-            raise VocabularyError(f"{self.path.parent / CHAT_TEMPLATE_FILE} is not UTF-8 text: {error}") from error
-        except (TypeError, KeyError) as error:
-            raise VocabularyError(
-                f"{self.path.parent / TOKENIZER_CONFIG_FILE}: chat_template is neither a text nor a list of "
-                '{"name", "template"}'
-            ) from error
 
 
 _ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")

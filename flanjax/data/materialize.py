@@ -47,6 +47,7 @@ from flanjax.data.tasks import TextTask
 from flanjax.data.vocabularies import Vocabulary, VocabularySource
 from flanjax.data.workers import Setting, Workers, available_cores
 from flanjax.errors import FlanjaxError
+from flanjax.files import require_path
 
 if TYPE_CHECKING:
     import seqio
@@ -128,6 +129,7 @@ def materialize(
         FlanjaxError: the mixture, a task module or the vocabulary is not there.
     """
     started = time.monotonic()
+    require_path(cache_dir)
     check_policy(on_bad_row)
     # Stamped before anything is read: what changes meanwhile is noticed the next time.
     request = Request(tasks=tasks, vocabulary=vocabulary, seed=seed, splits=splits, chat_template=chat_template)

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
@@ -246,9 +247,8 @@ class SentencePieces(Vocabulary):
                 f"a folder that holds {MODEL_FILE} or {TOKENIZER_FILE}"
             ) from error
         vocabulary = cls(model, extra_ids=extra_ids, path=file)
-        beside = file.parent / CHAT_TEMPLATE_FILE
-        if beside.is_file():
-            vocabulary.own_templates = {"default": beside.read_text(encoding="utf-8")}
+        beside = [file.parent / name for name in (TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE)]
+        vocabulary.own_templates = chat_templates({path: path.read_bytes() for path in beside if path.is_file()})
         return vocabulary
 
     def files(self) -> Mapping[str, bytes]:
@@ -287,6 +287,50 @@ class SentencePieces(Vocabulary):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, extra_ids={self.extra_ids})"
+
+
+def json_object(path: Path, content: bytes) -> Mapping[str, Any]:
+    """What a file of this content holds.
+
+    Raises:
+        VocabularyError: it is no JSON, or no object.
+    """
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise VocabularyError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise VocabularyError(f"{path}: a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def chat_templates(files: Mapping[Path, bytes]) -> dict[str, str]:
+    """The chat templates among the files of a tokenizer's folder, by name; the usual one is "default".
+
+    That is chat_template.jinja, or `chat_template` of tokenizer_config.json: one text, or several with names.
+
+    Raises:
+        VocabularyError: a file is damaged.
+    """
+    by_name = {path.name: (path, content) for path, content in files.items()}
+    if CHAT_TEMPLATE_FILE in by_name:
+        path, content = by_name[CHAT_TEMPLATE_FILE]
+        try:
+            return {"default": content.decode()}
+        except UnicodeDecodeError as error:
+            raise VocabularyError(f"{path} is not UTF-8 text: {error}") from error
+    if TOKENIZER_CONFIG_FILE not in by_name:
+        return {}
+    path, content = by_name[TOKENIZER_CONFIG_FILE]
+    given = json_object(path, content).get("chat_template")
+    if isinstance(given, str):
+        return {"default": given}
+    try:
+        return {str(entry["name"]): str(entry["template"]) for entry in given or ()}
+    except (TypeError, KeyError) as error:
+        raise VocabularyError(
+            f'{path}: chat_template is neither a text nor a list of {{"name", "template"}}'
+        ) from error
 
 
 class ByteTokens:

@@ -52,7 +52,7 @@ class Instance:
       ids: token ids of the prompt, of a task that makes them itself, over the vocabulary of the model.
       choice_ids: likewise of each choice, with its end.
       correct: places of the right choices.
-      input: the question alone, without definition and demonstrations.
+      input: the question alone, without definition and demonstrations; "" where nobody tells it from the rest.
       demonstrations: outputs of the demonstrations in the prompt, in order.
       cut: whether something was left out of the published prompt, which would be longer than is allowed.
       details: what else a metric needs, as it was published.

@@ -7,7 +7,8 @@ A model is held out from a cluster when it was not trained on it (`flanjax.tasks
 of them that is, only its user knows. Rows are those that the paper tests on: the published validation split where test
 labels are hidden. A row is asked in one of its dataset's wordings, drawn by the seed, where the paper asks all rows in
 each wording and takes the mean. Datasets count alike, whatever their size. Translations have BLEU and chrF as well,
-counted over a dataset. Source: Wei et al. 2021 (arXiv 2109.01652).
+counted over a dataset. Wordings put a row's fields and options where they like, so a question is not known apart: it is
+not copied as a baseline, and perturbations are refused. Source: Wei et al. 2021 (arXiv 2109.01652).
 """
 
 import dataclasses

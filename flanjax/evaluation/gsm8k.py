@@ -8,6 +8,7 @@
 A published answer ends in `#### 72`. Demonstrations are the first rows of the training file. In a "direct" prompt they
 have the number alone. Sources: Cobbe et al. 2021 (arXiv 2110.14168) for the data, the marker and the exact match of
 numbers without thousands separators; the flexible reading, the last number of the text, is lm-evaluation-harness's.
+The probe by delusive examples (`delusive`) gives each demonstration the answer of another training row, another number.
 One deviation: demonstrations lose the calculator annotations <<48/2=24>>, which are no words, and which T5 cannot read.
 """
 
@@ -18,9 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from flanjax.data.draws import Draw
 from flanjax.data.records import read_json_lines
 from flanjax.data.sources import BadRow, excerpt, text_field
 from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Prediction, Scores, made, until
+from flanjax.evaluation.delusive import with_delusive, wrong_output
 
 _MARKED = re.compile(r"#### *\$?(-?[0-9.,]+)")
 _NUMBER = re.compile(r"-?\$?[0-9][0-9,]*(?:\.[0-9]+)?")
@@ -28,7 +31,9 @@ _ANNOTATION = re.compile(r"<<[^>]*>>")
 STOP = ("Question:", "</s>", "<|im_end|>")
 
 
-def gsm8k(data_dir: str | Path, *, prompting: Literal["direct", "cot"] = "cot", shots: int = 5) -> Benchmark:
+def gsm8k(
+    data_dir: str | Path, *, prompting: Literal["direct", "cot"] = "cot", shots: int = 5, seed: int = 0
+) -> Benchmark:
     """The 1,319 test problems; metrics `exact_match` of the number after the marker, `flexible` of the last number.
 
     In direct prompts the answer is the first number, and both metrics are the same.
@@ -37,15 +42,17 @@ def gsm8k(data_dir: str | Path, *, prompting: Literal["direct", "cot"] = "cot", 
       data_dir: with test.jsonl and, for demonstrations, train.jsonl; they may be compressed.
       prompting: "direct" asks for the number, "cot" for the way to it.
       shots: demonstrations; without any, a chain of thought is asked for by "Let's think step by step."
+      seed: of what delusive examples answer.
 
     Raises:
       BenchmarkError: another prompting.
     """
     if prompting not in ("direct", "cot"):
         raise BenchmarkError(f"gsm8k: prompting={prompting!r}: give direct or cot")
-    return Benchmark(
+    load = functools.partial(_instances, Path(data_dir), prompting, shots)
+    benchmark = Benchmark(
         name=f"gsm8k-{prompting}-{shots}shot",
-        load=functools.partial(_instances, Path(data_dir), prompting, shots),
+        load=load,
         read=_read_marked if prompting == "cot" else _read_first,
         score=_score if prompting == "cot" else _score_direct,
         metrics=("exact_match", "flexible"),
@@ -53,6 +60,7 @@ def gsm8k(data_dir: str | Path, *, prompting: Literal["direct", "cot"] = "cot", 
         stop=STOP,
         say="#### {}".format if prompting == "cot" else str,
     )
+    return with_delusive(benchmark, functools.partial(load, seed)) if shots else benchmark
 
 
 def marked_number(text: str) -> str | None:
@@ -69,15 +77,20 @@ def numbers(text: str) -> list[str]:
     return [match.replace(",", "").replace("$", "") for match in _NUMBER.findall(text)]
 
 
-def _instances(folder: Path, prompting: str, shots: int) -> Iterator[Instance]:
-    demonstrations: list[str] = []
-    before = ""
-    if shots:
-        for place, row in itertools.islice(read_json_lines(_file(folder, "train")), shots):
-            question, solution, number = _problem(place, row)
-            answer = number if prompting == "direct" else f"{solution} #### {number}"
-            demonstrations.append(answer)
-            before += f"Question: {question}\nAnswer: {answer}\n\n"
+def _instances(folder: Path, prompting: str, shots: int, delusive: int | None = None) -> Iterator[Instance]:
+    """All instances; after wrong demonstrations where `delusive` is the seed of those."""
+    shown = _solved(folder, prompting, None if delusive is not None else shots) if shots else []
+    demonstrations = [answer for _, answer, _ in shown[:shots]]
+    if delusive is not None:
+        draw, place = Draw("delusive", delusive, "gsm8k"), _file(folder, "train")
+        demonstrations = [
+            wrong_output(draw, answer, [other for _, other, n in shown if n != number], place)
+            for _, answer, number in shown[:shots]
+        ]
+    before = "".join(
+        f"Question: {question}\nAnswer: {answer}\n\n"
+        for (question, _, _), answer in zip(shown, demonstrations, strict=False)
+    )
     cue = " Let's think step by step." if prompting == "cot" and not shots else ""
 
     def make(number: int, place: str, row: Any) -> Instance:
@@ -92,6 +105,15 @@ def _instances(folder: Path, prompting: str, shots: int) -> Iterator[Instance]:
         )
 
     return made(read_json_lines(_file(folder, "test")), make)
+
+
+def _solved(folder: Path, prompting: str, count: int | None) -> list[tuple[str, str, str]]:
+    """Question, answer as it is shown, and number of the first training rows; None takes all."""
+    found = []
+    for place, row in itertools.islice(read_json_lines(_file(folder, "train")), count):
+        question, solution, number = _problem(place, row)
+        found.append((question, number if prompting == "direct" else f"{solution} #### {number}", number))
+    return found
 
 
 def _file(folder: Path, split: str) -> str:

@@ -5,7 +5,8 @@
     own_metrics(result, family.tasks)             # {"rte_type_0": {"accuracy": 81.0}}
 
 Every family of `tasks/` can be measured like this. A task's own `metric_fns` take all of its targets and predictions,
-as seqio has it, so they are asked after the answers are scored one by one.
+as seqio has it, so they are asked after the answers are scored one by one. A task gives its whole prompt, in which
+nobody tells the question from its wording: instances have no `input`, so it is not copied, and cannot be perturbed.
 """
 
 import collections
@@ -114,7 +115,6 @@ def _instances(
                     prompt=text.inputs,
                     turns=text.turns[:-1],
                     references=text.references or (text.targets,),
-                    input=text.inputs,
                     details={"row": row},
                 )
 

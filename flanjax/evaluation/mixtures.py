@@ -111,7 +111,6 @@ def _instances(parts: Sequence[Benchmark], of_seqio: "Mapping[str, HeldOut]", sc
                 choices=(target,) if scored else (),
                 ids=tuple(held.ids(number, "inputs")),
                 choice_ids=(tuple(held.ids(number, "targets")),) if scored else (),
-                input=held.text(number, "inputs"),
             )
 
 

@@ -15,9 +15,10 @@ strictly, where it is all that was written, and flexibly, the first option in it
 that follows "answer is" in the line or, flexibly, the option after the last "answer is", or else the last option.
 
 Demonstrations are the first of the subject's dev file; those with a chain of thought are the ones published with
-Flan-PaLM in mmlu-cot.json, subject -> prompt, which lies beside dev/ and test/. Sources: Hendrycks et al. 2020 (arXiv
-2009.03300) for the data, the categories and the mean over instances; Chung et al. 2022 (arXiv 2210.11416) for chains of
-thought; lm-evaluation-harness for the Flan form.
+Flan-PaLM in mmlu-cot.json, subject -> prompt, which lies beside dev/ and test/. The probe by delusive examples
+(`delusive`) gives each another letter, or the chain of thought of one with another letter. Sources: Hendrycks et al.
+2020 (arXiv 2009.03300) for the data, the categories and the mean over instances; Chung et al. 2022 (arXiv 2210.11416)
+for chains of thought; lm-evaluation-harness for the Flan form.
 """
 
 import functools
@@ -27,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from flanjax.data.draws import Draw
 from flanjax.data.records import read_json, read_table, record_files
 from flanjax.data.sources import BadRow, text_field
 from flanjax.evaluation.benchmark import (
@@ -41,6 +43,7 @@ from flanjax.evaluation.benchmark import (
     score_choice,
     until,
 )
+from flanjax.evaluation.delusive import with_delusive, wrong_output
 from flanjax.evaluation.metrics import normalize_answer
 
 Form = Literal["original", "flan"]
@@ -78,7 +81,13 @@ _ENDS = ("</s>", "Q:", "<|im_end|>")
 
 
 def mmlu(
-    data_dir: str | Path, *, form: Form = "original", shots: int = 5, mode: Mode = "choices", cot: bool = False
+    data_dir: str | Path,
+    *,
+    form: Form = "original",
+    shots: int = 5,
+    mode: Mode = "choices",
+    cot: bool = False,
+    seed: int = 0,
 ) -> Benchmark:
     """The test questions of every subject in the folder; metric `accuracy`, or `exact_match` and `flexible` of texts.
 
@@ -88,6 +97,7 @@ def mmlu(
       shots: demonstrations, at most five.
       mode: whether letters are scored or a text is generated.
       cot: asks for a chain of thought by "Let's think step by step."; of the Flan form, generated.
+      seed: of what delusive examples answer.
 
     Raises:
       BenchmarkError: options that do not go together.
@@ -99,9 +109,10 @@ def mmlu(
     if cot and (form, mode) != ("flan", "generate"):
         raise BenchmarkError('mmlu: cot=True needs form="flan" and mode="generate"')
     generated = mode == "generate"
-    return Benchmark(
+    load = functools.partial(_instances, Path(data_dir), form, shots, cot)
+    benchmark = Benchmark(
         name=f"mmlu-{form}{'-cot' if cot else ''}-{shots}shot" + ("-generate" if generated else ""),
-        load=functools.partial(_instances, Path(data_dir), form, shots, cot),
+        load=load,
         read=(_read_thought if cot else _read_text) if generated else read_choice,
         score=(_score_thought if cot else _score_text) if generated else score_choice,
         metrics=("exact_match", "flexible") if generated else ("accuracy",),
@@ -110,24 +121,32 @@ def mmlu(
         stop=_ENDS if cot else (*_ENDS, "\n"),
         say="The answer is {}.".format if cot else str,
     )
+    return with_delusive(benchmark, functools.partial(load, seed)) if shots else benchmark
 
 
-def _instances(folder: Path, form: Form, shots: int, cot: bool) -> Iterator[Instance]:
+def _instances(folder: Path, form: Form, shots: int, cot: bool, delusive: int | None = None) -> Iterator[Instance]:
+    """All instances; after wrong demonstrations where `delusive` is the seed of those."""
     published = _published_thoughts(folder / "mmlu-cot.json") if cot and shots else {}
     for file in record_files(folder / "test"):
         subject = Path(file).name.split("_test.csv")[0]
         if subject not in CATEGORIES:
             raise BadRow(f"{file}: {subject!r} is none of the 57 subjects of MMLU")
         before = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+        draw = None if delusive is None else Draw("delusive", delusive, subject)
         letters: list[str] = []
         if published:
             thoughts = _thoughts(published, subject, shots, folder / "mmlu-cot.json")
+            if draw is not None:
+                thoughts = _wrong_thoughts(thoughts, draw, f"{folder / 'mmlu-cot.json'}: {subject}")
             letters = [_choice(form, letter) for letter, _ in thoughts]
             before += "".join(text for _, text in thoughts)
         elif shots:
             dev = read_table(str(folder / "dev" / f"{subject}_dev.csv"), names=COLUMNS)
             for place, row in itertools.islice(dev, shots):
-                letters.append(_choice(form, _letter(row, place)))
+                letter = _letter(row, place)
+                letters.append(
+                    _choice(form, wrong_output(draw, letter, LETTERS, place) if draw is not None else letter)
+                )
                 before += f"{_question(form, row)} {letters[-1]}\n\n"
         make = functools.partial(_instance, form, subject, before, tuple(letters), _THOUGHT if cot else "")
         yield from made(read_table(file, names=COLUMNS), make)
@@ -151,6 +170,18 @@ def _thoughts(published: dict[str, Any], subject: str, shots: int, file: Path) -
         if letter is None:
             raise BadRow(f"{file}: demonstration {number} of {subject} does not end in an answer")
         found.append((letter[1], f"Q: {text.strip()}\n\n"))
+    return found
+
+
+def _wrong_thoughts(thoughts: list[tuple[str, str]], draw: Draw, place: str) -> list[tuple[str, str]]:
+    """Each question with the letter and the chain of thought of another one, that has another letter."""
+    letters = {text.partition("\nA:")[2]: letter for letter, text in thoughts}
+    found = []
+    for right, text in thoughts:
+        question, cue, thought = text.partition("\nA:")
+        others = [other for other, letter in letters.items() if letter != right]
+        shown = wrong_output(draw, thought, others, place)
+        found.append((letters[shown], f"{question}{cue}{shown}"))
     return found
 
 

@@ -47,13 +47,13 @@ def perturbed(benchmark: Benchmark, name: str, *, seed: int = 0) -> Benchmark:
     """The benchmark with every question changed; its instances keep their names.
 
     Args:
-      benchmark: whose instances have their question in the prompt.
+      benchmark: whose instances have their question, `input`, in the prompt, and are asked with that.
       name: one of `PERTURBATIONS`; for those that replace words a colon and a file of words may follow.
       seed: of what is drawn, for each instance apart.
 
     Raises:
       BenchmarkError: there is no such perturbation, it takes no words or needs some, or, when the benchmark is loaded,
-        a prompt without its question.
+        a question that is not known, is not in its prompt, or is asked by something else than the prompt.
       BadRow: the file holds no such words.
     """
     name, colon, file = name.partition(":")
@@ -235,6 +235,11 @@ _OF_REFERENCES = ("dialect", "gender", "names")
 def _changed(benchmark: Benchmark, name: str, change: Perturbation, seed: int) -> Iterator[Instance]:
     for instance in benchmark.load():
         question = instance.input.strip()
+        if not question or instance.ids or instance.turns:
+            raise BenchmarkError(
+                f"{benchmark.name}: {instance.id!r} is a task's whole text, tokens or conversation, in which nobody "
+                "tells the question that a perturbation would change: leave --perturb out"
+            )
         before, found, after = instance.prompt.rpartition(question)
         if not found:
             raise BenchmarkError(f"{benchmark.name}: the prompt of {instance.id!r} has not its question in it")

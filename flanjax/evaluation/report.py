@@ -9,7 +9,8 @@
 
 Two runs are compared from the answers that they kept:
 
-    write_comparison("runs/b/against_a", ("a", "b"), [(result_of_a, result_of_b)])      # comparison.json, .md, .html
+    a, b = read_results("runs/a/evaluation"), read_results("runs/b/evaluation")
+    write_comparison("runs/b/against_a", ("a", "b"), [(a["mmlu"].result, b["mmlu"].result)])    # comparison.json, ...
 """
 
 import dataclasses
@@ -19,14 +20,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from flanjax.evaluation.benchmark import BenchmarkError, Outcome, Result
+from flanjax.evaluation.benchmark import (
+    Benchmark,
+    BenchmarkError,
+    Instance,
+    Outcome,
+    Prediction,
+    Result,
+    Scores,
+    evaluate,
+    read_predictions,
+)
 from flanjax.evaluation.calibration import choice_confidences, expected_calibration_error, reliability
 from flanjax.evaluation.perturbations import worst_case
 from flanjax.evaluation.report_pages import Block, Heading, Picture, Table, Words, html_page, markdown_page
 from flanjax.evaluation.report_plots import plot_averages, plot_reliability, plot_tasks
 from flanjax.evaluation.significance import SAMPLES, compare, interval
 from flanjax.evaluation.word_lists import associations, representation, toxic_fraction
-from flanjax.files import write_whole
+from flanjax.files import read_json_lines, write_whole
 
 Summary = dict[str, Any]
 _PROBES = (
@@ -153,11 +164,67 @@ def write_report(
     return summaries
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a report kept of a benchmark.
+
+    Attributes:
+      result: as it was scored then; of the instances it knows names, tasks and categories.
+      prompts: the hash of what was asked.
+    """
+
+    result: Result
+    prompts: str
+
+
+def read_results(folder: str | Path) -> dict[str, Kept]:
+    """What `write_report` kept of each benchmark, by name; the data that were asked are not read.
+
+    Raises:
+      BenchmarkError: there is no whole report.
+    """
+    report, found = Path(folder) / "report.json", {}
+    try:
+        for summary in json.loads(report.read_text())["benchmarks"]:
+            found[summary["benchmark"]] = Kept(
+                result=_kept(Path(folder) / answers_name(summary["benchmark"]), summary),
+                prompts=summary["prompts_sha256"],
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise BenchmarkError(
+            f"{folder}: the evaluation there is not finished, or was by another version ({error!r}): "
+            "give its command again"
+        ) from error
+    return found
+
+
+def _kept(file: Path, summary: Summary) -> Result:
+    lines = {line["id"]: line for line in read_json_lines(file)}
+    instances = [Instance(id=i, task=line["task"], category=line["category"], prompt="") for i, line in lines.items()]
+
+    def read(instance: Instance, prediction: Prediction) -> str:
+        return str(lines[instance.id]["answer"])
+
+    def score(instance: Instance, prediction: Prediction, answer: str) -> Scores:
+        return {metric: tuple(values) for metric, values in lines[instance.id]["scores"].items()}
+
+    benchmark = Benchmark(
+        name=summary["benchmark"],
+        load=lambda: iter(instances),
+        read=read,
+        score=score,
+        metrics=tuple(summary["metrics"]),
+        average=summary["mean_over"],
+    )
+    return evaluate(benchmark, read_predictions(file))
+
+
 def write_comparison(
     folder: str | Path,
     names: tuple[str, str],
     pairs: Sequence[tuple[Result, Result]],
     *,
+    prompts: Mapping[str, str] | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> list[Summary]:
@@ -167,6 +234,7 @@ def write_comparison(
       folder: where; it is made.
       names: of the first and of the second run, which is measured against the first.
       pairs: the results of both on each benchmark, over the same instances.
+      prompts: of benchmarks that were not asked alike in both runs, what was different, by name.
       samples: of the bootstrap and of the permutations.
       seed: of both.
 
@@ -181,8 +249,10 @@ def write_comparison(
         for metric in first.benchmark.metrics:
             averages = {"first": first.average(metric), "second": second.average(metric)}
             gain = dataclasses.asdict(compare(first, second, metric, samples=samples, seed=seed))
-            found.append({"benchmark": first.benchmark.name, "metric": metric, **_rounded(averages | gain)})
-    columns = ("benchmark", "metric", *names, "difference (95 % interval)", "p", "better", "worse", "equal")
+            asked = (prompts or {}).get(first.benchmark.name, "the same")
+            names_of = {"benchmark": first.benchmark.name, "metric": metric}
+            found.append({**names_of, **_rounded(averages | gain), "prompts": asked})
+    columns = ("benchmark", "metric", *names, "difference (95 % interval)", "p", "better", "worse", "equal", "prompts")
     title = f"{names[1]} against {names[0]}"
     text = "p is that of a paired permutation test over instances; better and worse count instances of the second run."
     blocks: list[Block] = [Heading(1, title), Words(text), Table(columns, [_gain(each) for each in found])]
@@ -198,7 +268,8 @@ def _gain(each: Mapping[str, Any]) -> tuple[str, ...]:
     difference = f"{each['difference']:+.2f} ({each['low']:+.2f} to {each['high']:+.2f})"
     counts = (str(each[count]) for count in ("better", "worse", "equal"))
     scores = (f"{each[side]:.2f}" for side in ("first", "second"))
-    return (each["benchmark"], each["metric"], *scores, difference, f"{each['p_value']:.4f}", *counts)
+    p_value = f"{each['p_value']:.4f}"
+    return (each["benchmark"], each["metric"], *scores, difference, p_value, *counts, each["prompts"])
 
 
 class _Sure(TypedDict):
@@ -225,8 +296,12 @@ def _gains(first: Result, second: Result, metrics: Sequence[str], sure: _Sure) -
 
 
 def _prompts_hash(result: Result) -> str:
-    """Of all prompts and choices: two runs with another were not asked the same."""
-    asked = [[each.instance.id, each.instance.prompt, each.instance.choices] for each in result.outcomes]
+    """Of all that is asked and what is right: two runs with another were not asked the same."""
+    instances = [outcome.instance for outcome in result.outcomes]
+    asked = [
+        [each.id, each.prompt, [(turn.role, turn.text) for turn in each.turns], each.choices, each.references]
+        for each in instances
+    ]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
@@ -269,7 +344,8 @@ def _table(result: Result, field: str, sure: _Sure) -> dict[str, dict[str, Any]]
 
 def _line(outcome: Outcome) -> dict[str, Any]:
     scores = {metric: list(values) for metric, values in outcome.scores.items()}
-    found = {"task": outcome.instance.task, "answer": outcome.answer, "scores": scores}
+    instance = outcome.instance
+    found = {"task": instance.task, "category": instance.category, "answer": outcome.answer, "scores": scores}
     return outcome.prediction.to_json() | found
 
 

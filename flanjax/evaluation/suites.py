@@ -81,6 +81,12 @@ SUITES: dict[str, Suite] = {
     "mmlu-flan": Suite(
         make=functools.partial(mmlu, form="flan", shots=0), dataset="mmlu", inside="data", says="MMLU in Flan's prompt"
     ),
+    "mmlu-flan-5shot": Suite(
+        make=functools.partial(mmlu, form="flan", shots=5),
+        dataset="mmlu",
+        inside="data",
+        says="the same after 5 shots, as Flan-T5's figures are, letters scored",
+    ),
     "mmlu-flan-cot": Suite(
         make=functools.partial(mmlu, form="flan", shots=0, mode="generate", cot=True),
         dataset="mmlu",

@@ -11,20 +11,24 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flanjax.data.vocabularies import Vocabulary
+from flanjax.files import address_of
 from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.interchange.gguf import open_gguf, read_gguf
 from flanjax.interchange.gguf_file import is_gguf
 from flanjax.interchange.gguf_tokenizer import gguf_vocabulary
-from flanjax.interchange.hf_config import hf_architecture, read_hf_config
+from flanjax.interchange.hf_config import ARCHITECTURES, hf_architecture, read_hf_config
 from flanjax.interchange.hf_decoder import CONFIG, read_hf_decoder, read_hf_decoder_config, write_hf_decoder
 from flanjax.interchange.hf_decoder_families import FAMILIES
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
 from flanjax.interchange.llama2c import read_llama2c
+from flanjax.interchange.llama_meta import is_llama_meta, read_llama_meta
 from flanjax.interchange.runs import VOCABULARY, is_run, read_run, read_settings
+from flanjax.interchange.safetensors_files import NOT_SAFETENSORS, find_pickled
 from flanjax.interchange.t5x import read_t5x
-from flanjax.interchange.t5x_files import address_of, is_t5x, open_checkpoint
+from flanjax.interchange.t5x_files import is_t5x, open_checkpoint
 from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
@@ -60,8 +64,10 @@ def _read_run(folder: Path) -> tuple[ModelConfig, Params]:
     return merged(trained.model, trained.params)
 
 
-def _is_hf_decoder(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") in FAMILIES
+def _is_hf(folder: Path, model_types: Mapping[str, Any]) -> bool:
+    """Whether it has a config.json of one of these types."""
+    model_type = read_json(folder / CONFIG).get("model_type") if (folder / CONFIG).is_file() else None
+    return isinstance(model_type, str) and model_type in model_types
 
 
 def _hf_vocabulary(folder: Path) -> Vocabulary | None:
@@ -77,7 +83,7 @@ RUN = Format(
 )
 HF_DECODER = Format(
     holds=f"a Hugging Face folder of a decoder (config.json of {', '.join(FAMILIES)}; safetensors; tokenizer.json)",
-    is_at=_is_hf_decoder,
+    is_at=lambda folder: _is_hf(folder, FAMILIES),
     config=lambda folder: read_hf_decoder_config(folder).model,
     read=read_hf_decoder,
     vocabulary=_hf_vocabulary,
@@ -85,18 +91,26 @@ HF_DECODER = Format(
 )
 HF_T5 = Format(
     holds="a Hugging Face folder of a T5, mT5 or UMT5 (config.json, model.safetensors, spiece.model)",
-    is_at=lambda folder: (folder / CONFIG).is_file(),  # whatever else it is, its reader says
+    is_at=lambda folder: _is_hf(folder, ARCHITECTURES),
     config=lambda folder: read_hf_config(folder).model,
     read=read_hf_t5,
     vocabulary=_hf_vocabulary,
 )
 LLAMA2C = Format(
     holds="a .bin file of llama2.c",
-    is_at=lambda path: path.is_file() and path.suffix == ".bin",
+    is_at=lambda path: path.is_file() and path.suffix == ".bin" and find_pickled(path) is None,
     config=lambda path: read_llama2c(path)[0],
     read=read_llama2c,
     vocabulary=lambda path: None,
     unsaid=("init_stddev",),
+)
+LLAMA_META = Format(
+    holds="Meta's own folder of a Llama (params.json, consolidated.00.pth, tokenizer.model)",
+    is_at=is_llama_meta,
+    config=lambda folder: read_llama_meta(folder)[0],
+    read=read_llama_meta,
+    vocabulary=_hf_vocabulary,
+    unsaid=("init_stddev", "max_positions"),
 )
 T5X = Format(
     holds="a T5X checkpoint (a folder checkpoint_<step> with a file checkpoint), or the address of one",
@@ -116,14 +130,15 @@ GGUF = Format(
     unsaid=("init_stddev",),
 )
 # The first that fits is taken.
-FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, GGUF, T5X)
+FORMATS = (RUN, HF_DECODER, HF_T5, LLAMA2C, LLAMA_META, GGUF, T5X)
 
 
 def format_of(path: str | Path) -> Format:
     """The form of what lies at `path`.
 
     Raises:
-      ModelFolderError: there is nothing, or nothing of any of these forms; the message says what they hold.
+      ModelFolderError: there is nothing, or nothing of any of these forms; the message says what they hold, or what
+        makes one of it.
     """
     path = Path(path)
     if not path.exists() and address_of(path) is None:
@@ -131,6 +146,14 @@ def format_of(path: str | Path) -> Format:
     for found in FORMATS:
         if found.is_at(path):
             return found
+    if (path / CONFIG).is_file():
+        raise ModelFolderError(
+            f"{path / CONFIG}: model_type is {read_json(path / CONFIG).get('model_type')!r}; the encoder-decoders are "
+            f"{', '.join(ARCHITECTURES)}, the decoders {', '.join(FAMILIES)}"
+        )
+    if (pickled := find_pickled(path)) is not None:
+        auto_class = "AutoModelForCausalLM (of a T5 AutoModelForSeq2SeqLM)"
+        raise ModelFolderError(f"{pickled}: a file of weights {NOT_SAFETENSORS.format(auto_class=auto_class)}")
     known = "; ".join(dict.fromkeys(each.holds for each in FORMATS))
     raise ModelFolderError(f"{path}: {'no config.json, so ' if path.is_dir() else ''}no model; known are {known}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flanjax.errors import FlanjaxError
+from flanjax.files import require_path
 
 
 class ModelFolderError(FlanjaxError):
@@ -50,7 +51,9 @@ def require_new(output: Path) -> None:
 
     Raises:
       ModelFolderError: it is a file, or a folder that is not empty.
+      FileError: it is an address.
     """
+    require_path(output)
     if output.is_dir() and any(output.iterdir()):
         raise ModelFolderError(f"{output}: the folder is not empty; name a new one, nothing is ever overwritten")
     if output.exists() and not output.is_dir():
@@ -63,9 +66,10 @@ def new_folder(output: Path) -> Iterator[Path]:
 
     Raises:
       ModelFolderError: `output` exists and is not an empty folder, or the disk refuses (full, read-only).
+      FileError: it is an address.
     """
-    output = output.absolute()
     require_new(output)
+    output = output.absolute()
     partial = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

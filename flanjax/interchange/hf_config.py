@@ -16,7 +16,7 @@ from flanjax.models.config import ModelConfigError, T5Config
 
 CONFIG = "config.json"
 UMT5 = "umt5"
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "t5": "T5ForConditionalGeneration",
     "mt5": "MT5ForConditionalGeneration",
     UMT5: "UMT5ForConditionalGeneration",
@@ -93,9 +93,9 @@ def read_hf_config(folder: Path) -> HfConfig:
     path = folder / CONFIG
     raw = read_json(path)
     model_type = raw.get("model_type")
-    if model_type not in _ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ModelFolderError(
-            f"{path}: model_type is {model_type!r}; the encoder-decoders are {', '.join(_ARCHITECTURES)}"
+            f"{path}: model_type is {model_type!r}; the encoder-decoders are {', '.join(ARCHITECTURES)}"
         )
     for key, reason in _REFUSED.items():
         if raw.get(key):
@@ -160,7 +160,7 @@ def _model_type(model: T5Config) -> str:
 
 def hf_architecture(model: T5Config) -> str:
     """The class of transformers for a model that brings no `model_type`."""
-    return _ARCHITECTURES[_model_type(model)]
+    return ARCHITECTURES[_model_type(model)]
 
 
 def hf_config(
@@ -190,7 +190,7 @@ def hf_config(
         **{key: getattr(model, field) for key, field, _ in _NUMBERS},
         **_FIXED,
         "model_type": model_type,
-        "architectures": [_ARCHITECTURES[model_type]],
+        "architectures": [ARCHITECTURES[model_type]],
         "num_decoder_layers": model.num_decoder_layers,
         "feed_forward_proj": names[model.mlp_activations],
         "tie_word_embeddings": model.tied_head,

@@ -211,10 +211,10 @@ def write_hf_t5(
       output: a new folder; it appears whole or not at all.
       config: the model.
       params: its parameters: numpy or jax arrays, or in files, of which one tensor at a time is read.
-      vocabulary: for the tokenizer files; None writes none, unless `source` has them.
+      vocabulary: for the tokenizer files; None takes those of `source`, if there are any.
       recipe: label to value, printed as a table on the model card.
-      source: the Hugging Face folder that this model was read from. Its tokenizer files, generation config, harmless
-        configuration keys, model card (unless a recipe is given) and each tensor's dtype are taken over.
+      source: the Hugging Face folder that this model was read from. Its generation config, harmless configuration
+        keys, model card (unless a recipe is given) and each tensor's dtype are taken over.
       dtype: dtype of all tensors; by default that of `source`, or float32.
       shard_bytes: largest weights file.
 

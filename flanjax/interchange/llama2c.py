@@ -3,14 +3,15 @@
     config, params = read_llama2c("stories260K.bin")
 
 The sizes are embed, feed-forward, layers, heads, key heads, vocabulary (negative where the head is not the embedding)
-and length. The arrays are those of `_arrays`, each for all layers at once, matrices [out, in]. The rotated pairs lie
-side by side, numbers 2i and 2i + 1 of a head, where flanjax turns number i with number i + half; the rows of queries
-and keys are reordered to match, which changes no score. Two tables of cosines and sines follow from the sizes and are
-passed over.
+and length. The arrays are those of `array_shapes`, each for all layers at once, matrices [out, in]. The rotated pairs
+lie side by side, numbers 2i and 2i + 1 of a head, where flanjax turns number i with number i + half; the rows of
+queries and keys are reordered to match, which changes no score. Two tables of cosines and sines follow from the sizes
+and are passed over.
 """
 
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def read_llama2c(path: str | Path) -> tuple[DecoderConfig, Params]:
     except OSError as error:
         raise ModelFolderError(f"{path}: {error.strerror or error}") from error
     config = _config(path, header)
-    shapes = _arrays(config)
+    shapes = array_shapes(config)
     expected = _HEADER.size + 4 * sum(map(math.prod, shapes.values()))
     if length != expected:
         raise ModelFolderError(f"{path}: {length} bytes, its header asks for {expected}: truncated, or not llama2.c")
@@ -46,7 +47,7 @@ def read_llama2c(path: str | Path) -> tuple[DecoderConfig, Params]:
     for name, shape in shapes.items():
         arrays[name] = in_file(path, "<f4", shape, offset)
         offset += 4 * math.prod(shape)
-    return config, _params(config, arrays)
+    return config, params_of(config, arrays)
 
 
 def _config(path: Path, header: bytes) -> DecoderConfig:
@@ -74,8 +75,8 @@ def _config(path: Path, header: bytes) -> DecoderConfig:
         raise ModelFolderError(f"{path}: {error}: this is no llama2.c file of the first format") from error
 
 
-def _arrays(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The arrays of the file in their order."""
+def array_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The arrays of the file in their order, those of layers stacked."""
     layers, embed, mlp = config.num_layers, config.embed_dim, config.mlp_dim
     inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     table = (config.max_positions, config.head_dim // 2)
@@ -98,7 +99,9 @@ def _arrays(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _params(config: DecoderConfig, arrays: dict[str, StoredArray]) -> Params:
+def params_of(config: DecoderConfig, arrays: Mapping[str, StoredArray]) -> Params:
+    """The parameters of arrays by the names of `array_shapes`, rotated pairs side by side."""
+
     def kernel(name: str) -> Params:
         axes = range(len(arrays[name].shape))
         return {"kernel": transposed(arrays[name], (*axes[:-2], axes[-1], axes[-2]))}

@@ -72,16 +72,24 @@ print(model.generate(["Your instruction"]))
 ```"""
 
 
-def adapter_card(name: str, peft_type: str, base: str | None, recipe: Mapping[str, str] | None = None) -> str:
-    """Markdown for a PEFT adapter called `name` on the model `base`, with `recipe` as a table."""
+def adapter_card(
+    name: str, peft_type: str, base: str | None, recipe: Mapping[str, str] | None = None, *, causal: bool = False
+) -> str:
+    """Markdown for a PEFT adapter called `name` on the model `base`, with `recipe` as a table.
+
+    `causal` says that the model is a decoder.
+    """
     # The hub takes an id alone.
     model = [f"base_model: {base}"] if base and "/" in base else []
-    front = ["---", "library_name: peft", *model, "tags:", "- t5", "- flanjax", "---"]
+    front = ["---", "library_name: peft", *model, "tags:", *([] if causal else ["- t5"]), "- flanjax", "---"]
+    trained_on = "the decoder that it was trained on" if causal else "the T5 that it was trained on"
     description = (
-        f"A PEFT adapter of type {peft_type} for {base or 'the T5 that it was trained on'}; it means nothing to "
-        "another model. Written by flanjax."
+        f"A PEFT adapter of type {peft_type} for {base or trained_on}; it means nothing to another model. Written by "
+        "flanjax."
     )
-    loading = _ADAPTER_LOADING.replace("BASE", base or "BASE")
+    loading = (_ADAPTER_LOADING.replace("Seq2SeqLM", "CausalLM") if causal else _ADAPTER_LOADING).replace(
+        "BASE", base or "BASE"
+    )
     return "\n\n".join(("\n".join(front), f"# {name}", description, _recipe(recipe), _LICENCE, loading)) + "\n"
 
 

@@ -5,15 +5,18 @@
     model, params = adapter_on(adapter, base, base_params)
 
 A folder holds one adapter of one type, and layer norms that were trained beside it; prompts of several tasks are a
-folder of as many folders, both ways. What is written is read again before it takes its name. Nothing is unpickled.
+folder of as many folders, both ways. The tokenizer with its chat template may lie beside it, as trainers put it. What
+is written is read again before it takes its name. Nothing is unpickled.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import nearest
 from flanjax.interchange import peft_ia3, peft_lora
 from flanjax.interchange.folders import ModelFolderError, new_folder, write_json
@@ -33,7 +36,8 @@ from flanjax.interchange.peft_prompts import (
     write_prompt,
 )
 from flanjax.interchange.safetensors_files import FLOATS, write_file
-from flanjax.models.model import ModelConfig
+from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary, write_tokenizer
+from flanjax.models.model import ModelConfig, abstract_params
 from flanjax.models.parameters import Params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
@@ -88,9 +92,23 @@ def read_peft(folder: str | Path, base: ModelConfig, *, model_type: str | None =
         )
     try:
         tensors = AdapterTensors(config)
-        return _READERS[kind](config, _named(base, model_type, tensors), tensors)
+        adapter = _READERS[kind](config, _named(base, model_type, tensors), tensors)
     except TuningError as error:
         raise config.error(str(error)) from error
+    return dataclasses.replace(adapter, base_name=config.base_name)
+
+
+def vocabulary_of_adapter(folder: str | Path) -> Vocabulary | None:
+    """The tokenizer that lies beside an adapter, with the chat template that it was trained with; None for none.
+
+    Of a folder of adapters it is the first one's.
+
+    Raises:
+      ModelFolderError, VocabularyError: a file of it is damaged.
+    """
+    folder = Path(folder)
+    places = (folder, *(folder / name for name in AdapterConfig.named(folder)))
+    return next((read_vocabulary(place) for place in places if has_vocabulary(place)), None)
 
 
 def _named(base: ModelConfig, model_type: str | None, tensors: AdapterTensors) -> Base:
@@ -111,13 +129,18 @@ def _named(base: ModelConfig, model_type: str | None, tensors: AdapterTensors) -
 
 
 def adapter_on(adapter: Adapter, base: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """The base model with an adapter on it.
+    """The base model with an adapter on it, whatever its rank.
 
     Raises:
-      TuningError: the adapter has a rank that is larger than a projection.
+      TuningError: the methods do not fit the base model, or the parameters not the methods.
     """
     model = dataclasses.replace(base, added=adapter.methods)
     Partition.of(model)  # which looks at every method
+    wanted = flatten(abstract_params(model))
+    for path in sorted(added_paths(model) | adapter.params.keys()):
+        shapes = [getattr(of.get(path), "shape", None) for of in (adapter.params, wanted)]
+        if shapes[0] != shapes[1]:
+            raise TuningError(f"{path} of the adapter is {shapes[0]}, and its methods ask for {shapes[1]}")
     return model, unflatten(flatten(params) | adapter.params)
 
 
@@ -131,6 +154,7 @@ def write_peft(
     recipe: Mapping[str, str] | None = None,
     dtype: str | None = None,
     model_type: str | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[str, ...]:
     """Writes what tuning methods added as a folder that PEFT opens on the base model.
 
@@ -145,6 +169,7 @@ def write_peft(
       recipe: label to value, printed as a table on the card.
       dtype: of the tensors; float32 by default.
       model_type: as `read_peft`.
+      vocabulary: for tokenizer files, with the chat template of the training; None writes none.
 
     Raises:
       TuningError: no PEFT folder can express the methods; the message says why, and what to do instead.
@@ -163,7 +188,9 @@ def write_peft(
         content = _WRITERS[type(one)](one, base, values)
         contents[name] = Content(content.config | norms.config, content.tensors | norms.tensors)
         meant[name] = values | beside
-    write_folder(output, base, contents, base_name=base_name, recipe=recipe, dtype=dtype, meant=meant)
+    write_folder(
+        output, base, contents, base_name=base_name, recipe=recipe, dtype=dtype, meant=meant, vocabulary=vocabulary
+    )
     return tuple(name for name in contents if name)
 
 
@@ -193,6 +220,7 @@ def write_folder(
     recipe: Mapping[str, str] | None = None,
     dtype: str | None = None,
     meant: Mapping[str, Flat] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Writes PEFT folders for a base model of these sizes, and reads them again; see `write_peft`.
 
@@ -215,10 +243,14 @@ def write_folder(
             common = {**task, **_COMMON, "base_model_name_or_path": base_name}
             write_json(folder / name / CONFIG, {**common, **content.config})
             write_file(folder / name / WEIGHTS, tensors)
-            card = adapter_card((output / name).name, content.config["peft_type"], base_name, recipe)
+            kind = content.config["peft_type"]
+            card = adapter_card((output / name).name, kind, base_name, recipe, causal=base.causal)
             (folder / name / CARD).write_text(card, encoding="utf-8")
+            write_tokenizer(folder / name, vocabulary)
             family = base.model_type if base.causal else None
-            found = read_peft(folder / name, base.config, model_type=family).params
+            adapter = read_peft(folder / name, base.config, model_type=family)
+            adapter_on(adapter, base.config, {})
+            found = adapter.params
             for path, value in ({} if meant is None else found | meant[name]).items():
                 wanted = np.asarray(value).astype(dtype or "float32").astype(np.float32)
                 if path not in found or not np.array_equal(found[path], wanted):
@@ -243,6 +275,26 @@ def _only_adapter(model: ModelConfig) -> Method:
     if not isinstance(adding[0], PromptMethod) and type(adding[0]) not in _WRITERS:
         raise TuningError(f"PEFT has no type for {names}: export with --format=hf, and --merge where it can be merged")
     return adding[0]
+
+
+def another_base(adapter: Adapter, source: str | Path) -> str | None:
+    """What to tell where an adapter names another base model than the one that lies at a path; None where it does not.
+
+    Compared are the last parts, letters and digits alone: what a folder is called is its owner's choice, so this may be
+    told and not refused. A snapshot in the hub's cache has no name.
+
+    Worked example: "google/flan-t5-small" is the model in "/data/flan_t5_small", and not the one in "models/t5-base".
+    """
+    own = base_name(str(source))
+    if adapter.base_name is None or own is None or re.fullmatch(r"[0-9a-f]{40}", own):
+        return None
+    theirs = Path(adapter.base_name).name
+    if re.sub(r"[\W_]", "", theirs).lower() == re.sub(r"[\W_]", "", own).lower():
+        return None
+    return (
+        f"the adapter's {CONFIG} says that it was trained on {adapter.base_name!r}, and the model at hand is {own!r}: "
+        "on another base what it learnt means nothing"
+    )
 
 
 def base_name(source: str | None) -> str | None:

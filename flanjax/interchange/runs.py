@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flanjax.data.vocabularies import Vocabulary
+from flanjax.files import address_of
 from flanjax.interchange.folders import ModelFolderError, read_json
 from flanjax.models.config import ModelConfigError
 from flanjax.models.model import ModelConfig, abstract_params, init_params, model_from_settings
@@ -134,7 +135,7 @@ def _base(folder: Path, model: ModelConfig, settings: Mapping[str, Any]) -> Para
     source = settings["init_from"]
     if source is None:
         return init_params(dataclasses.replace(model, added=()), settings["train"]["seed"])
-    if not Path(source).exists():
+    if not Path(source).exists() and address_of(source) is None:
         raise ModelFolderError(
             f"{folder} has only what was tuned of {source}, and that is not there: put it back, or correct init_from "
             f"in {folder / SETTINGS}"

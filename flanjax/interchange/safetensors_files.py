@@ -26,7 +26,9 @@ from flanjax.interchange.stored import Lazy, StoredArray, cast, in_file
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # the size at which transformers splits
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+# What other files of weights are called; those of a trainer's own state have safetensors beside them.
+_PICKLED = ("pytorch_model*.bin", "*.pth", "*.pt", "tf_model.h5", "flax_model.msgpack", "pytorch_model.bin.index.json")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 FLOATS = ("float32", "bfloat16", "float16")  # what weights are read from, in the order in which safetensors writes them
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
@@ -59,13 +61,31 @@ def stored_tensors(folder: Path, *, auto_class: str = "AutoModelForSeq2SeqLM") -
         return _sharded_tensors(folder)
     if (folder / WEIGHTS).is_file():
         return file_tensors(folder / WEIGHTS)
-    if pickled := [name for name in _PICKLED if (folder / name).exists()]:
-        raise ModelFolderError(
-            f"{folder}: only {pickled[0]} here, which is not safetensors; convert it once where transformers and the "
-            "framework that wrote it are installed: "
-            f"{auto_class}.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
-        )
+    if (pickled := find_pickled(folder)) is not None:
+        raise ModelFolderError(f"{folder}: only {pickled.name} here, {NOT_SAFETENSORS.format(auto_class=auto_class)}")
     raise ModelFolderError(f"{folder}: neither {WEIGHTS} nor {INDEX} in this folder")
+
+
+NOT_SAFETENSORS = (
+    "which is not safetensors; convert it once where transformers and the framework that wrote it are installed: "
+    "{auto_class}.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
+)
+
+
+def find_pickled(path: Path) -> Path | None:
+    """Weights that are not safetensors: the file at `path`, by its name or how it begins, or the first in a folder.
+
+    A pickle, or the zip archive of torch.save around one, is known whatever it is called.
+    """
+    if path.is_dir():
+        return next((file for pattern in _PICKLED for file in sorted(path.glob(pattern)) if file.is_file()), None)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        begins = file.read(len(_ZIP))
+    # The third byte of a pickle is an instruction; a file of llama2.c begins with a width, whose third byte is 0.
+    is_pickle = begins[:1] == _PICKLE and begins[1:2] in (b"\2", b"\3", b"\4", b"\5") and begins[2:3] > b"\0"
+    return path if is_pickle or begins == _ZIP or any(path.match(pattern) for pattern in _PICKLED) else None
 
 
 def file_tensors(path: Path) -> dict[str, StoredTensor]:

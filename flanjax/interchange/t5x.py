@@ -1,7 +1,7 @@
 """T5X checkpoints: read into flanjax's parameters and written from them, exactly.
 
     config, params = read_t5x("flan_t5_small/checkpoint_1198000")     # nothing is read until a parameter is
-    write_t5x("out", config, params, step=1198000)                    # out/checkpoint_1198000
+    write_t5x("out", config, params, step=1198000)                    # out/checkpoint_1198000; orbax=True for Orbax's
 
 The parameters have T5X's names and orientation; only the layers differ. flanjax joins them on a leading `layers` axis,
 T5X has `encoder/layers_0` and so on, or, scanned (t5x/examples/scalable_t5), `encoder/encoder` with the layers on axis
@@ -23,7 +23,7 @@ import numpy as np
 from flanjax.interchange.folders import ModelFolderError, new_folder
 from flanjax.interchange.safetensors_files import FLOATS, disagreements, in_dtype
 from flanjax.interchange.stored import StoredArray, cast
-from flanjax.interchange.t5x_files import open_checkpoint, write_arrays, write_contents
+from flanjax.interchange.t5x_files import STATE, open_checkpoint, write_arrays, write_contents, write_metadata
 from flanjax.interchange.t5x_optimizer import fresh_adafactor
 from flanjax.interchange.t5x_places import RELPOS, is_scanned, t5x_places
 from flanjax.models.config import ModelConfigError, T5Config
@@ -138,9 +138,10 @@ def write_t5x(
     *,
     step: int = 0,
     scanned: bool = False,
+    orbax: bool = False,
     dtype: str = "float32",
 ) -> Path:
-    """Writes a checkpoint of T5X's own format, version 3, that T5X restores and trains on.
+    """Writes a checkpoint that T5X restores and trains on, of its own format, version 3, or of Orbax's.
 
     Its Adafactor begins anew: the state holds the step and moments of zero. One parameter is in memory at a time.
 
@@ -150,6 +151,7 @@ def write_t5x(
       params: its parameters: NumPy, JAX or stored arrays.
       step: the training step, which names the checkpoint.
       scanned: as the model of t5x/examples/scalable_t5 has it, not as that of t5x/examples/t5.
+      orbax: in the layout of T5X's OrbaxCheckpointManagerInterface, in which all arrays are zarr folders.
       dtype: of the tensors.
 
     Returns:
@@ -170,12 +172,16 @@ def write_t5x(
         raise ModelFolderError(f"parameters do not fit the configuration:\n  {listed}")
     specs: dict[str, dict[str, Any]] = {}
     with new_folder(output) as partial:
-        folder = partial / f"checkpoint_{step}"
-        folder.mkdir()
+        folder = partial / f"checkpoint_{step}" / (STATE if orbax else "")
+        folder.mkdir(parents=True)
         for place in places:
             parts = place.parts(np.asarray(leaves[place.path]))
             tensors = {name: in_dtype(name, part, dtype) for name, part in zip(place.names, parts, strict=True)}
             specs |= write_arrays(folder, tensors, "target")
         state = {"step": np.asarray(step, np.int32), **fresh_adafactor(places)}
-        write_contents(folder, specs, state)
+        if orbax:
+            write_arrays(folder, state, "state")
+            write_metadata(folder, [f"target/{name}" for name in specs] + [f"state/{name}" for name in state])
+        else:
+            write_contents(folder, specs, state)
     return output / f"checkpoint_{step}"

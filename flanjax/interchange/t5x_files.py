@@ -1,6 +1,6 @@
 """The files of a T5X checkpoint: which tensors there are, and each one's data when it is asked for.
 
-Two formats have been written, and both are read, from a folder or from an address (`gs://`, `http://`, `s3://`):
+Two formats are read and written; they are read from a folder or from an address (`gs://`, `http://`, `s3://`):
 
 checkpoint_1000/
   checkpoint                                      msgpack: names, each with an array or with what TensorStore opens
@@ -9,7 +9,8 @@ checkpoint_1000/
 - T5X's own, versions 2 and 3 of t5x/checkpoints.py: `checkpoint` holds {version, optimizer: {target, state}}. Version 2
   kept the bits of bfloat16 as uint16. A checkpoint may be that one file, all arrays in it.
 - Orbax's, as T5X writes it: leaves are `PLACEHOLDER://NAME`, or the names are in `_METADATA` alone; the arrays are zarr
-  folders or lie together in one OCDBT store.
+  folders or lie together in one OCDBT store. They are {version, optimizer: {target, state}} in `checkpoint_1000` until
+  2022, and {target, state} in its folder `state` from 2023 on, which is what is written.
 
 Worked example: `open_checkpoint("checkpoint_1000").opened("target")["encoder/encoder_norm/scale"]` has shape (512,),
 and nothing of it has been read; `np.asarray` of it reads the one chunk there is.
@@ -31,15 +32,20 @@ from flax import nnx
 from flax.serialization import msgpack_restore, msgpack_serialize
 from numpy.typing import DTypeLike
 
+from flanjax.files import address_of
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.stored import Lazy, Slices, StoredArray
 from flanjax.tuning.partition import unflatten
 
 CHECKPOINT = "checkpoint"
 METADATA = "_METADATA"
+STATE = "state"
 VERSION = 3
 CHUNK_BYTES = 64 * 2**20
+_MARKS = (CHECKPOINT, METADATA, f"{STATE}/{CHECKPOINT}", f"{STATE}/{METADATA}")
+_OPTIMIZER = ("optimizer", "_optimizer")
 _OCDBT = "manifest.ocdbt"
+_KEY_OF_DICT = 2  # of Orbax's kinds of keys
 _PLACEHOLDER = "PLACEHOLDER://"
 _TENSORFLOW = b"model_checkpoint_path:"
 # A chunk that is not there would be read as zeros, and zeros would not be written.
@@ -148,12 +154,6 @@ def _reason(error: Exception) -> str:
     return re.sub(r" \[[\w ]+=.*", "", str(error), flags=re.DOTALL).removeprefix("NOT_FOUND: ")
 
 
-def address_of(place: str | Path) -> str | None:
-    """The address that a place is, None for a path of this machine; `Path` makes one slash of the two in an address."""
-    found = re.fullmatch(r"([a-z][a-z0-9+]+):/{1,2}([^/].*)", str(place))
-    return found and f"{found[1]}://{found[2].rstrip('/')}"
-
-
 def _store(place: str | Path) -> ts.KvStore:
     """The files under a folder or an address."""
     address = address_of(place)
@@ -179,19 +179,22 @@ def is_t5x(place: str | Path) -> bool:
     """
     if (address := address_of(place)) is not None:
         folder = _store(address)
-        return any(_read(folder, name, address) is not None for name in (CHECKPOINT, METADATA))
+        return any(_read(folder, name, address) is not None for name in _MARKS)
     place = Path(place)
     if place.is_file():
         return re.fullmatch(r"checkpoint|.*\.checkpoint(_\d+)?", place.name) is not None
     if (place / "config.json").exists():
         return False
-    return any((place / name).is_file() for name in (CHECKPOINT, METADATA)) or bool(_steps(place))
+    return _is_checkpoint(place) or bool(_steps(place))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _MARKS)
 
 
 def _steps(folder: Path) -> list[Path]:
-    found = {path.parent for name in (CHECKPOINT, METADATA) for path in folder.glob(f"checkpoint_*/{name}")}
-    numbered = [path for path in found if re.fullmatch(r"checkpoint_\d+", path.name)]
-    return sorted(numbered, key=lambda path: int(path.name.partition("_")[2]))
+    numbered = [path for path in folder.glob("checkpoint_*") if re.fullmatch(r"checkpoint_\d+", path.name)]
+    return sorted(filter(_is_checkpoint, numbered), key=lambda path: int(path.name.partition("_")[2]))
 
 
 def open_checkpoint(place: str | Path) -> Checkpoint:
@@ -206,9 +209,15 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
     if address_of(place) is None and Path(place).is_file():
         place, file = Path(place).parent, Path(place).name
     folder = _store(place)
-    content = _read(folder, file, where)
-    if content is None:
-        return _from_metadata(folder, where)
+    for part in (folder, folder / f"{STATE}/"):
+        if (content := _read(part, file, where)) is not None:
+            return _from_content(part, where, file, content)
+        if _read(part, METADATA, where) is not None:
+            return _from_metadata(part, where)
+    raise ModelFolderError(f"{where}: {_none_here(where)}")
+
+
+def _from_content(folder: ts.KvStore, where: str, file: str, content: bytes) -> Checkpoint:
     if content.startswith(_TENSORFLOW):
         raise ModelFolderError(
             f"{where}: a TensorFlow checkpoint of Mesh TensorFlow; read its variables where TensorFlow is installed "
@@ -232,7 +241,7 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_msgpack(folder: ts.KvStore, where: str, tree: Any) -> Checkpoint:
     tree = tree if isinstance(tree, dict) else {}
-    state = tree.get("optimizer", tree.get("_optimizer"))
+    state = next((tree[name] for name in _OPTIMIZER if name in tree), tree)
     if not isinstance(state, dict) or not isinstance(state.get("target"), dict):
         raise ModelFolderError(
             f"{where}: no T5X checkpoint of version 2 or 3: optimizer/target is not in it, only "
@@ -259,7 +268,7 @@ def _from_metadata(folder: ts.KvStore, where: str) -> Checkpoint:
         for entry in _orbax_metadata(folder, where).get("tree_metadata", {}).values():
             keys = [str(part["key"]) for part in entry["key_metadata"]]
             if not entry["value_metadata"].get("skip_deserialize"):
-                leaves["/".join(keys[1:])] = _PLACEHOLDER + ".".join(keys)
+                leaves["/".join(keys[keys[0] in _OPTIMIZER :])] = _PLACEHOLDER + ".".join(keys)
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelFolderError(f"{where}/{METADATA}: not as Orbax writes it: {error!r}") from error
     contents = _parts(leaves)
@@ -374,3 +383,15 @@ def write_contents(folder: Path, target: Mapping[str, Any], state: Mapping[str, 
     """Writes the file `checkpoint`, version 3; leaves by name are arrays or specifications."""
     optimizer = {"target": unflatten(target), "state": unflatten(state)}
     (folder / CHECKPOINT).write_bytes(msgpack_serialize({"version": VERSION, "optimizer": optimizer}))
+
+
+def write_metadata(folder: Path, names: Iterable[str]) -> None:
+    """Writes the file `_METADATA`, in which Orbax has the names of a tree; each array lies in a folder of its name."""
+    tree = {}
+    for keys in (name.split("/") for name in names):
+        tree[str(tuple(keys))] = {
+            "key_metadata": [{"key": key, "key_type": _KEY_OF_DICT} for key in keys],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+        }
+    stores = {"use_ocdbt": False, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
+    (folder / METADATA).write_text(json.dumps({"tree_metadata": tree, **stores, "custom_metadata": None}))

@@ -81,16 +81,15 @@ def has_pieces_of(folder: Path, vocabulary: Vocabulary) -> bool:
 
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary | None, source: Path | None = None) -> None:
-    """Puts tokenizer files into `folder`: those of `source` byte for byte, else the vocabulary's own, else none.
+    """Puts tokenizer files into `folder`: the vocabulary's own, else those of `source` byte for byte, else none.
 
     The chat template of the vocabulary, that of a run which was trained on chats, is in tokenizer_config.json then.
     """
-    if source is not None and ((source / TOKENIZER).is_file() or is_byte_folder(source)):
-        for name in _FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-        return
     if vocabulary is None:
+        if source is not None and ((source / TOKENIZER).is_file() or is_byte_folder(source)):
+            for name in _FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, folder / name)
         return
     files = {**vocabulary.files()}
     template = files.pop(CHAT_TEMPLATE_FILE, None)

@@ -6,12 +6,14 @@ and only the few instructions that a dict of tensors needs are followed, on a st
 imported or called, and any other instruction or name is refused.
 """
 
+import contextlib
 import dataclasses
 import math
 import pickletools
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.stored import Lazy, Slices, lazy
 
 _DTYPES: dict[str, type] = {
     "torch FloatStorage": np.float32,
@@ -58,21 +61,42 @@ class _Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """The view that it is of all values of its storage."""
+        strides = [stride * values.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides)
+
 
 _MARK = object()
+_LOCAL_HEADER = struct.Struct("<26x2H")  # in front of a member: 26 bytes, the lengths of its name and of what is extra
 
 
 def read_torch_zip(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a dict by name, in their own dtypes.
+    """The tensors of a dict by name, in their own dtypes, by the archive's checksums.
 
     Raises:
       ModelFolderError: no such file, not such an archive, anything in it that is no dict of float tensors (with the
         instruction and its position), or storages that are not as described.
     """
-    path = Path(path)
+    with _opened(Path(path)) as archive:
+        return {name: archive.read(tensor) for name, tensor in archive.tensors().items()}
+
+
+def stored_torch_zip(path: str | Path) -> dict[str, Lazy]:
+    """The same as they lie in the file, of which what is asked for is read.
+
+    Raises:
+      ModelFolderError: as `read_torch_zip`; when a tensor is read, the file has become shorter.
+    """
+    with _opened(Path(path)) as archive:
+        return {name: archive.stored(tensor) for name, tensor in archive.tensors().items()}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator["_Archive"]:
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Archive(path, archive).tensors()
+            yield _Archive(path, archive)
     except OSError as error:
         raise ModelFolderError(f"{path}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
@@ -90,15 +114,42 @@ class _Archive:
             raise ModelFolderError(f"{path}: a zip archive without a data.pkl: not what torch.save writes")
         self._root = found[0].removesuffix("data.pkl")
 
-    def tensors(self) -> dict[str, np.ndarray]:
+    def tensors(self) -> dict[str, _Tensor]:
+        """What the description says, compared with the storages that are there."""
         order = f"{self._root}byteorder"
         if order in self._archive.namelist() and self._archive.read(order) != b"little":
             raise ModelFolderError(f"{self._path}: it was written on a big-endian machine, which is not read")
         described = _follow(self._path, self._archive.read(f"{self._root}data.pkl"))
-        return {name: self._array(name, tensor) for name, tensor in described.items()}
+        for name, tensor in described.items():
+            self._check(name, tensor)
+        return described
 
-    def _array(self, name: str, tensor: _Tensor) -> np.ndarray:
-        member, storage = f"{self._root}data/{tensor.storage.key}", tensor.storage
+    def read(self, tensor: _Tensor) -> np.ndarray:
+        """Its values."""
+        values: np.ndarray = np.frombuffer(self._archive.read(self._member(tensor)), tensor.storage.dtype)
+        return tensor.of(values).copy()
+
+    def stored(self, tensor: _Tensor) -> Lazy:
+        """Its values where they lie."""
+        path, storage = self._path, tensor.storage
+        header = self._archive.getinfo(self._member(tensor)).header_offset
+        with path.open("rb") as file:
+            file.seek(header)
+            start = header + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size)))
+
+        def part(slices: Slices) -> np.ndarray:
+            try:
+                return tensor.of(np.memmap(path, storage.dtype, "r", start, (storage.size,)))[slices]
+            except (OSError, ValueError) as error:
+                raise ModelFolderError(f"{path}: has changed since it was opened ({error})") from error
+
+        return lazy(tensor.shape, storage.dtype, part)
+
+    def _member(self, tensor: _Tensor) -> str:
+        return f"{self._root}data/{tensor.storage.key}"
+
+    def _check(self, name: str, tensor: _Tensor) -> None:
+        member, storage = self._member(tensor), tensor.storage
         itemsize = np.dtype(storage.dtype).itemsize
         try:
             stored = self._archive.getinfo(member)
@@ -114,9 +165,12 @@ class _Archive:
             raise ModelFolderError(
                 f"{self._path}: {name} {tensor.shape} reaches beyond the {storage.size} values of its storage"
             )
-        values: np.ndarray = np.frombuffer(self._archive.read(member), storage.dtype)
-        strides = [stride * itemsize for stride in tensor.strides]
-        return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides).copy()
+        try:
+            tensor.of(np.empty(0, storage.dtype))  # a view that nobody reads
+        except (ValueError, OverflowError) as error:  # a stride of an axis of one, or an empty shape, beyond 64 bits
+            raise ModelFolderError(
+                f"{self._path}: {name} {tensor.shape} with strides {tensor.strides}: {error}"
+            ) from error
 
 
 def _follow(path: Path, program: bytes) -> dict[str, _Tensor]:
@@ -169,6 +223,10 @@ class _Machine:
         elif name in ("SETITEM", "SETITEMS"):
             items = self._since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
             stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        elif name == "BUILD":  # a module's state is an OrderedDict that has attributes, its modules' versions
+            stack.pop()
+            if not isinstance(stack[-1], dict):
+                raise ValueError("attributes of something else than a dict")
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise ValueError("this is refused" if argument is None else f"{argument!r} is refused")
 

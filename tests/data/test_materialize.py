@@ -161,6 +161,11 @@ def test_evaluated_splits_keep_their_text(tmp_path, plain):
     assert example.text["inputs"].startswith("reverse blue green")
 
 
+def test_a_cache_is_not_written_to_an_address():
+    with pytest.raises(FlanjaxError, match="gs://bucket/cache is an address, and nothing is written to one"):
+        materialize(mixture="words", cache_dir="gs://bucket/cache", vocabulary=VocabularySource(), tasks={})
+
+
 def test_one_seed_gives_the_same_bytes_and_another_does_not(tmp_path, plain):
     # `add_noise` draws inside a map function without any seed of its own.
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -385,6 +385,66 @@ def test_delusive_demonstrations_keep_their_inputs_and_never_show_the_right_outp
             assert not set(after.demonstrations) & set(after.references)
 
 
+FEW_SHOT = ("gsm8k-cot", "gsm8k-direct", "bbh-cot", "bbh-direct", "mmlu", "mmlu-flan")
+
+
+@pytest.mark.parametrize("name", FEW_SHOT)
+def test_delusive_demonstrations_keep_their_questions_and_have_outputs_of_others(all_benchmarks, name):
+    benchmark = all_benchmarks[name]
+    (probe,) = benchmark.probes.values()
+    assert (list(benchmark.probes), probe.name) == (["delusive examples"], f"{benchmark.name}-delusive")
+    shown, told = {}, {}
+    for before, after in zip(benchmark.load(), probe.load(), strict=True):
+        assert dataclasses.replace(after, prompt=before.prompt, demonstrations=before.demonstrations) == before
+        if before.task in shown:
+            continue
+        shown[before.task], told[before.task] = before.demonstrations, after.demonstrations
+        assert all(a != b for a, b in zip(before.demonstrations, after.demonstrations, strict=True))
+        questions = [[line for line in each.prompt.splitlines() if line.startswith("Q")] for each in (before, after)]
+        assert questions[0] == questions[1]
+        assert after.prompt.endswith(before.prompt[before.prompt.rindex(before.input) :])
+        for output in after.demonstrations:
+            assert f" {output}\n\n" in after.prompt or f"\n{output}\n\n" in after.prompt
+    if name == "bbh-cot":  # chains of thought of the same task, to another answer
+        assert all({*told[task]} <= {*shown[task]} for task in told)
+        ends = [[extract_answer(text, options=False) for text in of["navigate"]] for of in (shown, told)]
+        assert ends == [["No", "No", "Yes"], ["Yes", "Yes", "No"]]
+    elif name == "bbh-direct":
+        assert told["navigate"] == ("Yes", "Yes", "No")
+        assert all(
+            {*told[task]} <= {i.references[0] for i in benchmark.load() if i.task == task} for task in ["snarks"]
+        )
+    elif name.startswith("gsm8k"):
+        assert all(marked_number(text) for text in told["gsm8k"]) == (name == "gsm8k-cot")
+    else:
+        assert {output for outputs in told.values() for output in outputs} == set(after.choices)
+
+
+def test_delusive_demonstrations_are_drawn_by_the_seed(test_data):
+    makers = (
+        (gsm8k, test_data / "gsm8k"),
+        (bbh, test_data / "bbh"),
+        (mmlu, test_data / "mmlu" / "data"),
+    )
+    for make, folder in makers:
+        drawn = []
+        for seed in (0, 0, 1):
+            probe = make(folder, seed=seed).probes["delusive examples"]
+            drawn.append([i.demonstrations for i in first_of_each_task(probe, 1).load()])
+        assert drawn[0] == drawn[1] != drawn[2]
+        assert not make(folder, shots=0).probes
+
+
+def test_without_another_answer_there_is_nothing_to_delude_with(test_data, tmp_path):
+    row = json.dumps({"question": "q", "answer": "#### 2"}) + "\n"
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(row)
+    benchmark = gsm8k(tmp_path, shots=1)
+    assert len(list(benchmark.load())) == 1
+    with pytest.raises(BadRow, match=r"train.jsonl: delusive examples need another output than ' #### 2'"):
+        list(benchmark.probes["delusive examples"].load())
+
+
 def test_a_simplified_definition_says_what_an_answer_looks_like_and_leaves_the_rest(all_benchmarks):
     benchmark = all_benchmarks["super_ni"]
     for before, after in zip(benchmark.load(), benchmark.probes["simplified definition"].load(), strict=True):

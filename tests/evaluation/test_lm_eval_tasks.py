@@ -23,6 +23,7 @@ from flanjax.evaluation.gsm8k import gsm8k
 from flanjax.evaluation.ifeval import ifeval
 from flanjax.evaluation.ifeval_rules import RULES, follows
 from flanjax.evaluation.mmlu import CATEGORIES, mmlu
+from flanjax.evaluation.suites import SUITES, first_of_each_task
 from flanjax.evaluation.truthfulqa import truthfulqa
 
 ROWS = 4  # of each task
@@ -99,6 +100,8 @@ MMLU = {
 @pytest.mark.parametrize("kind", MMLU)
 def test_prompts_of_mmlu(thoughts: Path, kind: str) -> None:
     shots, options = MMLU[kind]
+    if kind == "flan_n_shot/loglikelihood":
+        assert SUITES["mmlu-flan-5shot"].make.keywords == {"shots": shots, **options}
     ours: dict[str, list[Instance]] = {}
     for instance in mmlu(thoughts, shots=shots, **options).load():
         ours.setdefault(instance.task, []).append(instance)
@@ -118,6 +121,20 @@ def test_prompts_of_mmlu(thoughts: Path, kind: str) -> None:
                 assert instance.correct == (task.doc_to_target(row),)
             else:
                 assert instance.references == (task.doc_to_target(row),)
+
+
+def test_delusive_chains_of_thought_of_mmlu_are_those_of_other_letters(thoughts: Path) -> None:
+    benchmark = mmlu(thoughts, form="flan", mode="generate", shots=4, cot=True)
+    (probe,) = benchmark.probes.values()
+    for before, after in zip(*(first_of_each_task(one, 1).load() for one in (benchmark, probe)), strict=True):
+        assert all(a != b for a, b in zip(before.demonstrations, after.demonstrations, strict=True))
+        (questions, chains), (same, others) = (
+            zip(*(each.split("\nA:", 1) for each in one.prompt.strip().split("\n\nQ: ")[1:]), strict=True)
+            for one in (before, after)
+        )
+        assert same == questions
+        assert {*others} <= {*chains}
+        assert all(a != b for a, b in zip(chains[:-1], others[:-1], strict=True))
 
 
 def test_chains_of_thought_of_mmlu_have_to_be_there(test_data: Path, tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from flanjax.data.draws import Draw
 from flanjax.data.sources import BadRow
+from flanjax.data.tasks import Turn
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.bbh import bbh
-from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate, likeliest
+from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Prediction, evaluate, likeliest
+from flanjax.evaluation.flan2021 import flan2021
 from flanjax.evaluation.gsm8k import gsm8k
+from flanjax.evaluation.held_out import read_text, score_text
 from flanjax.evaluation.ifeval import ifeval
 from flanjax.evaluation.mmlu import mmlu
 from flanjax.evaluation.perturbation_words import FEMALE, FILLERS, MISSPELLINGS, NAMES, SYNONYMS
@@ -226,6 +229,36 @@ def test_only_the_question_of_a_prompt_is_changed(copa_and_e2e, test_data, name)
             )
             changed += before.prompt != after.prompt
         assert changed > 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"input": ""},
+        {"input": "Which?", "ids": (5, 6)},
+        {"input": "Which?", "turns": (Turn(role="user", text="Say: Which?"),)},
+    ],
+    ids=["no question", "ids", "turns"],
+)
+def test_what_is_not_asked_by_its_prompt_is_not_perturbed(asked):
+    """The same would be asked again, and pass for robust."""
+    benchmark = Benchmark(
+        name="own",
+        load=lambda: iter([Instance(id="a", task="t", prompt="Say: Which?", **asked)]),
+        read=read_text,
+        score=score_text,
+        metrics=("exact_match",),
+    )
+    with pytest.raises(BenchmarkError, match=r"own: 'a' is a task's whole text, tokens or conversation.*--perturb out"):
+        list(perturbed(benchmark, "lower_case").load())
+
+
+def test_a_task_that_gives_its_whole_text_has_no_question_to_copy(test_data):
+    """Of rows of SST-2, in the wordings of Flan 2021, with their options."""
+    benchmark = first_of_each_task(flan2021(test_data / "classic", clusters=["sentiment"]), 20)
+    assert list(baselines(benchmark)) == ["majority-label", "random-label"]
+    with pytest.raises(BenchmarkError, match=r"flan2021: 'sst2_zsopt/0' is a task's whole text"):
+        list(perturbed(benchmark, "lower_case").load())
 
 
 def test_the_worst_case_is_no_better_than_either(copa_and_e2e):

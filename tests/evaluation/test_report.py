@@ -7,11 +7,12 @@ import re
 
 import pytest
 
+from flanjax.data.tasks import Turn
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.bbh import bbh
 from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate, read_predictions
 from flanjax.evaluation.perturbations import perturbed
-from flanjax.evaluation.report import Measured, summarize, write_comparison, write_report
+from flanjax.evaluation.report import Measured, read_results, summarize, write_comparison, write_report
 from flanjax.evaluation.report_pages import Heading, Picture, Table, Words, html_page, markdown_page
 from flanjax.evaluation.super_ni import super_ni
 from flanjax.evaluation.truthfulqa import truthfulqa
@@ -182,6 +183,37 @@ def test_answers_are_kept_and_can_be_scored_again(folder, measured):
         assert again.outcomes == each.result.outcomes
 
 
+def test_what_a_report_kept_is_its_results_without_the_data(folder, measured, tmp_path):
+    kept = read_results(folder)
+    assert list(kept) == [each.result.benchmark.name for each in measured]
+    for each in measured:
+        result, again = each.result, kept[each.result.benchmark.name].result
+        assert [o.scores for o in again.outcomes] == [o.scores for o in result.outcomes]
+        assert [o.answer for o in again.outcomes] == [o.answer for o in result.outcomes]
+        assert again.benchmark.average == result.benchmark.average
+        for metric in result.benchmark.metrics:
+            assert again.average(metric) == result.average(metric)
+            assert again.by_task(metric) == result.by_task(metric)
+            assert again.by_category(metric) == result.by_category(metric)
+    with pytest.raises(BenchmarkError, match=r"none: the evaluation there is not finished, .*: give its command again"):
+        read_results(tmp_path / "none")
+
+
+def test_the_hash_of_prompts_is_of_all_that_is_asked_and_of_what_is_right(measured):
+    result = measured[0].result
+    (first, *others) = result.outcomes
+    hashes = {summarize(Measured(result=result), samples=10)["prompts_sha256"]}
+    for change in (
+        {"prompt": first.instance.prompt + " "},
+        {"references": ("other",)},
+        {"turns": (Turn(role="user", text="Hi"),)},
+    ):
+        changed = dataclasses.replace(first, instance=dataclasses.replace(first.instance, **change))
+        other = Measured(result=dataclasses.replace(result, outcomes=(changed, *others)))
+        hashes.add(summarize(other, samples=10)["prompts_sha256"])
+    assert len(hashes) == 4
+
+
 def test_a_report_needs_each_benchmark_once(measured, tmp_path):
     for wrong in ([], [measured[0], measured[0]]):
         with pytest.raises(BenchmarkError, match="each measured once"):
@@ -204,8 +236,11 @@ def test_two_runs_are_compared_from_their_kept_answers(folder, measured, tmp_pat
     assert page.headings == ["# whole against half"]
     assert page.rows[0][:4] == ["benchmark", "metric", "half", "whole"]
     assert ["exact_match", "50.00", "100.00"] in [row[1:4] for row in page.rows]
+    assert {each["prompts"] for each in found} == {"the same"}
     assert "| exact_match | 50.00 | 100.00 | +50.00 (" in (tmp_path / "comparison.md").read_text()
-    same = write_comparison(tmp_path, ("half", "half"), [(ni, kept)], samples=20)
+    other = {ni.benchmark.name: "other ones"}
+    same = write_comparison(tmp_path, ("half", "half"), [(ni, kept)], prompts=other, samples=20)
+    assert {row[-1] for row in Page((tmp_path / "comparison.html").read_text()).rows[1:]} == {"other ones"}
     assert {(each["difference"], each["p_value"]) for each in same} == {(0.0, 1.0)}
     with pytest.raises(BenchmarkError, match="nothing to compare"):
         write_comparison(tmp_path / "none", ("a", "b"), [])

@@ -26,8 +26,20 @@ def words(ids):
     return "".join("abcdefghij"[token % 10] * (1 + token % 3) for token in ids)
 
 
-def engine(pair, **options):
-    return Engine(pair.config, Compute(), pair.params, **{"slots": 4, "decode": words} | options)
+def engine(pair, kind=Engine, **options):
+    return kind(pair.config, Compute(), pair.params, **{"slots": 4, "decode": words} | options)
+
+
+class Noting(Engine):
+    """Keeps all tokens that were made for each request: T5's padding too, which is decoded from and not in `ids`."""
+
+    def __init__(self, *of, **options):
+        super().__init__(*of, **options)
+        self.made = {}
+
+    def _hand_out(self, job, row, made):
+        self.made.setdefault(job.request, []).extend(made.tokens[row, : made.counts[row]].tolist())
+        super()._hand_out(job, row, made)
 
 
 def until_done(engine):
@@ -53,12 +65,12 @@ def ways(kind):
 
 @pytest.fixture(scope="module", params=KINDS)
 def answered(request, pairs):
-    """Every way of decoding of every input, all in one engine; and how many steps that took."""
-    pair, ours = pairs[request.param], engine(pairs[request.param])
+    """Every way of decoding of every input, all in one engine, which has counted its steps."""
+    pair, ours = pairs[request.param], engine(pairs[request.param], Noting)
     asked = [(ids, decoding) for decoding in ways(request.param) for ids in INPUTS]
     requests = [ours.submit(ids, decoding, logprobs=2) for ids, decoding in asked]
     until_done(ours)
-    return pair, asked, requests, ours.steps
+    return pair, asked, requests, ours
 
 
 def test_a_request_is_answered_as_if_it_were_alone(answered):
@@ -109,25 +121,26 @@ def test_greedy_answers_are_those_of_transformers(answered):
 
 
 def test_a_freed_slot_is_filled_while_others_go_on(answered):
-    _, asked, requests, steps = answered
+    _, asked, requests, ours = answered
+    steps = ours.steps
     longest = [decoding.max_new_tokens for _, decoding in asked]
     assert max(longest) < steps < sum(longest) / 2, "four slots: less than half the steps of one after the other"
     assert sum(len(request.ids) for request in requests) > 2 * steps
 
 
 def test_log_probabilities_are_those_of_scoring_before_any_processor(answered):
-    pair, asked, requests, _ = answered
-    inputs, answers = [ids for ids, _ in asked], [request.ids for request in requests]
-    scores = score(pair.config, Compute(), pair.params, inputs, answers, likeliest=2)
-    for request, wanted in zip(requests, scores, strict=True):
-        assert len(request.logprobs) == len(request.ids)
-        padding = pair.eos_ids == EOS["t5"]  # which was left out of the answer, but decoded from
-        if padding and len(request.ids) < 12:
-            continue
-        np.testing.assert_allclose([x.logprob for x in request.logprobs], wanted.logprobs, rtol=1e-4, atol=1e-4)
-        for ours, theirs in zip(request.logprobs, wanted.likeliest, strict=True):
-            np.testing.assert_allclose([x for _, x in ours.top], [x for _, x in theirs], rtol=1e-4, atol=1e-4)
-            assert [i for i, _ in ours.top] == [i for i, _ in theirs]
+    pair, asked, requests, ours = answered
+    made = [ours.made[request] for request in requests]
+    scores = score(pair.config, Compute(), pair.params, [ids for ids, _ in asked], made, likeliest=2)
+    for request, tokens, wanted in zip(requests, made, scores, strict=True):
+        padding = pair.eos_ids == EOS["t5"]
+        places = [place for place, token in enumerate(tokens) if token or not padding][: len(request.ids)]
+        assert [tokens[place] for place in places] == request.ids
+        expected = [wanted.logprobs[place] for place in places]
+        np.testing.assert_allclose([x.logprob for x in request.logprobs], expected, rtol=1e-4, atol=1e-4)
+        for found, theirs in zip(request.logprobs, [wanted.likeliest[place] for place in places], strict=True):
+            np.testing.assert_allclose([x for _, x in found.top], [x for _, x in theirs], rtol=1e-4, atol=1e-4)
+            assert [i for i, _ in found.top] == [i for i, _ in theirs]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,8 +1,11 @@
 """Tiny random T5 folders, of transformers' own making and of T5X's form, and a small trained vocabulary."""
 
 import errno
+import functools
+import http.server
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,19 @@ def make_model(variant: str, **overrides: Any) -> Any:
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
     return model.eval()
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder and remembers what was asked for."""
+
+    asked: list[str]
+
+    def send_head(self) -> Any:
+        self.asked.append(self.path)
+        return super().send_head()
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: the list is the log."""
 
 
 @pytest.fixture
@@ -77,6 +93,21 @@ def t5x_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def t5x_copy(t5x_checkpoint: Path, tmp_path: Path) -> Path:
     """The same, to be damaged."""
     return Path(shutil.copytree(t5x_checkpoint, tmp_path / "checkpoint_7"))
+
+
+@pytest.fixture
+def served(t5x_checkpoint: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of a checkpoint, and the list of what is asked for there."""
+    asked: list[str] = []
+    handler = type("Handler", (Server,), {"asked": asked})
+    with http.server.ThreadingHTTPServer(
+        ("localhost", 0), functools.partial(handler, directory=t5x_checkpoint)
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://localhost:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import struct
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from flanjax.interchange.any_model import (
     write_hf_model,
 )
 from flanjax.interchange.folders import ModelFolderError
+from flanjax.interchange.safetensors_files import stored_tensors
 from flanjax.models.config import T5Config
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import init_params
@@ -96,6 +98,28 @@ def test_the_golden_text_of_a_real_model_from_its_folder(stories, test_data):
     assert (begun + " " + rest.strip()).startswith(golden["text"].strip())
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pth", "model.pt"])
+def test_pickled_weights_are_refused_with_what_converts_them(tmp_path, name, zipped):
+    import torch
+
+    torch.save({"a": torch.ones(3)}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    message = rf"{name}: a file of weights which is not safetensors; convert it once .*AutoModelForCausalLM"
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(ModelFolderError, match=message):
+            format_of(path)
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(ModelFolderError, match=rf"only {name} here, .*AutoModelForSeq2SeqLM"):
+        stored_tensors(tmp_path)
+
+
+def test_a_llama2c_file_of_any_width_is_no_pickle(tmp_path):
+    # 640 and 1152 begin as pickles of versions 2 and 4 do.
+    for width in (640, 1152):
+        (tmp_path / "model.bin").write_bytes(struct.pack("<7i", width, 8, 1, 1, 1, 8, 8))
+        assert format_of(tmp_path / "model.bin") is LLAMA2C
+
+
 def test_what_is_no_model_says_what_one_is(tmp_path):
     with pytest.raises(ModelFolderError, match="there is no such folder or file"):
         read_model(tmp_path / "absent")
@@ -103,6 +127,12 @@ def test_what_is_no_model_says_what_one_is(tmp_path):
         ModelFolderError, match=r"no config\.json, so no model; known are a run directory .*; a Hugging"
     ):
         read_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gptj"}')
+    with pytest.raises(ModelFolderError, match=r"model_type is 'gptj'; the encoder-decoders are t5, .*decoders llama"):
+        read_model_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": ["t5"]}')
+    with pytest.raises(ModelFolderError, match=r"config\.json: model_type is \['t5'\]; the encoder-decoders are"):
+        format_of(tmp_path)
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(ModelFolderError, match=r"notes\.txt: no model; known are"):
         read_model_config(tmp_path / "notes.txt")

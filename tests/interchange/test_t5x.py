@@ -18,7 +18,7 @@ from flanjax.interchange import t5x_files
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.stored import Lazy
 from flanjax.interchange.t5x import from_tensors, read_t5x, write_t5x
-from flanjax.interchange.t5x_files import chunk_shape, open_checkpoint
+from flanjax.interchange.t5x_files import chunk_shape, is_t5x, open_checkpoint
 from flanjax.interchange.t5x_places import t5x_places
 from flanjax.models.config import T5Config
 from flanjax.tuning.partition import flatten, unflatten
@@ -122,6 +122,40 @@ def test_narrow_types_are_written_rounded_and_read_exactly(tmp_path, dtype):
 
 
 # --- what T5X reads ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_orbax_restores_what_is_written_for_it_and_it_is_read_back(tmp_path, scanned):
+    import orbax.checkpoint as ocp
+
+    params = random_params(TINY)
+    folder = write_t5x(tmp_path / "model", TINY, params, step=7, scanned=scanned, orbax=True)
+    assert is_t5x(folder)
+    assert is_t5x(folder.parent)
+    config, found = read_t5x(folder)
+    assert config == TINY
+    assert_same_bits(found, params)
+    own, other = (
+        open_checkpoint(folder),
+        open_checkpoint(write_t5x(tmp_path / "own", TINY, params, step=7, scanned=scanned)),
+    )
+    assert (own.step, own.version) == (7, None)
+    # As T5X's OrbaxCheckpointManagerInterface opens them.
+    options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", read_only=True)
+    handlers = {"state": ocp.PyTreeCheckpointHandler(use_ocdbt=False)}
+    with ocp.CheckpointManager(
+        folder.parent, item_names=("state",), item_handlers=handlers, options=options
+    ) as manager:
+        assert manager.all_steps() == [7]
+        restored = manager.restore(7, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
+    assert restored.keys() == {"target", "state"}
+    assert restored["state"]["step"] == 7
+    for part in ("target", "state"):
+        leaves, expected = flatten(restored[part]), other.opened(part)
+        assert leaves.keys() == expected.keys() == own.opened(part).keys()
+        for name, leaf in leaves.items():
+            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected[name]), name)
+            assert leaf.dtype == expected[name].dtype
 
 
 def test_the_written_files_are_what_another_reader_finds(t5x_checkpoint):

@@ -13,8 +13,10 @@ from safetensors.numpy import load_file
 
 import flanjax
 from flanjax import convert, export
+from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5, write_hf_t5
-from flanjax.interchange.peft import write_peft
+from flanjax.interchange.peft import adapter_on, read_peft, write_peft
+from flanjax.interchange.runs import read_run
 from flanjax.interchange.t5x import read_t5x, write_t5x
 from flanjax.interchange.t5x_files import open_checkpoint
 from flanjax.models.config import T5Config
@@ -23,7 +25,10 @@ from flanjax.models.t5 import init_params
 from flanjax.training.checkpoints import Checkpoints
 from flanjax.training.step import TrainState
 from flanjax.tuning.lora import LoRA
-from flanjax.tuning.partition import flatten
+from flanjax.tuning.methods import to_settings
+from flanjax.tuning.partition import Partition, digest, flatten, unflatten
+
+from .t5x_tiny import TINY
 
 CONFIG = T5Config(
     vocab_size=96, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
@@ -55,22 +60,57 @@ def test_the_real_flan_t5_small_to_t5x_and_back(flan_t5_small, t5_spiece, test_d
         assert answers == [example["text"] for example in golden]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, small_vocabulary) -> Path:
+def saved_run(folder: Path, vocabulary, settings, params) -> Path:
     """A run directory with a checkpoint of step 5."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    settings = {"model": model_settings(CONFIG), "init_from": None, "train": {"seed": 0}}
-    small_vocabulary.save(folder / "vocabulary")
+    vocabulary.save(folder / "vocabulary")
     (folder / "config.json").write_text(json.dumps(settings))
     counts = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_a_row")}
-    state = TrainState(step=jnp.int32(5), params=init_params(CONFIG, 1), opt_state={}, **counts)
+    state = TrainState(step=jnp.int32(5), params=params, opt_state={}, **counts)
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save(5, state, position={}, config=settings)
     checkpoints.close()
     return folder
 
 
-@pytest.mark.parametrize("form", ["t5x", "t5x_scanned"])
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_vocabulary) -> Path:
+    settings = {"model": model_settings(CONFIG), "init_from": None, "train": {"seed": 0}}
+    return saved_run(tmp_path_factory.mktemp("runs") / "run", small_vocabulary, settings, init_params(CONFIG, 1))
+
+
+def test_a_run_that_was_tuned_from_an_address_is_opened_and_exported(served, small_vocabulary, tmp_path, capsys):
+    address, _ = served
+    _, base = read_t5x(address)
+    tuned = dataclasses.replace(TINY, added=(LoRA(rank=2),))
+    settings = {"model": model_settings(tuned), "tuning": to_settings(tuned.added), "train": {"seed": 0}}
+    settings |= {"init_from": address, "base": digest(base)}
+    rng = np.random.default_rng(0)
+    moved, _ = Partition.of(tuned).split(init_params(tuned, 0))
+    moved = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), moved)
+    folder = saved_run(tmp_path / "run", small_vocabulary, settings, moved)
+    params = flatten(read_run(folder).params)
+    expected = flatten(base) | flatten(moved)
+    assert params.keys() == expected.keys()
+    assert all(np.array_equal(params[name], expected[name]) for name in params)
+    assert export.main([f"--run={folder}", f"--output={tmp_path / 'adapter'}", "--format=peft"]) == 0
+    _, params = adapter_on(read_peft(tmp_path / "adapter", TINY), TINY, base)
+    assert same(params, unflatten(expected))
+    lost = json.loads((folder / "config.json").read_text()) | {"init_from": str(tmp_path / "absent")}
+    (folder / "config.json").write_text(json.dumps(lost))
+    with pytest.raises(ModelFolderError, match="absent, and that is not there: put it back"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("door", [export, convert])
+def test_nothing_is_written_to_an_address(run, tmp_path, monkeypatch, capsys, door):
+    monkeypatch.chdir(tmp_path)
+    given = f"--{'run' if door is export else 'input'}={run}"
+    assert door.main([given, "--output=gs://bucket/out", "--format=hf"]) == 2
+    assert "gs://bucket/out is an address, and nothing is written to one: give a path" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["t5x", "t5x_scanned", "t5x_orbax", "t5x_orbax_scanned"])
 def test_a_run_as_a_checkpoint_of_its_step(run, tmp_path, capsys, form):
     out = tmp_path / "out"
     assert export.main([f"--run={run}", f"--output={out}", f"--format={form}"]) == 0
@@ -79,9 +119,9 @@ def test_a_run_as_a_checkpoint_of_its_step(run, tmp_path, capsys, form):
     assert config == dataclasses.replace(CONFIG, dropout_rate=0.1)
     assert same(params, init_params(CONFIG, 1))
     assert open_checkpoint(out / "checkpoint_5").step == 5
-    assert ("encoder/encoder/mlp/wo/kernel" in open_checkpoint(out / "checkpoint_5").contents["target"]) == (
-        form == "t5x_scanned"
-    )
+    written = open_checkpoint(out / "checkpoint_5")
+    assert ("encoder/encoder/mlp/wo/kernel" in written.contents["target"]) == form.endswith("scanned")
+    assert (written.version is None) == ("orbax" in form)
     assert convert.main([f"--input={run}", f"--output={tmp_path / 'again'}", f"--format={form}"]) == 0
     assert same(read_t5x(tmp_path / "again" / "checkpoint_5")[1], params)
 

@@ -1,12 +1,9 @@
 """Of a T5X checkpoint as little is read as is asked for, from a disk or from an address."""
 
 import dataclasses
-import functools
 import http.server
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -23,34 +20,6 @@ from flanjax.interchange.t5x_files import is_t5x, open_checkpoint
 from flanjax.models.t5 import abstract_params
 
 from .t5x_tiny import TINY, assert_same_bits, random_params, rewrite, specs
-
-
-class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and remembers what was asked for."""
-
-    asked: list[str]
-
-    def send_head(self):
-        self.asked.append(self.path)
-        return super().send_head()
-
-    def log_message(self, *_):
-        """Nothing: the list is the log."""
-
-
-@pytest.fixture
-def served(t5x_checkpoint) -> Iterator[tuple[str, list[str]]]:
-    """The address of a checkpoint, and the list of what is asked for there."""
-    asked: list[str] = []
-    handler = type("Handler", (Server,), {"asked": asked})
-    with http.server.ThreadingHTTPServer(
-        ("localhost", 0), functools.partial(handler, directory=t5x_checkpoint)
-    ) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://localhost:{server.server_port}", asked
-        server.shutdown()
-        thread.join()
 
 
 def test_an_address_is_read_parameter_by_parameter(served):
@@ -138,7 +107,7 @@ def test_addresses_that_lead_nowhere(monkeypatch):
     monkeypatch.setattr(t5x_files, "_context", lambda: impatient)
     with pytest.raises(ModelFolderError, match=r"nowhere://host: TensorStore does not open this address"):
         read_t5x("nowhere://host")
-    with http.server.HTTPServer(("localhost", 0), Server) as closed:
+    with http.server.HTTPServer(("localhost", 0), http.server.BaseHTTPRequestHandler) as closed:
         address = f"http://localhost:{closed.server_port}/checkpoint_7"
     with pytest.raises(ModelFolderError, match=rf"{address}/checkpoint: cannot be read: .*[Cc]onnect"):
         read_t5x(address)

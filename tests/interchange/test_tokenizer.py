@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanjax.data.vocabularies import SentencePieces, Vocabulary
+from flanjax.data.vocabularies import SentencePieces, Vocabulary, VocabularyError
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.tokenizer import build_tokenizer, has_pieces_of, read_vocabulary, write_tokenizer
 
@@ -89,9 +89,12 @@ def test_a_damaged_tokenizer_is_named(tmp_path, small_vocabulary):
 
 def test_source_files_are_copied_byte_for_byte(test_data, tmp_path, small_vocabulary):
     source = test_data / "vocab" / "t5"
-    write_tokenizer(tmp_path, small_vocabulary, source)
+    write_tokenizer(tmp_path, None, source)
     for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         assert (tmp_path / name).read_bytes() == (source / name).read_bytes()
+    (tmp_path / "own").mkdir()
+    write_tokenizer(tmp_path / "own", small_vocabulary, source)
+    assert read_vocabulary(tmp_path / "own").identity == small_vocabulary.identity
 
 
 def test_a_source_with_spiece_alone_gets_the_rest_built(tmp_path, small_vocabulary):
@@ -178,3 +181,11 @@ def test_an_export_of_t5_has_its_chat_template(tmp_path, small_vocabulary):
     write_tokenizer(tmp_path / "export", vocabulary)
     tokenizer = automatic_tokenizer(tmp_path / "export")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "the fox"}], tokenize=False) == "the fox"
+    assert read_vocabulary(tmp_path / "export").own_templates == vocabulary.own_templates
+    for damage, message in (
+        ("[1]", "a JSON object is expected"),
+        ('{"chat_template": 3}', "neither a text nor a list"),
+    ):
+        (tmp_path / "export" / "tokenizer_config.json").write_text(damage)
+        with pytest.raises(VocabularyError, match=rf"tokenizer_config\.json: .*{message}"):
+            Vocabulary.from_file(tmp_path / "export")
