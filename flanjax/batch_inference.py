@@ -4,13 +4,17 @@
     answers([(1, b'{"input": "Is 7 odd?"}'), (2, b"oops")])
     # [{"input": "Is 7 odd?", "prediction": "yes", "finish": "stop"}, {"error": "line 2: not JSON (...): oops"}]
 
-What is wrong with a row is written in its place and keeps no other from its answer. `flanjax.infer` is the door.
+What is wrong with a row, or that it alone is too much for the memory, is written in its place and keeps no other from
+its answer. `flanjax.infer` is the door.
 """
 
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from flanjax.data.chat import own_chat
 from flanjax.data.placeholders import Placeholders
@@ -20,8 +24,9 @@ from flanjax.data.tasks import Turn
 from flanjax.errors import FlanjaxError
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.engine import Engine, Request
-from flanjax.generation.generate import generate
+from flanjax.generation.generate import beam_search
 from flanjax.generation.scoring import Score, score
+from flanjax.generation.stopping import Finish
 from flanjax.loading import Model
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
@@ -190,86 +195,122 @@ class Answers:
             except FlanjaxError as error:
                 rows[at]["error"] = str(error) if str(error).startswith(place) else f"{place}: {error}"
         # Neighbours of like length: less padding, fewer programs.
-        order = sorted(asked, key=lambda at: len(asked[at].ids))
-        chosen = [asked[at] for at in order]
-        if self._decoding is None:
-            found = self._scores(chosen)
-        else:
-            found = self._answers(chosen, told) if self._decoding.num_beams == 1 else self._beams(chosen)
-        for at, made in zip(order, found, strict=True):
+        asked = dict(sorted(asked.items(), key=lambda item: len(item[1].ids)))
+        window = _Window(told)
+        self._make(asked, window)
+        for at, made in window.rows.items():
             rows[at] |= made if "error" not in made else {"error": f"line {lines[at][0]}: {made['error']}"}
         return rows
+
+    def _make(self, asked: Mapping[int, Asked], window: "_Window") -> None:
+        """Fills the window; what is too much for the memory together is tried in halves, down to a row alone."""
+        try:
+            if self._decoding is None:
+                self._score(asked, window)
+            elif self._decoding.num_beams == 1:
+                self._answer(asked, window, self._decoding)
+            else:
+                self._search(asked, window, self._decoding)
+            return
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0] or type(error).__name__
+        gc.collect()  # the error and its frames are one another's, and have what was on the device
+        left = [(at, each) for at, each in asked.items() if at not in window.rows]
+        if len(left) == len(asked) == 1:
+            window.put(left[0][0], {"error": f"too much for the memory, even alone ({reason}): shorten it"}, 0)
+            return
+        middle = (len(left) + 1) // 2
+        for part in (left[:middle], left[middle:]):
+            self._make(dict(part), window)
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._model.vocabulary.decode(list(ids))
 
-    def _answers(self, asked: Sequence[Asked], told: Told) -> list[Row]:
-        assert self._decoding is not None
+    def _answer(self, asked: Mapping[int, Asked], window: "_Window", decoding: DecodingConfig) -> None:
         # An engine's shapes follow from what it had before: with a new one a window's answers are its own, to the bit.
         engine = Engine(*self._parts, slots=self._batch_size, decode=self._text, prefix_lm=self._model.prefix_lm)
-        samples = range(self._decoding.num_samples)
-        submitted: list[list[Request]] = []
-        for each in asked:
-            decoding = dataclasses.replace(self._decoding, eos_ids=each.eos_ids)
-            submitted.append(
-                [engine.submit(each.ids, decoding, sample=number, prompt=each.prompt) for number in samples]
-            )
-        waiting = [request for requests in submitted for request in requests]
-        done = tokens = 0
+        under_way: dict[int, list[Request]] = {}
+        for at, each in asked.items():
+            own = dataclasses.replace(decoding, eos_ids=each.eos_ids)
+            samples = range(decoding.num_samples)
+            under_way[at] = [engine.submit(each.ids, own, sample=n, prompt=each.prompt) for n in samples]
+        failed = None
         while engine.run_once():
-            ended = [request for request in waiting if request.done]
-            if ended:
-                waiting = [request for request in waiting if not request.done]
-                done, tokens = done + len(ended), tokens + sum(len(request.ids) for request in ended)
-                told(done // len(samples), tokens)
-        return [_answer_row([_Answer(one.text, one.finish, one.error) for one in each]) for each in submitted]
+            for at in [at for at, requests in under_way.items() if all(one.done for one in requests)]:
+                requests = under_way.pop(at)
+                error = next((one.error for one in requests if one.error is not None), None)
+                if error is None:
+                    tokens = sum(len(one.ids) for one in requests)
+                    window.put(at, _answer_row([(one.text, one.finish) for one in requests]), tokens)
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
-    def _beams(self, asked: Sequence[Asked]) -> list[Row]:
-        assert self._decoding is not None
-        rows: dict[int, Row] = {}
-        samples, limit = self._decoding.num_samples, self._decoding.max_new_tokens
-        for eos_ids in dict.fromkeys(each.eos_ids for each in asked):  # chats end in another way than texts
-            of = [at for at, each in enumerate(asked) if each.eos_ids == eos_ids]
-            found = generate(
-                *self._parts,
-                [asked[at].ids for at in of],
-                dataclasses.replace(self._decoding, eos_ids=eos_ids),
-                prefix_lm=self._model.prefix_lm,
-                prompts=[asked[at].prompt for at in of],
-                batch_rows=self._batch_size,
-            )
-            made = [_Answer(self._text(ids), "length" if len(ids) == limit else "stop") for ids in found]
-            rows |= {at: _answer_row(made[n * samples : (n + 1) * samples]) for n, at in enumerate(of)}
-        return [rows[at] for at in range(len(asked))]
+    def _search(self, asked: Mapping[int, Asked], window: "_Window", decoding: DecodingConfig) -> None:
+        for eos_ids in dict.fromkeys(each.eos_ids for each in asked.values()):  # chats end in another way than texts
+            of = [at for at, each in asked.items() if each.eos_ids == eos_ids]
+            for start in range(0, len(of), self._batch_size):
+                batch = of[start : start + self._batch_size]
+                found = beam_search(
+                    *self._parts,
+                    [asked[at].ids for at in batch],
+                    dataclasses.replace(decoding, eos_ids=eos_ids),
+                    prefix_lm=self._model.prefix_lm,
+                    prompts=[asked[at].prompt for at in batch],
+                    batch_rows=self._batch_size,
+                )
+                for at, best in zip(batch, found, strict=True):
+                    tokens = sum(len(one.ids) for one in best)
+                    window.put(at, _answer_row([(self._text(one.ids), one.finish) for one in best]), tokens)
 
-    def _scores(self, asked: Sequence[Asked]) -> list[Row]:
-        pairs = [(each, target) for each in asked for target in each.targets]
-        found = iter(
-            score(
-                *self._parts,
-                [each.ids for each, _ in pairs],
-                [target for _, target in pairs],
-                prefix_lm=self._model.prefix_lm,
-                prompts=[each.prompt for each, _ in pairs],
-                batch_rows=self._batch_size,
-            )
+    def _score(self, asked: Mapping[int, Asked], window: "_Window") -> None:
+        pairs = [(at, number) for at, each in asked.items() for number in range(len(each.targets))]
+        found: dict[int, dict[int, Score]] = {at: {} for at in asked}
+
+        def on_score(pair: int, one: Score) -> None:
+            at, number = pairs[pair]
+            own, listed = found[at], asked[at].listed
+            own[number] = one
+            if len(own) == len(asked[at].targets):
+                scores = [own[number] for number in sorted(own)]
+                window.put(at, _score_row(scores, listed=listed), sum(len(each.logprobs) for each in scores))
+
+        score(
+            *self._parts,
+            [asked[at].ids for at, _ in pairs],
+            [asked[at].targets[number] for at, number in pairs],
+            prefix_lm=self._model.prefix_lm,
+            prompts=[asked[at].prompt for at, _ in pairs],
+            batch_rows=self._batch_size,
+            on_score=on_score,
         )
-        return [_score_row([next(found) for _ in each.targets], listed=each.listed) for each in asked]
 
 
-class _Answer(NamedTuple):
-    text: str
-    finish: str | None
-    error: Exception | None = None
+class _Window:
+    """What is written for the rows of a window that are done, by their places in it, told as they come."""
+
+    def __init__(self, told: Told):
+        self.rows: dict[int, Row] = {}
+        self._tokens, self._told = 0, told
+
+    def put(self, at: int, row: Row, tokens: int) -> None:
+        self.rows[at], self._tokens = row, self._tokens + tokens
+        self._told(len(self.rows), self._tokens)
 
 
-def _answer_row(samples: Sequence[_Answer]) -> Row:
-    for one in samples:
-        if one.error is not None:
-            return {"error": f"{type(one.error).__name__}: {one.error}"}
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether fewer or shorter rows might help: what else fails, a device or a program, fails for every row alike."""
+    of_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return of_device or isinstance(error, MemoryError)
+
+
+def _answer_row(samples: Sequence[tuple[str, Finish | None]]) -> Row:
+    texts, finishes = zip(*samples, strict=True)
     if len(samples) == 1:
-        return {"prediction": samples[0].text, "finish": samples[0].finish}
-    return {"prediction": [one.text for one in samples], "finish": [one.finish for one in samples]}
+        return {"prediction": texts[0], "finish": finishes[0]}
+    return {"prediction": list(texts), "finish": list(finishes)}
 
 
 def _score_row(scores: Sequence[Score], *, listed: bool) -> Row:

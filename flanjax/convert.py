@@ -144,7 +144,7 @@ def _write(
     is kept too.
     """
     from flanjax.interchange.any_model import write_hf_model
-    from flanjax.interchange.peft import adapter_on, read_peft, vocabulary_of_adapter
+    from flanjax.interchange.peft import adapter_on, another_base, read_peft, vocabulary_of_adapter
     from flanjax.interchange.stored import in_memory
     from flanjax.interchange.t5x import write_t5x
     from flanjax.interchange.tokenizer import TOKENIZER, has_vocabulary, read_vocabulary
@@ -153,7 +153,9 @@ def _write(
 
     told, recipe = [], None
     if adapter is not None:
-        tuned = adapter_on(read_peft(adapter, model), model, in_memory(params))
+        read = read_peft(adapter, model)
+        told += [notice] if (notice := another_base(read, source)) else []
+        tuned = adapter_on(read, model, in_memory(params))
         model, params = merged(*tuned)
         told.append(f"merged; the largest difference of a logit is {logit_difference(tuned, (model, params)):.2g}")
         recipe = {"Base model": source.absolute().name, "Adapter": Path(adapter).absolute().name}

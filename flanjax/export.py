@@ -10,8 +10,12 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flanjax import doors
+
+if TYPE_CHECKING:
+    from flanjax.interchange.runs import TrainedRun
 
 FORMATS = ("hf", "peft", "t5x", "t5x_scanned", "t5x_orbax", "t5x_orbax_scanned")
 QUANTIZED = (
@@ -66,7 +70,7 @@ def export(
     Raises:
       FlanjaxError: `run` is no run directory or has no such checkpoint, it has adapters and is not to be merged, no
         PEFT folder can express its methods, a name is given where none is written, `output` is not new, or the disk is
-        full.
+        full; what was trained is not finite.
     """
     from flanjax.interchange.any_model import HF_DECODER, format_of, hf_class, write_hf_model
     from flanjax.interchange.folders import ModelFolderError, read_json, require_new
@@ -87,6 +91,7 @@ def export(
         raise TuningError(f"--base_name={base_name}: a whole model names no base: give it with --format=peft")
     require_new(Path(output))
     trained = read_run(run, step=step)
+    _check_finite(trained)
     quantized = trained.model != unquantized(trained.model)
     # A decoder may be said in the words of several families: in those of the model that it was tuned from.
     base = trained.settings["init_from"]
@@ -136,6 +141,22 @@ def export(
         dtype=dtype or "float32",
     )
     return Exported(trained.step, difference, notices, hf_class=hf_class(model))
+
+
+def _check_finite(trained: "TrainedRun") -> None:
+    """Refuses a checkpoint of a training that diverged."""
+    import numpy as np
+
+    from flanjax.interchange.folders import ModelFolderError
+    from flanjax.tuning.partition import Partition, flatten
+
+    moved, _ = Partition.of(trained.model).split(trained.params)
+    for path, value in flatten(moved).items():
+        if not np.isfinite(np.asarray(value)).all():
+            raise ModelFolderError(
+                f"{path} holds NaN or infinity in the checkpoint of step {trained.step}: the training diverged. Give "
+                "an earlier one, with --step"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

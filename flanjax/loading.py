@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from flanjax.generation.stopping import before_stop
 from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.folders import read_json
 from flanjax.interchange.hf_decoder import GENERATION_CONFIG
-from flanjax.interchange.peft import adapter_on, read_peft, vocabulary_of_adapter
+from flanjax.interchange.peft import adapter_on, another_base, read_peft, vocabulary_of_adapter
 from flanjax.interchange.runs import read_run
 from flanjax.interchange.stored import place, shardings_on
 from flanjax.interchange.tokenizer import read_vocabulary
@@ -301,7 +302,8 @@ def load(
     Arguments:
       folder: of the model.
       step: of a run's checkpoint.
-      adapter: a PEFT folder, put on the model; a tokenizer in it goes before the model's.
+      adapter: a PEFT folder, put on the model; a tokenizer in it goes before the model's, and a warning tells where it
+        names another base model.
       compute: how the model is run.
       mesh: spreads rows and parameters over all devices, as in training; each device gets its part straight from the
         file. None takes the first device alone.
@@ -333,7 +335,10 @@ def load(
     if adapter is not None:
         if config.added:
             raise LoadingError(f"{folder} has adapters of its own: export it with --merge, and load {adapter} on that")
-        config, params = adapter_on(read_peft(adapter, config), config, params)
+        put_on = read_peft(adapter, config)
+        if told := another_base(put_on, folder):
+            warnings.warn(f"{adapter}: {told}", stacklevel=2)
+        config, params = adapter_on(put_on, config, params)
     one_device = SingleDeviceSharding(jax.devices()[0])
     return Model(
         config=config,

@@ -17,14 +17,14 @@ from flanjax.evaluation.answers import Report
 from flanjax.evaluation.evaluators import MixtureEvaluator, SuiteEvaluator
 from flanjax.evaluation.run_reports import keep_evaluation
 from flanjax.files import read_json_lines, write_whole
-from flanjax.models.model import logical_axes
+from flanjax.models.model import ModelConfig, logical_axes
 from flanjax.run import Prepared
 from flanjax.sharding.hosts import is_first
 from flanjax.training.interfaces import Progress
 from flanjax.training.metrics import LOG
 from flanjax.training.optimizers import rate_factors
 from flanjax.training.step import MemoryUse, StateLayout
-from flanjax.tuning.partition import flatten, trainable_axes
+from flanjax.tuning.partition import FROZEN, TRAINABLE, counted, flatten, trainable_axes
 
 SAMPLES = "samples.jsonl"
 SHOWN_ANSWERS = 6
@@ -55,7 +55,7 @@ class Narrator:
         devices = prepared.mesh.devices
         axes = ", ".join(f"{name} {size}" for name, size in prepared.mesh.shape.items())
         console.line(f"{devices.size} {devices.flat[0].device_kind} device(s): {axes}")
-        rows = size_rows(layout)
+        rows = size_rows(layout, prepared.model)
         console.line(f"{rows[0][1]} of {rows[-1][1]} parameters are trained; in one copy, over all devices:")
         console.table(("", "parameters", "arrays", "weights", "gradients", "optimizer state"), rows)
         origin = prepared.run.init_from
@@ -229,19 +229,27 @@ def _short(text: str) -> str:
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
 
 
-def size_rows(layout: StateLayout) -> list[tuple[str, ...]]:
-    """Trainable, frozen and all parameters: their number, arrays, and bytes of weights, gradients, optimizer state."""
+def size_rows(layout: StateLayout, model: ModelConfig) -> list[tuple[str, ...]]:
+    """Trainable, frozen and all parameters: their number, arrays, and bytes of weights, gradients, optimizer state.
+
+    The number is that of weights: a quantized kernel has fewer bytes, and not fewer of them.
+    """
     trained, frozen, state = (
         jax.tree.leaves(part) for part in (layout.state.params, layout.state.frozen, layout.state.opt_state)
     )
 
-    def row(name: str, leaves: list[Any], gradients: int, state: int) -> tuple[str, ...]:
+    def row(name: str, weights: int, leaves: list[Any], gradients: int, state: int) -> tuple[str, ...]:
         sizes = (_bytes(leaves), gradients, state)
-        return (name, f"{sum(p.size for p in leaves):,}", f"{len(leaves):,}", *(map(byte_size, sizes)))
+        return (name, f"{weights:,}", f"{len(leaves):,}", *(map(byte_size, sizes)))
 
-    # Gradients are float32 whatever the parameters are.
+    # They are taken in float32 whatever the parameters are.
     moving = 4 * sum(p.size for p in trained), _bytes(state)
-    return [row("trainable", trained, *moving), row("frozen", frozen, 0, 0), row("all", trained + frozen, *moving)]
+    counts = counted(model)
+    return [
+        row("trainable", counts[TRAINABLE], trained, *moving),
+        row("frozen", counts[FROZEN], frozen, 0, 0),
+        row("all", sum(counts.values()), trained + frozen, *moving),
+    ]
 
 
 def _times(factors: Any) -> str:

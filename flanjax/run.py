@@ -47,7 +47,7 @@ from flanjax.training.step import MemoryUse, StateLayout, batch_shapes, compile_
 from flanjax.training.trainer import train
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import METHODS, to_settings
-from flanjax.tuning.partition import Partition, digest, methods_of, trainable_axes
+from flanjax.tuning.partition import Partition, added_paths, digest, methods_of, trainable_axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     )
     run = _with_layout(run, decoder=start.is_decoder)
     start.check_model()
-    _check_methods(run, notice)
+    _check_methods(run, start, notice)
     of_suites = run.evaluation.suites, run.evaluation.suite_data, run.evaluation.suite_limit
     chosen(*of_suites)  # they are there: before hours of materialising
     mesh = make_mesh(run.mesh)
@@ -180,6 +180,7 @@ def prepare(run: Run, materialize: Callable[[Sequence[str]], None], notice: Call
     _check_positions(start.tuned, batches.row_lengths)
     vocabulary = batches.mixture.vocabulary
     start.tell_what_is_left_out(notice, but_optimizer=run.optimizer_from is not None)
+    start.tell_of_another_base(notice)
     start.check_vocabulary(vocabulary, notice)
     if vocabulary.size > model.vocab_size:
         raise RunError(
@@ -246,16 +247,21 @@ def _check_positions(model: ModelConfig, row_lengths: RowLengths) -> None:
         )
 
 
-def _check_methods(run: Run, notice: Callable[[str], None]) -> None:
-    """Tells what a person should know of the methods; refuses a promised export that cannot be kept."""
-    for method in run.tuning:
+def _check_methods(run: Run, start: StartingPoint, notice: Callable[[str], None]) -> None:
+    """Tells what a person should know of the methods; refuses senseless ones, and an export that cannot be kept."""
+    for method in start.methods:
         if method.notice is not None:
             notice(method.notice)
-    unmergeable = [type(method).__name__ for method in run.tuning if not method.merges]
-    if run.export_to is not None and unmergeable:
+    for method in run.tuning:
+        method.check_choice(start.model)
+    apart = [method for method in start.methods if not method.merges] if run.export_to is not None else []
+    # BitFit adds nothing where a model has biases.
+    unmergeable = [type(m).__name__ for m in apart if added_paths(dataclasses.replace(start.model, added=(m,)))]
+    if unmergeable:
         raise RunError(
             f"EXPORT_TO={run.export_to}: what {', '.join(unmergeable)} adds fits no plain Hugging Face model: "
-            "leave EXPORT_TO out, flanjax.load opens the run directory as it is"
+            "leave EXPORT_TO out. flanjax.load opens the run directory as it is, and a prompt or a prefix becomes an "
+            "adapter by flanjax.export --format=peft"
         )
 
 

@@ -15,7 +15,7 @@ from flanjax.data.vocabularies import MODEL_FILE, SentencePieces, Vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.folders import ModelFolderError
-from flanjax.interchange.peft import Adapter, adapter_on, read_peft
+from flanjax.interchange.peft import Adapter, adapter_on, another_base, read_peft
 from flanjax.interchange.stored import place
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of
 from flanjax.models.decoder_config import DecoderConfig
@@ -173,6 +173,11 @@ class StartingPoint:
         left_out = None if self._folder is None else self._format.left_out(self._folder)
         if left_out is not None and not but_optimizer:
             notice(f"INIT_FROM={left_out}")
+
+    def tell_of_another_base(self, notice: Callable[[str], None]) -> None:
+        """Tells where ADAPTER_FROM names another base model than INIT_FROM."""
+        if self.adapter is not None and self._folder is not None and (told := another_base(self.adapter, self._folder)):
+            notice(f"ADAPTER_FROM={self._adapter_from}: {told}")
 
     def check_vocabulary(self, vocabulary: Vocabulary, notice: Callable[[str], None]) -> None:
         """Refuses a vocabulary that is not the one INIT_FROM was trained with; gives notice where it brings none.

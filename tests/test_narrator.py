@@ -1,5 +1,6 @@
 """What a run tells: the answers of every evaluation are kept once, whatever a kill did to the file or to the steps."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -19,7 +20,10 @@ from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.optimizers import OptimizerConfig, make_optimizer
 from flanjax.training.step import MemoryUse, StateLayout
 from flanjax.tuning.lora import LoRA
+from flanjax.tuning.method import Method
 from flanjax.tuning.partition import trainable_axes
+from flanjax.tuning.quantize import NF4
+from flanjax.tuning.select import Train
 
 
 def report(mixture: str, step: int) -> Report:
@@ -103,11 +107,26 @@ def test_the_table_of_sizes_counts_what_a_run_holds() -> None:
     layers = (attention + mlp + 2 * 8) + 2 * (2 * attention + mlp + 3 * 8)
     frozen = 2 * 50 * 8 + 2 * 2 * 32 + 2 * 8 + layers
     weights, state = 2 * trained, 8 * trained + 8
-    assert size_rows(layout) == [
+    assert size_rows(layout, model) == [
         ("trainable", f"{trained}", "4", f"{weights} B", f"{4 * trained} B", byte_size(state)),
         ("frozen", f"{frozen:,}", "29", byte_size(4 * frozen), "0 B", "0 B"),
         ("all", f"{trained + frozen:,}", "33", byte_size(weights + 4 * frozen), f"{4 * trained} B", byte_size(state)),
     ]
+
+
+def test_the_table_of_sizes_counts_weights_and_not_bytes_of_codes() -> None:
+    base = T5Config(
+        vocab_size=50, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=2
+    )
+
+    def numbers(*methods: Method) -> list[str]:
+        model = dataclasses.replace(base, added=methods)
+        optimizer = make_optimizer(OptimizerConfig(name="adamw"), trainable_axes(model), total_steps=1)
+        return [row[1] for row in size_rows(StateLayout.of(model, optimizer, mesh), model)]
+
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert numbers(NF4(block=4, double_block=3), LoRA(rank=2)) == numbers(LoRA(rank=2))
+    assert numbers(NF4(block=8, double=False), LoRA(rank=2), Train()) == numbers(LoRA(rank=2), Train())
 
 
 def test_a_parameter_is_listed_with_the_factor_of_its_rate() -> None:

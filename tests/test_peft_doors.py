@@ -15,19 +15,21 @@ from flanjax import convert, export
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.interchange.any_model import write_hf_model
+from flanjax.interchange.peft import read_peft
 from flanjax.models.config import T5Config
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import init_params, model_settings
 from flanjax.starting_point import StartingPoint
-from flanjax.training.checkpoints import Checkpoints
+from flanjax.training.checkpoints import Checkpoints, restore_params
 from flanjax.training.step import TrainState
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
 from flanjax.tuning.method import Method
 from flanjax.tuning.methods import to_settings
-from flanjax.tuning.partition import Partition, added_paths, begin, digest
+from flanjax.tuning.partition import Partition, added_paths, begin, digest, flatten
 from flanjax.tuning.prompt import PromptTuning
-from flanjax.tuning.select import Train
+from flanjax.tuning.quantize import NF4
+from flanjax.tuning.select import Freeze, Train
 
 CONFIG = T5Config(
     vocab_size=64, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
@@ -54,14 +56,18 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def tuned(base: Path, vocabulary: Vocabulary, tmp_path: Path) -> Callable[..., Path]:
-    """tuned(LoRA()) is a run directory whose trainable parameters have values at random."""
+    """tuned(LoRA()) is a run directory whose trainable parameters have values at random; `last` is one of them."""
 
-    def make(*methods: Method) -> Path:
+    def make(*methods: Method, last: float | None = None) -> Path:
         opened = flanjax.load(base)
         folder, model, plain = tmp_path / "run", dataclasses.replace(opened.config, added=methods), opened.params
         trainable, _ = Partition.of(model).split(begin(model, plain, vocabulary.encode, 0))
         rng = np.random.default_rng(0)
         trainable = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.asarray(rng.standard_normal(leaf.shape)), trainable)
+        if last is not None:
+            *leaves, leaf = jax.tree.leaves(trainable)
+            leaves.append(leaf.at[(-1,) * leaf.ndim].set(last))
+            trainable = jax.tree.unflatten(jax.tree.structure(trainable), leaves)
         settings = {
             "model": model_settings(model),
             "tuning": to_settings(methods),
@@ -235,6 +241,68 @@ def test_the_doors_say_what_does_not_go_together(
     assert "is a run: export it first" in refused(convert.main, *flags, "--format=hf")
     with pytest.raises(FlanjaxError, match="has adapters of its own"):
         flanjax.load(run, adapter=adapter)
+
+
+@pytest.mark.parametrize("methods", [(LoRA(rank=2),), (PromptTuning(length=3),), (Freeze(parameters=".*/key/.*"),)])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_training_that_diverged_is_not_exported(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], methods, value: float
+) -> None:
+    run, output = tuned(*methods, last=value), tmp_path / "out"
+    for flags in (["--merge"], ["--format=peft"], ["--format=t5x", "--merge"], ["--merge", "--dtype=bfloat16"]):
+        assert export.main([f"--run={run}", f"--output={output}", *flags]) == 2
+        told = capsys.readouterr().err
+        assert "holds NaN or infinity in the checkpoint of step 5: the training diverged" in told
+        assert not output.exists()
+
+
+def test_a_rank_beyond_its_matrix_goes_through_every_door(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Rank 6 of PiSSA is 12 on the unchanged base, and a decoder's value has 8 outputs, as a T5's has.
+    run, adapter, whole = tuned(LoRA(rank=6, init="pissa")), tmp_path / "adapter", tmp_path / "whole"
+    assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft"]) == 0
+    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 12
+    expected = flanjax.load(run).score(QUESTIONS, ANSWERS)
+    np.testing.assert_allclose(flanjax.load(base, adapter=adapter).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+    assert convert.main([f"--input={base}", f"--adapter={adapter}", f"--output={whole}", "--format=hf"]) == 0
+    np.testing.assert_allclose(flanjax.load(whole).score(QUESTIONS, ANSWERS), expected, rtol=1e-4)
+    further = StartingPoint(
+        model=None, dropout_rate=None, tuning=(), init_from=str(base), adapter_from=str(adapter), seed=0
+    )
+    assert added_paths(further.tuned) == set(further.adapter.params)
+
+
+def test_what_was_learnt_on_a_base_in_4_bits_is_an_adapter_of_the_original(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, adapter, whole = tuned(NF4(block=8), LoRA(rank=2)), tmp_path / "adapter", tmp_path / "whole"
+    assert export.main([f"--run={run}", f"--output={adapter}", "--format=peft"]) == 0
+    assert f"notice: {export.QUANTIZED}" in capsys.readouterr().out
+    trained, _ = restore_params(run / "checkpoints")
+    found = read_peft(adapter, flanjax.load(base).config)
+    assert found.methods == (LoRA(rank=2),)
+    assert found.params.keys() == flatten(trained).keys()
+    for path, value in flatten(trained).items():
+        np.testing.assert_array_equal(found.params[path], value)
+    assert export.main([f"--run={run}", f"--output={whole}", "--merge"]) == 0
+    on_original = flanjax.load(base, adapter=adapter).score(QUESTIONS, ANSWERS)
+    np.testing.assert_allclose(on_original, flanjax.load(whole).score(QUESTIONS, ANSWERS), rtol=1e-4)
+    assert np.abs(np.subtract(on_original, flanjax.load(run).score(QUESTIONS, ANSWERS))).max() > 1e-3
+
+
+def test_another_base_than_the_adapters_is_told(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, adapter = tuned(LoRA(rank=2)), tmp_path / "adapter"
+    told = "says that it was trained on 'google/other-model', and the model at hand is 'base'"
+    flags = [f"--output={adapter}", "--format=peft", "--base_name=google/other-model"]
+    assert export.main([f"--run={run}", *flags]) == 0
+    with pytest.warns(UserWarning, match=told):
+        flanjax.load(base, adapter=adapter)
+    capsys.readouterr()
+    assert convert.main([f"--input={base}", f"--adapter={adapter}", f"--output={tmp_path / 'hf'}", "--format=hf"]) == 0
+    assert told in capsys.readouterr().out
 
 
 def test_a_run_without_adapters_has_none_to_export(base: Path, tuned: Callable[..., Path], tmp_path: Path) -> None:

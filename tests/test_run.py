@@ -38,8 +38,10 @@ from flanjax.training.resume import check_config
 from flanjax.tuning.adapter import BottleneckAdapter
 from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.lora import LoRA
-from flanjax.tuning.method import Method
+from flanjax.tuning.method import Method, TuningError
+from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten
+from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.select import Train
 
@@ -277,6 +279,16 @@ def test_an_adapter_brings_its_methods_and_needs_its_base(adapters: Run, tmp_pat
         prepared(adapters, init_from=str(tmp_path / "wide"))
 
 
+def test_an_adapter_of_a_base_of_another_name_is_told(adapters: Run, tmp_path: Path) -> None:
+    config = Path(str(adapters.adapter_from)) / "adapter_config.json"
+    for name, told in ((None, False), ("google/Ba_se", False), ("google/flan-t5-small", True), (str(tmp_path), True)):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": name}))
+        notices = [text for text in prepared(adapters)[1] if text.startswith("ADAPTER_FROM=")]
+        assert [f"it was trained on {name!r}, and the model at hand is 'base'" in text for text in notices] == [
+            True
+        ] * told
+
+
 def test_over_long_held_out_examples_are_told_and_treated_as_those_of_training(
     run: Run, add: Callable[..., None]
 ) -> None:
@@ -361,6 +373,25 @@ def test_what_cannot_be_merged_is_told_and_its_promised_export_refused_at_the_st
     assert [notice for notice in notices if "to a model without biases, as T5, they are added" in notice]
     with pytest.raises(RunError, match=r"EXPORT_TO=.*/hf: what BitFit, BottleneckAdapter adds fits no plain"):
         prepared(run, tuning=(BitFit(), BottleneckAdapter()), export_to=str(tmp_path / "hf"))
+    for method in (PromptTuning(length=3, init="random"), PTuning(length=3), PrefixTuning(length=3)):
+        with pytest.raises(RunError, match=f"what {type(method).__name__} adds fits no plain .* --format=peft"):
+            prepared(run, tuning=(LoRA(), method), export_to=str(tmp_path / "hf"))
+
+
+def test_an_export_that_an_adapter_makes_impossible_is_refused_at_the_start(adapters: Run, tmp_path: Path) -> None:
+    if "prompt" not in {method.name for method in read_peft(str(adapters.adapter_from), MODEL).methods}:
+        assert prepared(adapters, export_to=str(tmp_path / "hf"))[0].run.export_to == str(tmp_path / "hf")
+        return
+    with pytest.raises(RunError, match="what PromptTuning adds fits no plain"):
+        prepared(adapters, export_to=str(tmp_path / "hf"))
+
+
+def test_a_rank_that_nobody_would_choose_is_refused_before_data_is_looked_at(run: Run) -> None:
+    nowhere = dataclasses.replace(run.data, mixture="nowhere")
+    with pytest.raises(TuningError, match=r"LoRA.rank = 17 is larger than a target of 16 x 16: give at most 16 for"):
+        prepared(run, tuning=(LoRA(rank=17),), data=nowhere)
+    with pytest.raises(TuningError, match=r"LoRA.rank_pattern = 33 is larger than a target of 32 x 16"):
+        prepared(run, tuning=(LoRA(targets=".*/(key|wo)", rank_pattern={".*/wo": 33}),), data=nowhere)
 
 
 def test_a_run_is_not_written_to_an_address(run: Run) -> None:

@@ -29,6 +29,7 @@ from flanjax.sharding.mesh import MeshConfig
 from flanjax.training.interfaces import Silence, TrainConfig, TrainingError
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig
+from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.partition import merge
 from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import PromptTuning
@@ -113,6 +114,14 @@ def test_the_layout_follows_from_the_model(run: Run) -> None:
         lengths = {"feature_lengths": "auto"}
         with pytest.raises(RunError, match=f"DataConfig.layout is '{layout}', and the model is a"):
             prepared(with_data(run, layout=layout, **lengths), model=model)
+
+
+def test_biases_of_a_models_own_can_be_exported_and_added_ones_cannot(run: Run, tmp_path: Path) -> None:
+    to = {"tuning": (BitFit(),), "export_to": str(tmp_path / "hf")}
+    biased = dataclasses.replace(MODEL, qkv_bias=True)
+    assert prepared(run, model=biased, **to).run.export_to == to["export_to"]
+    with pytest.raises(RunError, match="what BitFit adds fits no plain Hugging Face model"):
+        prepared(run, **to)
 
 
 @pytest.mark.parametrize("layout", ["causal", "prefix_lm"])

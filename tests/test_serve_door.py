@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -49,8 +50,8 @@ import sys
 import flanjax
 from flanjax import serve
 from flanjax.serving import service
-from tests.serving.conftest import SlowEngine
-service.Engine = SlowEngine
+from tests.serving.conftest import SlowEngine, slow_score
+service.Engine, service.score = SlowEngine, slow_score
 sys.exit(serve.main(sys.argv[1:]))
 """
 
@@ -79,12 +80,12 @@ def server(folder, *flags, slow=False):
         process.communicate()
 
 
-def status(client):
+def health(client):
     try:
         answer = urllib.request.urlopen(str(client.base_url).replace("/v1/", "/health"))
     except urllib.error.HTTPError as refused:
         answer = refused
-    return answer.status, json.loads(answer.read())["status"]
+    return {"code": answer.status, **json.loads(answer.read())}
 
 
 def ended(process):
@@ -109,9 +110,9 @@ def test_what_is_under_way_ends_and_nothing_new_begins(folder):
         stream = client.completions.create(**given, stream=True)
         pieces = [next(stream)]
         process.send_signal(signal.SIGTERM)
-        while (health := status(client))[0] == 200:
+        while (now := health(client))["code"] == 200:
             pass
-        assert health == (503, "shutting_down")
+        assert (now["code"], now["status"]) == (503, "shutting_down")
         with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
             client.completions.create(**given)
         assert refused.value.status_code == 503
@@ -120,6 +121,17 @@ def test_what_is_under_way_ends_and_nothing_new_begins(folder):
         said = "".join(piece.choices[0].text for piece in pieces)
         ids = Vocabulary.from_file(folder).encode("a b c")
         assert said == Vocabulary.from_file(folder).decode((ids * 200)[:200])
+        assert ended(process) == (0, "ended\n", "")
+
+
+def test_prompts_that_are_being_scored_have_their_time_too(folder):
+    with server(folder, slow=True) as (process, client), ThreadPoolExecutor() as pool:
+        given = {"model": "little", "prompt": "a b c", "max_tokens": 0, "echo": True, "logprobs": 0}
+        answer = pool.submit(client.completions.create, **given)
+        while health(client)["answers"] == 0:
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert set(answer.result().choices[0].logprobs.token_logprobs) == {None, -1.0}
         assert ended(process) == (0, "ended\n", "")
 
 
@@ -138,7 +150,7 @@ def test_a_second_signal_does_not_wait(folder):
         stream = client.completions.create(model="little", prompt="a", max_tokens=1000, stream=True)
         next(stream)
         process.send_signal(signal.SIGTERM)
-        while status(client)[0] == 200:
+        while health(client)["code"] == 200:
             pass
         process.send_signal(signal.SIGTERM)
         with pytest.raises((openai.APIError, httpx2.TransportError)):

@@ -20,6 +20,7 @@ from flanjax.generation.batches import PAD_ID
 from flanjax.generation.cache import Cache, Start, prefill, reordered, step
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.sampling import Processors
+from flanjax.generation.stopping import Finish
 from flanjax.models.config import Compute
 from flanjax.models.model import ModelConfig, build
 from flanjax.models.parameters import Params
@@ -34,10 +35,12 @@ class Hypothesis(NamedTuple):
     Attributes:
       ids: up to and without EOS, without padding.
       worth: log-likelihood / n ** length_penalty, over its n tokens with EOS; `sequences_scores` of `transformers`.
+      finish: "stop" for EOS, "length" for the limit.
     """
 
     ids: list[int]
     worth: float
+    finish: Finish
 
 
 class Beams(NamedTuple):

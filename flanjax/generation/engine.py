@@ -13,9 +13,8 @@ values and limit. `submit` and `cancel` may be called from any thread, `run_once
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +23,7 @@ from flanjax.generation.batches import PAD_ID, Tokens, behind_prompts, length_bu
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.sampling import Processors, row_number
 from flanjax.generation.slots import STEPS, Kept, Made, Rows, advance, empty, put, read, resized
-from flanjax.generation.stopping import Answer, Decode
+from flanjax.generation.stopping import Answer, Decode, Finish
 from flanjax.models.config import Compute
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
@@ -35,8 +34,6 @@ from flanjax.sharding.rules import mesh_of
 _SHORTEST = 64  # positions of a cache
 _SIZES = tuple(4**n for n in range(10))  # rows decoded together, or inputs read together, so that shapes are few
 _EOS_IDS = 4  # more of them in a request are another program
-
-Finish = Literal["stop", "length"]
 
 
 class TokenLogprob(NamedTuple):
@@ -205,7 +202,8 @@ class Engine:
         """Admits waiting requests into free slots, advances all, hands out pieces; False when nothing is under way.
 
         Raises:
-          Exception: what the device raised while decoding, after which no request is under way: each has it as `error`.
+          Exception: what the device raised while it made room or decoded, after which no request is under way: each has
+            it as `error`.
         """
         with mesh_of(self._params):
             return self._run_once()
@@ -213,15 +211,16 @@ class Engine:
     def _run_once(self) -> bool:
         self._rows = [None if job is None or job.request.done else job for job in self._rows]
         admitted = self._next()
-        self._resize(admitted)
-        self._admit(admitted)
-        if not any(self._rows):
-            return bool(admitted or self._waiting)
+        every = [*filter(None, self._rows), *admitted]
         try:
+            self._resize(admitted)
+            self._admit(admitted)
+            if not any(self._rows):
+                return bool(admitted or self._waiting)
             made = self._advance()
         except Exception as error:
-            for job in filter(None, self._rows):
-                job.request.done, job.request.error = True, error
+            for request in (job.request for job in every if not job.request.done):
+                request.done, request.error = True, error
             self._rows, self._kept = [], None
             raise
         for row, under_way in enumerate(self._rows):
@@ -286,13 +285,20 @@ class Engine:
                 self._read(some, [found[ids] for ids in some], places)
 
     def _read(self, inputs: Sequence[tuple[int, ...]], jobs: Sequence[Sequence[_Job]], places: Iterator[int]) -> None:
-        """Inputs into rows, one for each of an input's jobs."""
+        """Inputs into rows, one for each of an input's jobs; what cannot be read together is read one by one."""
         try:
             batch = padded(inputs, max(len(inputs), self._size(1)))
             start = read(self._config, self._compute, self._params, *batch, prefix_lm=self._prefix_lm)
+            start = jax.block_until_ready(start)  # or the device might fail later, where others are under way
         except Exception as error:  # an input too long for the memory, say: others go on
-            for job in itertools.chain(*jobs):
-                job.request.done, job.request.error = True, error
+            if len(inputs) == 1:
+                for job in jobs[0]:
+                    job.request.done, job.request.error = True, error
+                return
+            start = None
+        if start is None:  # not above, where the error still holds what was read
+            for ids, of_input in zip(inputs, jobs, strict=True):
+                self._read([ids], [of_input], places)
             return
         pairs = [(next(places), source, job) for source, of_input in enumerate(jobs) for job in of_input]
         count = next(size for size in _SIZES if size >= len(pairs))

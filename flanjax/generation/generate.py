@@ -132,9 +132,10 @@ def beam_search(
             ids, worths = beam.search(config, compute, params, *read, decoding, max_length=room, prefix_lm=prefix_lm)
         for i, rows, values in zip(chosen, ids, worths, strict=False):
             for row, worth in zip(rows, values, strict=True):
+                made = _until_eos(row, decoding.eos_ids)
                 # T5's padding is no word of its own; a decoder's id 0 may be one.
-                kept = [token for token in _until_eos(row, decoding.eos_ids) if of_decoder or token != PAD_ID]
-                found[i].append(beam.Hypothesis(kept, float(worth)))
+                kept = [token for token in made if of_decoder or token != PAD_ID]
+                found[i].append(beam.Hypothesis(kept, float(worth), "stop" if len(made) < len(row) else "length"))
     return found
 
 

@@ -12,7 +12,7 @@ where a target's token is predicted.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -50,6 +50,9 @@ class Score(NamedTuple):
     def total(self) -> float:
         """The natural-log likelihood of the whole target: 0 of an empty one."""
         return sum(self.logprobs)
+
+
+OnScore = Callable[[int, Score], None]  # number of the pair, its score
 
 
 class _Told(NamedTuple):
@@ -151,6 +154,7 @@ def score(
     prompts: Sequence[int] | None = None,
     batch_rows: int = 16,
     likeliest: int = 0,
+    on_score: OnScore = lambda number, score: None,
 ) -> list[Score]:
     """The log-likelihoods of each target's tokens given its input.
 
@@ -164,6 +168,7 @@ def score(
       prompts: as `generate`.
       batch_rows: inputs read together, each with all of its targets.
       likeliest: how many of the likeliest tokens are told with each token.
+      on_score: is given each score as soon as it is there, with the number of its pair.
 
     Raises:
       ValueError: not as many targets, or numbers of prompts, as inputs, or a number that there is not; an empty input
@@ -173,10 +178,12 @@ def score(
         raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets: each input needs its target")
     inputs = behind_prompts(config, inputs, prompts)
     by_context: dict[tuple[int, ...], dict[int, Tokens]] = {}
+    scores = [Score((), True)] * len(inputs)
     for i, (ids, target) in enumerate(zip(inputs, targets, strict=True)):
         if len(target):
             by_context.setdefault(tuple(ids), {})[i] = target
-    scores = [Score((), True)] * len(inputs)
+        else:
+            on_score(i, scores[i])
     if isinstance(config, DecoderConfig):
         told = _by_decoder(config, compute, params, by_context, batch_rows, prefix_lm=prefix_lm, likeliest=likeliest)
     else:
@@ -185,6 +192,7 @@ def score(
         for slots, found in told:
             for i, likelihood in _scores(slots, found):
                 scores[i] = likelihood
+                on_score(i, likelihood)
     return scores
 
 

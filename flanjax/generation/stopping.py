@@ -7,10 +7,12 @@ Stop texts are looked for in the text, not in the tokens, as one text has many t
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from flanjax.generation.batches import Tokens
 
 Decode = Callable[[Tokens], str]
+Finish = Literal["stop", "length"]  # EOS or a stop text, or the limit
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # bytes of a character whose others are in the next token
 

@@ -10,6 +10,7 @@ is written is read again before it takes its name. Nothing is unpickled.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from flanjax.interchange.peft_prompts import (
 )
 from flanjax.interchange.safetensors_files import FLOATS, write_file
 from flanjax.interchange.tokenizer import has_vocabulary, read_vocabulary, write_tokenizer
-from flanjax.models.model import ModelConfig
+from flanjax.models.model import ModelConfig, abstract_params
 from flanjax.models.parameters import Params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import LoRA
@@ -91,9 +92,10 @@ def read_peft(folder: str | Path, base: ModelConfig, *, model_type: str | None =
         )
     try:
         tensors = AdapterTensors(config)
-        return _READERS[kind](config, _named(base, model_type, tensors), tensors)
+        adapter = _READERS[kind](config, _named(base, model_type, tensors), tensors)
     except TuningError as error:
         raise config.error(str(error)) from error
+    return dataclasses.replace(adapter, base_name=config.base_name)
 
 
 def vocabulary_of_adapter(folder: str | Path) -> Vocabulary | None:
@@ -127,13 +129,18 @@ def _named(base: ModelConfig, model_type: str | None, tensors: AdapterTensors) -
 
 
 def adapter_on(adapter: Adapter, base: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """The base model with an adapter on it.
+    """The base model with an adapter on it, whatever its rank.
 
     Raises:
-      TuningError: the adapter has a rank that is larger than a projection.
+      TuningError: the methods do not fit the base model, or the parameters not the methods.
     """
     model = dataclasses.replace(base, added=adapter.methods)
     Partition.of(model)  # which looks at every method
+    wanted = flatten(abstract_params(model))
+    for path in sorted(added_paths(model) | adapter.params.keys()):
+        shapes = [getattr(of.get(path), "shape", None) for of in (adapter.params, wanted)]
+        if shapes[0] != shapes[1]:
+            raise TuningError(f"{path} of the adapter is {shapes[0]}, and its methods ask for {shapes[1]}")
     return model, unflatten(flatten(params) | adapter.params)
 
 
@@ -241,7 +248,9 @@ def write_folder(
             (folder / name / CARD).write_text(card, encoding="utf-8")
             write_tokenizer(folder / name, vocabulary)
             family = base.model_type if base.causal else None
-            found = read_peft(folder / name, base.config, model_type=family).params
+            adapter = read_peft(folder / name, base.config, model_type=family)
+            adapter_on(adapter, base.config, {})
+            found = adapter.params
             for path, value in ({} if meant is None else found | meant[name]).items():
                 wanted = np.asarray(value).astype(dtype or "float32").astype(np.float32)
                 if path not in found or not np.array_equal(found[path], wanted):
@@ -266,6 +275,26 @@ def _only_adapter(model: ModelConfig) -> Method:
     if not isinstance(adding[0], PromptMethod) and type(adding[0]) not in _WRITERS:
         raise TuningError(f"PEFT has no type for {names}: export with --format=hf, and --merge where it can be merged")
     return adding[0]
+
+
+def another_base(adapter: Adapter, source: str | Path) -> str | None:
+    """What to tell where an adapter names another base model than the one that lies at a path; None where it does not.
+
+    Compared are the last parts, letters and digits alone: what a folder is called is its owner's choice, so this may be
+    told and not refused. A snapshot in the hub's cache has no name.
+
+    Worked example: "google/flan-t5-small" is the model in "/data/flan_t5_small", and not the one in "models/t5-base".
+    """
+    own = base_name(str(source))
+    if adapter.base_name is None or own is None or re.fullmatch(r"[0-9a-f]{40}", own):
+        return None
+    theirs = Path(adapter.base_name).name
+    if re.sub(r"[\W_]", "", theirs).lower() == re.sub(r"[\W_]", "", own).lower():
+        return None
+    return (
+        f"the adapter's {CONFIG} says that it was trained on {adapter.base_name!r}, and the model at hand is {own!r}: "
+        "on another base what it learnt means nothing"
+    )
 
 
 def base_name(source: str | None) -> str | None:

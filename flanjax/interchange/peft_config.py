@@ -91,6 +91,30 @@ class AdapterConfig:
         """An error of this file."""
         return ModelFolderError(f"{self.path}: {message}")
 
+    @property
+    def base_name(self) -> str | None:
+        """What it calls the base model; None where it says nothing."""
+        name = self.raw.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
+
+    def refuse_other_kind(self, base: Base) -> None:
+        """Refuses what was trained before the inputs of an encoder-decoder for a decoder, and the other way round.
+
+        Only what lies under no module's name needs it: names tell the two apart.
+
+        Raises:
+          ModelFolderError: `task_type` or `num_transformer_submodules` is of the other kind.
+        """
+        kinds = {"SEQ_2_SEQ_LM": "an encoder-decoder", "CAUSAL_LM": "a decoder"}
+        own, task = "CAUSAL_LM" if base.causal else "SEQ_2_SEQ_LM", self.raw.get("task_type")
+        if task in kinds and task != own:
+            raise self.error(f"task_type is {task!r}: it was trained on {kinds[task]}, and this model is {kinds[own]}")
+        if base.causal and self.number("num_transformer_submodules", 1, whole=True) != 1:
+            raise self.error(
+                f"num_transformer_submodules is {self.raw['num_transformer_submodules']}: it was trained on "
+                f"{kinds['SEQ_2_SEQ_LM']}, and this model is {kinds[own]}"
+            )
+
     def number(self, key: str, default: float | None = None, *, whole: bool = False) -> Any:
         """A number of at least 0; whole ones at least 1.
 

@@ -29,10 +29,12 @@ class Adapter:
     Attributes:
       methods: what it is.
       params: float32, by path: all that the methods add, and the base's own parameters that it brings instead.
+      base_name: what its configuration calls the base model; None where it says nothing.
     """
 
     methods: tuple[Method, ...]
     params: Flat
+    base_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,8 @@ from flanjax.tuning.prefix import DECODER, PrefixTuning
 from flanjax.tuning.prompt import PromptMethod, PromptTuning, prompt_path, prompt_table
 
 TENSOR = "prompt_embeddings"
+# Folders of one training, as transformers' Trainer names them.
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _PREFIX = f"{DECODER}/{PrefixTuning.name}"
 
 
@@ -47,9 +49,10 @@ def read_prompt(config: AdapterConfig, base: Base, tensors: AdapterTensors) -> A
     Raises:
       ModelFolderError: see `flanjax.interchange.peft.read_peft`.
     """
+    config.refuse_other_kind(base)
     length = config.number("num_virtual_tokens", whole=True)
     given = tensors.shapes().get(TENSOR, ())
-    rows = 2 * length if given[:1] == (2 * length,) else length
+    rows = 2 * length if not base.causal and given[:1] == (2 * length,) else length
     embedding = tensors.take({TENSOR: (rows, base.config.embed_dim)})[TENSOR][:length]
     return Adapter((PromptTuning(length=length, init="random"),), {prompt_path(base.config): embedding[None]})
 
@@ -63,8 +66,8 @@ def as_prompts(method: PromptMethod, model: ModelConfig, params: Params) -> dict
       TuningError: a task cannot name a folder.
     """
     tasks = method.tasks if method.prompts > 1 else ("",)
-    # As a cache's tasks are named: none may lead out of the folder.
-    if bad := [task for task in method.tasks if not re.fullmatch(r"\w[\w.:+-]*", task)]:
+    # As a cache's tasks are named: none may lead out of the folder, or be taken for something else.
+    if bad := [task for task in method.tasks if not re.fullmatch(r"\w[\w.:+-]*", task) or _CHECKPOINT.fullmatch(task)]:
         raise TuningError(f"{type(method).__name__}.tasks has {bad[0]!r}, which is no name of a folder for its prompt")
     table = np.asarray(prompt_table(model, params))
     alone = PromptTuning(length=method.length, init="random")
@@ -75,8 +78,13 @@ def prompts_together(folder: Path, of_tasks: Mapping[str, Adapter]) -> Adapter:
     """The prompts of tasks as one adapter; what `as_prompts` took apart.
 
     Raises:
-      ModelFolderError: they are of more than one length.
+      ModelFolderError: they are of more than one length, or a trainer's checkpoints.
     """
+    if checkpoints := [name for name in of_tasks if _CHECKPOINT.fullmatch(name)]:
+        raise ModelFolderError(
+            f"{folder}: {', '.join(checkpoints)} are checkpoints of one training, not prompts of several tasks: give "
+            f"one of them, {folder / max(checkpoints, key=lambda name: int(name.rpartition('-')[2]))}"
+        )
     lengths = {task: adapter.methods[0].prompt_length for task, adapter in of_tasks.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{task} has {length}" for task, length in lengths.items())
@@ -86,7 +94,9 @@ def prompts_together(folder: Path, of_tasks: Mapping[str, Adapter]) -> Adapter:
     first = next(iter(of_tasks.values()))
     method = PromptTuning(length=first.methods[0].prompt_length, init="random", tasks=tuple(of_tasks))
     return Adapter(
-        (method,), {path: np.concatenate([one.params[path] for one in of_tasks.values()]) for path in first.params}
+        (method,),
+        {path: np.concatenate([one.params[path] for one in of_tasks.values()]) for path in first.params},
+        first.base_name,
     )
 
 
@@ -133,6 +143,7 @@ def read_prefix(config: AdapterConfig, base: Base, tensors: AdapterTensors) -> A
     Raises:
       ModelFolderError: see `flanjax.interchange.peft.read_peft`.
     """
+    config.refuse_other_kind(base)
     length, layers = config.number("num_virtual_tokens", whole=True), base.config.stacks["decoder"]
     own_heads, head_dim = _heads(base.config), base.config.head_dim
     pairs = config.number("num_layers", layers, whole=True)
@@ -147,8 +158,7 @@ def read_prefix(config: AdapterConfig, base: Base, tensors: AdapterTensors) -> A
         raise config.error(f"num_layers is {pairs}, and the decoder has {layers}: peft itself leaves some without")
     submodules = 1 if base.causal else 2
     if config.number("num_transformer_submodules", submodules, whole=True) != submodules:
-        kind = "a decoder" if base.causal else "an encoder-decoder"
-        raise config.error(f"num_transformer_submodules is not {submodules}: it is no prefix of {kind}")
+        raise config.error(f"num_transformer_submodules is not {submodules}: it is no prefix of an encoder-decoder")
     flat = tensors.take({TENSOR: (length, 2 * pairs * width)})[TENSOR]
     slots = flat.reshape(length, pairs, 2, heads, head_dim)
     of_layer = slots[:, [submodules * layer % pairs for layer in range(layers)]].transpose(2, 1, 0, 3, 4)

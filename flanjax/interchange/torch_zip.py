@@ -165,6 +165,12 @@ class _Archive:
             raise ModelFolderError(
                 f"{self._path}: {name} {tensor.shape} reaches beyond the {storage.size} values of its storage"
             )
+        try:
+            tensor.of(np.empty(0, storage.dtype))  # a view that nobody reads
+        except (ValueError, OverflowError) as error:  # a stride of an axis of one, or an empty shape, beyond 64 bits
+            raise ModelFolderError(
+                f"{self._path}: {name} {tensor.shape} with strides {tensor.strides}: {error}"
+            ) from error
 
 
 def _follow(path: Path, program: bytes) -> dict[str, _Tensor]:

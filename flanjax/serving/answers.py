@@ -98,7 +98,7 @@ class Writer(abc.ABC):
 
     def __init__(self, job: Job, *, decode: Decode, names: Mapping[int, str]):
         self._job = job
-        self._spellers = [Speller(decode, names) for _ in range(len(job.inputs) * job.samples)]
+        self._spellers = [Speller(decode, names) for _ in range(job.answers)]
         self._tokens = 0
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": job.model}
 

@@ -5,8 +5,9 @@
     POST /v1/completions, POST /v1/chat/completions, GET /v1/models, GET /v1/models/NAME, GET /health
 
 A client that goes away lets go of its answers. One that reads slowly gets larger chunks (`flanjax.serving.driver`) and
-holds nobody up; one that does not read at all is cut off when its request's time is over. Bodies must be JSON by their
-content type too: a page in somebody's browser cannot send that to a server of theirs without being asked first.
+holds nobody up; one that does not read at all loses its answers when its request's time is over, and then its
+connection (`flanjax.serving.server`). Bodies must be JSON by their content type too: a page in somebody's browser
+cannot send that to a server of theirs without being asked first.
 """
 
 import asyncio
@@ -156,8 +157,9 @@ class _Reply(Response):
                 await send(_body(_event(error.body()), more=False))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = await self._service.writer(self._job)
-        with self._service.driver.submit(self._job.rows()) as answers:
+        with self._service.driver.admit(self._job.answers) as answers:
+            writer = await self._service.writer(self._job, answers)
+            answers.submit(self._job.rows())
             if self._job.stream:
                 await self._stream(answers, writer, send)
             else:
@@ -165,7 +167,7 @@ class _Reply(Response):
 
     async def _whole(self, answers: Answers) -> list[Piece]:
         if self._job.decoding is None:
-            return [_NOTHING] * (len(self._job.inputs) * self._job.samples)
+            return [_NOTHING] * self._job.answers
         pieces: list[list[Piece]] = [[] for _ in answers.rows]
         async for came in answers:
             for row, piece in came:
@@ -176,8 +178,7 @@ class _Reply(Response):
         headers = [(name.encode(), value.encode()) for name, value in _EVENTS.items()]
         begin = {"type": "http.response.start", "status": 200, "headers": headers}
         if self._job.decoding is None:
-            every = [(number, _NOTHING) for number in range(len(self._job.inputs) * self._job.samples)]
-            chunks = [*writer.first(), *(writer.chunk(row, piece) for row, piece in every)]
+            chunks = [*writer.first(), *(writer.chunk(number, _NOTHING) for number in range(self._job.answers))]
             await send(begin)
             await send(_body(b"".join(map(_event, chunks))))
         async for came in answers:

@@ -2,7 +2,8 @@
 
     driver = Driver(lambda: Engine(...), most_rows=64)
     driver.start()
-    with driver.submit([Row(ids=(5, 6, 1), decoding=DecodingConfig())]) as answers:
+    with driver.admit(1) as answers:
+        answers.submit([Row(ids=(5, 6, 1), decoding=DecodingConfig())])
         async for pieces in answers:            # [(0, Piece(tokens=(8, 9), text="Four.", ...))]
             ...
 
@@ -48,13 +49,19 @@ class Row:
 
 
 class Answers:
-    """The answers to one request's rows as they come; leaving its context lets go of rows that are not done."""
+    """The answers to one request as they come; leaving its context lets go of what is not done.
 
-    def __init__(self, driver: "Driver", rows: Sequence[Row]):
-        self.rows = tuple(rows)
+    Attributes:
+      count: how many it was admitted with, which it counts for whatever it is at.
+      rows: what has been submitted.
+    """
+
+    def __init__(self, driver: "Driver", count: int):
+        self.count, self.rows = count, tuple[Row, ...]()
         self._driver = driver
         self._waiting: dict[int, list[Piece]] = {}
-        self._unfinished = set(range(len(rows)))
+        self._unfinished: set[int] = set()
+        self._called: asyncio.Future[Any] | None = None
         self._failure: ApiError | None = None
         self._news = asyncio.Event()
 
@@ -65,6 +72,23 @@ class Answers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._driver._close(self)
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Queues the request's rows together."""
+        self.rows, self._unfinished = tuple(rows), set(range(len(rows)))
+        self._driver._inbox.put(lambda engine: self._driver._submit(engine, self))
+
+    async def call(self, do: Callable[[], T]) -> T:
+        """What `do` returns, called in the engine's thread between two steps.
+
+        Raises:
+          ApiError: the request was ended meanwhile.
+        """
+        if self._failure is not None:
+            raise self._failure
+        done: asyncio.Future[T] = self._driver._call(do)
+        self._called = done
+        return await done
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, Piece]]]:
         """What has come since the last time: (number of the row, piece), one of each row at the most.
@@ -89,6 +113,8 @@ class Answers:
     def _fail(self, failure: ApiError) -> None:
         self._failure = failure
         self._news.set()
+        if self._called is not None:
+            _settle(self._called, None, failure)
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
@@ -110,11 +136,11 @@ class Driver:
       ready: set once the engine is there; raises what opening it raised.
       failure: what a step of the engine raised; None again once an answer has come to its end since. Requests under
         way end with an error, later ones are tried.
-      rows: those under way and those that wait.
+      rows: answers under way and those that wait, of all requests that have been admitted.
 
     Arguments:
       open_engine: makes the engine, in that thread.
-      most_rows: of all requests together; more are refused.
+      most_rows: of all requests together; more are refused until there is room.
     """
 
     def __init__(self, open_engine: Callable[[], Engine], *, most_rows: int):
@@ -146,46 +172,25 @@ class Driver:
         if not self.ready.done() or self.ready.exception() is not None:
             raise ApiError(503, "the model is being loaded", code="loading", retry_after=2)
 
-    def submit(self, rows: Sequence[Row]) -> Answers:
-        """Queues rows together.
+    def admit(self, count: int) -> Answers:
+        """Counts a request for so many answers among those under way, until its context is left.
 
         Raises:
-          ApiError: as `require_ready`; so many rows are too many, now or ever.
+          ApiError: as `require_ready`; so many are too many now.
         """
         self.require_ready()
-        if len(rows) > self._most_rows:
-            raise ApiError(400, f"{len(rows)} answers at once: this server takes at most {self._most_rows}")
-        if self.rows + len(rows) > self._most_rows:
+        if self.rows + count > self._most_rows:
             raise ApiError(
                 429,
-                f"{self.rows} answers are under way or wait: with {len(rows)} more there would be more than "
+                f"{self.rows} answers are under way or wait: with {count} more there would be more than "
                 f"{self._most_rows}; ask again later",
                 code="queue_full",
                 retry_after=1,
             )
-        answers = Answers(self, rows)
+        answers = Answers(self, count)
         self._open.add(answers)
-        self.rows += len(rows)
-        self._inbox.put(lambda engine: self._submit(engine, answers))
+        self.rows += count
         return answers
-
-    async def call(self, do: Callable[[], T]) -> T:
-        """What `do` returns, called in the engine's thread between two steps.
-
-        Raises:
-          ApiError: as `require_ready`.
-        """
-        self.require_ready()
-        done: asyncio.Future[T] = self._loop.create_future()
-
-        def run(engine: Engine) -> None:
-            try:
-                self._tell(_settle, done, do(), None)
-            except Exception as error:
-                self._tell(_settle, done, None, error)
-
-        self._inbox.put(run)
-        return await done
 
     def refuse_all(self, failure: ApiError) -> None:
         """Ends all requests under way with an error."""
@@ -196,9 +201,23 @@ class Driver:
         if answers not in self._open:
             return
         self._open.discard(answers)
-        self.rows -= len(answers.rows)
+        self.rows -= answers.count
         if answers._unfinished:
             self._inbox.put(lambda engine: self._cancel(engine, answers))
+
+    def _call(self, do: Callable[[], T]) -> "asyncio.Future[T]":
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def run(engine: Engine) -> None:
+            if done.done():  # whoever asked has gone
+                return
+            try:
+                self._tell(_settle, done, do(), None)
+            except Exception as error:
+                self._tell(_settle, done, None, error)
+
+        self._inbox.put(run)
+        return done
 
     # --- the thread ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """What a request asks for: the bodies of both APIs as one `Job`, in token ids and a `DecodingConfig`.
 
-    reader = Reader(model, name="flan-t5-small", max_length=2048)
+    reader = Reader(model, name="flan-t5-small", max_length=2048, most_answers=64)
     job = reader.completion(Fields.of(b'{"model": "flan-t5-small", "prompt": "Is 7 odd?", "temperature": 0}'))
     job.rows()                  # [Row(ids=(27, 489, ..., 1), decoding=DecodingConfig(max_new_tokens=16))]
 
@@ -61,6 +61,11 @@ class Job:
     stream: bool = False
     include_usage: bool = False
 
+    @property
+    def answers(self) -> int:
+        """How many are asked for; where a prompt is echoed alone it counts as one."""
+        return len(self.inputs) * self.samples
+
     def rows(self) -> list[Row]:
         """The answers that are wanted, those to one prompt next to each other.
 
@@ -91,18 +96,20 @@ class Reader:
     Attributes:
       names: what the model is asked by, and the number of the learnt prompt that each stands for.
       max_length: tokens of a prompt and its answer together.
+      most_answers: to one request.
 
     Arguments:
       model: of `flanjax.load`.
       name: of the model. One with learnt prompts of tasks is asked as NAME:TASK.
       max_length: as above.
+      most_answers: as above.
     """
 
-    def __init__(self, model: Model, *, name: str, max_length: int):
+    def __init__(self, model: Model, *, name: str, max_length: int, most_answers: int):
         self._model, self._vocabulary = model, model.vocabulary
         tasks = enumerate(model.config.prompt_tasks)
         self.names = {f"{name}:{task}": number for number, task in tasks} or {name: 0}
-        self.max_length = max_length
+        self.max_length, self.most_answers = max_length, most_answers
         self._chat = own_chat(model.vocabulary)
 
     def known(self, name: str) -> str:
@@ -123,13 +130,13 @@ class Reader:
           ApiError: a field is missing, of another type, outside its range, or asks for what this server does not do.
         """
         model, prompt = self._named(fields)
-        texts, inputs = self._prompts(fields)
+        samples = fields.whole("n", 1, least=1, most=MOST_SAMPLES)
+        texts, inputs = self._prompts(fields, samples)
         echo = fields.flag("echo")
         if echo and self._vocabulary.separate_inputs:
             why = "an encoder-decoder does not go on from its input, so there is nothing to echo"
             raise ApiError(400, f"echo: {why}; score targets with Model.score", param="echo")
         most = fields.whole("max_tokens", COMPLETION_TOKENS, least=0 if echo else 1)
-        samples = fields.whole("n", 1, least=1, most=MOST_SAMPLES)
         fields.require_unused("best_of", "only the answers themselves are made; leave it out", samples)
         fields.require_unused("suffix", "text is only continued at its end; leave it out", "")
         logprobs = fields.whole("logprobs", None, least=0, most=MOST_LOGPROBS)
@@ -176,6 +183,7 @@ class Reader:
         name = "max_completion_tokens" if fields.get("max_completion_tokens", int) is not None else "max_tokens"
         room = max(self.max_length - self._length(inputs[0]), 1)
         most, samples = fields.whole(name, room, least=1), fields.whole("n", 1, least=1, most=MOST_SAMPLES)
+        self._require_few(samples, "n")
         fields.ignore("max_tokens", "parallel_tool_calls", *_IGNORED)
         self._require_room(inputs, most, name)
         wanted, top = fields.flag("logprobs"), fields.whole("top_logprobs", None, least=0, most=MOST_LOGPROBS)
@@ -204,11 +212,12 @@ class Reader:
             fields.refuse("model", f"one of {', '.join(self.names)}")
         return self.known(name), self.names[name]
 
-    def _prompts(self, fields: Fields) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    def _prompts(self, fields: Fields, samples: int) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
         """The texts and the ids of all prompts."""
         given = fields.get("prompt", str, list)
         if isinstance(given, str) or (given and all(map(_is_id, given))):
             given = [given]
+        self._require_few(len(given or ()) * samples, "prompt")  # before any is tokenized
         if given and all(isinstance(text, str) for text in given):
             texts = tuple(given)
             inputs = [tuple(self._vocabulary.as_inputs(self._vocabulary.encode(text))) for text in texts]
@@ -253,6 +262,15 @@ class Reader:
             )
         except DecodingError as error:
             raise ApiError(400, str(error), param=str(error).partition(" ")[0]) from error
+
+    def _require_few(self, answers: int, name: str) -> None:
+        if answers > self.most_answers:
+            raise ApiError(
+                400,
+                f"{answers} answers at once: this server takes at most {self.most_answers}; ask for them in several "
+                "requests",
+                param=name,
+            )
 
     def _length(self, ids: Sequence[int]) -> int:
         return len(ids) + self._model.config.prompt_length

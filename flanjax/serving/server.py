@@ -4,12 +4,16 @@
 
 SIGTERM and SIGINT: new requests get 503 and `/health` says so, those under way have `grace` seconds to end, then they
 are ended with an error. A second signal does not wait.
+
+A connection that stands still is ended: one whose client takes nothing of what is written to it when it is to be
+closed, and one on which the head of a request does not come to its end. uvicorn waits for either without an end.
 """
 
 import asyncio
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -20,6 +24,7 @@ from flanjax.serving.service import Service
 _TICK = 0.05  # seconds between looks whether all answers have ended
 _FAREWELL = 2  # seconds for connections to take what is written
 _LAST_STEP = 10.0  # seconds for the engine's thread to come to an end
+_STILL = 30.0  # seconds that a connection may stand still, at least; at most twice as many
 
 
 class _Server(uvicorn.Server):
@@ -38,6 +43,20 @@ class _Server(uvicorn.Server):
         )
         self._service, self._grace = service, grace
         self._loop = asyncio.get_running_loop()
+
+    async def end_still_connections(self) -> None:
+        """Looks after connections, as the module has it, until it is cancelled."""
+        before: dict[Any, Any] = {}
+        while True:
+            await asyncio.sleep(_STILL)
+            now: dict[Any, Any] = {}
+            for connection in list[Any](self.server_state.connections):
+                cycle, transport = connection.cycle, connection.transport  # the last request, or None, and its socket
+                if cycle is None or cycle.response_complete or transport.is_closing():
+                    now[connection] = cycle, transport.get_write_buffer_size()
+                    if now[connection] == before.get(connection):
+                        transport.abort()
+            before = now
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining:
@@ -74,6 +93,7 @@ async def serve(service: Service, listening: socket.socket, *, grace: float, on_
     service.start()
     server, ready = _Server(service, grace), service.driver.ready
     running = asyncio.create_task(server.serve(sockets=[listening]))
+    watching = asyncio.create_task(server.end_still_connections())
     try:
         await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
@@ -83,4 +103,5 @@ async def serve(service: Service, listening: socket.socket, *, grace: float, on_
     finally:
         server.should_exit = True
         await running
+        watching.cancel()
         service.driver.stop(_LAST_STEP)

@@ -3,7 +3,8 @@
 service = Service(lambda: flanjax.load("runs/demo"), Settings(name="demo"))
 service.start()                             # in an event loop; opens the model on a thread
 job = service.reader.completion(fields)     # once `service.driver.ready` is done
-with service.driver.submit(job.rows()) as answers:
+with service.driver.admit(job.answers) as answers:
+    answers.submit(job.rows())
     ...
 """
 
@@ -19,7 +20,7 @@ from flanjax.loading import Model
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.serving.answers import ChatWriter, CompletionWriter, Writer
-from flanjax.serving.driver import Driver
+from flanjax.serving.driver import Answers, Driver
 from flanjax.serving.errors import ApiError, ServingError
 from flanjax.serving.requests import Job, Reader
 
@@ -39,7 +40,7 @@ class Settings:
       max_length: tokens of a prompt and its answer together; None for the model's positions, 2048 where they have no
         end.
       max_body: bytes of a request.
-      timeout: seconds for a request, from its first byte to the last of its answer.
+      timeout: seconds for a request, from the end of its head to the last byte of its answer.
 
     Raises:
       ServingError: a number is too small.
@@ -104,7 +105,8 @@ class Service:
     ):
         self.settings, self.draining = settings, False
         self._open_model, self._make_engine = open_model, make_engine
-        self.driver = Driver(self._open, most_rows=settings.slots + settings.max_queue)
+        self._most_answers = settings.slots + settings.max_queue
+        self.driver = Driver(self._open, most_rows=self._most_answers)
 
     def start(self) -> None:
         """Begins to open the model; called in the event loop."""
@@ -130,9 +132,9 @@ class Service:
             return 503, {"status": "engine_failed", "message": repr(self.driver.failure)}
         return 200, {"status": "ready", "answers": self.driver.rows, "slots": self.settings.slots}
 
-    async def writer(self, job: Job) -> Writer:
-        """What writes the answers to a request, in the form of its API."""
-        scores = await self._scores(job) if job.echo is not None and job.logprobs is not None else ()
+    async def writer(self, job: Job, answers: Answers) -> Writer:
+        """What writes the answers to a request that has been admitted, in the form of its API."""
+        scores = await self._scores(job, answers) if job.echo is not None and job.logprobs is not None else ()
         names = {id_: text for text, id_ in self._model.vocabulary.control_tokens.items()}
         names.setdefault(self._model.vocabulary.eos_id, "</s>")
         decode = self._model.vocabulary.decode
@@ -140,12 +142,12 @@ class Service:
             return ChatWriter(job, decode=decode, names=names)
         return CompletionWriter(job, decode=decode, names=names, scores=scores)
 
-    async def _scores(self, job: Job) -> list[Sequence[TokenLogprob]]:
+    async def _scores(self, job: Job, answers: Answers) -> list[Sequence[TokenLogprob]]:
         """Of each prompt, the log-probabilities of its tokens after the first."""
         found: list[Sequence[TokenLogprob]] = []
         for start in range(0, len(job.inputs), _SCORED_TOGETHER):
             some = job.inputs[start : start + _SCORED_TOGETHER]
-            found += await self.driver.call(lambda some=some: self._score(some, job))  # type: ignore[misc]
+            found += await answers.call(lambda some=some: self._score(some, job))  # type: ignore[misc]
         return found
 
     def _score(self, inputs: Sequence[Sequence[int]], job: Job) -> list[Sequence[TokenLogprob]]:
@@ -169,6 +171,6 @@ class Service:
             most = config.max_positions if isinstance(config, DecoderConfig) else DEFAULT_LENGTH
         if isinstance(config, DecoderConfig):
             require_positions(config, most)
-        self.reader = Reader(model, name=self.settings.name, max_length=most)
+        self.reader = Reader(model, name=self.settings.name, max_length=most, most_answers=self._most_answers)
         self._model = model
         return self._make_engine(model, self.settings)

@@ -244,7 +244,9 @@ def make_train_step(
                 sums = loss_sums(config, compute, loss, params, batch, layout.mesh, dropout_key=dropout_key)
                 return sums.loss, sums
 
-            grads, sums = jax.grad(loss_of, has_aux=True)(state.params)
+            # A gradient has the dtype of what it is taken of: in bfloat16 it would be rounded before it is summed.
+            wide = jax.tree.map(lambda p: p.astype(jnp.float32), state.params)
+            grads, sums = jax.grad(loss_of, has_aux=True)(wide)
             # Without it the sums would lie as XLA guesses, whole on each device at the worst.
             return jax.lax.with_sharding_constraint(grads, layout.shardings.params), sums
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from flanjax.models.config import DTYPES
 from flanjax.models.layers import Adaptable, Adapter, Dropout, Linear, parameter, project
-from flanjax.models.model import ModelConfig
+from flanjax.models.model import ModelConfig, abstract_params
 from flanjax.tuning.method import (
     Encode,
     Flat,
@@ -35,6 +35,7 @@ from flanjax.tuning.method import (
     projections,
     split_adapter,
 )
+from flanjax.tuning.partition import flatten
 from flanjax.tuning.patterns import Patterns, as_patterns, check_each_decides, decide
 
 # What a pattern may name: the projections of the layers. The head and the tables are not projections of a layer.
@@ -126,12 +127,28 @@ class LoRA(Method):
         return f"/{self.name}/" in path
 
     def check(self, model: ModelConfig, paths: list[str]) -> None:
-        """Refuses targets and patterns that are not there; `LowRank` refuses a rank that is too large."""
+        """Refuses targets and patterns that are not there."""
         adapters, _ = split_adapter(dict.fromkeys(paths), self.name)
         if not adapters:
             raise no_match(self, "targets", projections(paths))
         for field in ("rank_pattern", "alpha_pattern"):
             check_each_decides(getattr(self, field), list(adapters), f"LoRA.{field}", TuningError)
+
+    def check_choice(self, model: ModelConfig) -> None:
+        """Refuses a rank that a target cannot have; an adapter that PEFT keeps for several together may be of one."""
+        params = abstract_params(dataclasses.replace(model, added=(self,)))
+        adapters, _ = split_adapter(flatten(params), self.name)
+        for projection, parts in adapters.items():
+            self._check_rank(projection, parts["a"].shape[-2], parts["b"].shape[-1])
+
+    def _check_rank(self, projection: str, *sizes: int) -> None:
+        rank = self.rank_of(projection)
+        if rank > min(sizes):
+            field = "rank" if rank == self.rank else "rank_pattern"
+            raise TuningError(
+                f"LoRA.{field} = {rank} is larger than a target of {' x '.join(map(str, sizes))}: "
+                f"give at most {min(sizes)} for {projection}, or other targets"
+            )
 
     def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The norms of DoRA, and of PiSSA A, B and what they leave of the kernel, all from the base's kernels.
@@ -145,6 +162,7 @@ class LoRA(Method):
             if self.dora:
                 begun[f"{adapter}/magnitude"] = jax.jit(_column_norms)(jnp.asarray(kernel))
             if self.init == "pissa":
+                self._check_rank(projection, *kernel.shape[-2:])
                 begun[f"{adapter}/a"], begun[f"{adapter}/b"], begun[f"{projection}/kernel"] = _principal(
                     jnp.asarray(kernel), self.rank_of(projection), self.scale_of(projection), self.dtype
                 )
@@ -172,12 +190,6 @@ class LowRank(Adapter):
     def __init__(self, linear: Linear, method: LoRA, projection: str):
         (size_in, size_out), (axis_in, axis_out) = linear.shape, linear.axes
         rank, dtype = method.rank_of(projection), jnp.dtype(method.dtype)
-        if rank > min(size_in, size_out):
-            field = "rank" if rank == method.rank else "rank_pattern"
-            raise TuningError(
-                f"LoRA.{field} = {rank} is larger than a target of {size_in} x {size_out}: "
-                f"give at most {min(size_in, size_out)} for {projection}, or other targets"
-            )
         self.scale = method.scale_of(projection)
         self.rate = method.dropout
         # PiSSA puts its own values in their place.

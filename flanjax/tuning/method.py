@@ -38,7 +38,7 @@ class Method(abc.ABC):
       quantizes: whether it keeps kernels of the model's own in another form, as `flanjax.models.layers.Packed`. It then
         begins after all methods that do not, which read and change the kernels themselves, and a model is merged
         without it, into the kernels that it was made from.
-      merges: whether a plain model can hold what it adds; if not, `merge` raises.
+      merges: whether a plain model can hold what it adds; if not, `merge` raises where it added something.
       notice: what a person should know when a run starts.
     """
 
@@ -102,6 +102,18 @@ class Method(abc.ABC):
 
         Raises:
           TuningError: it does not fit; the message says what does.
+        """
+
+    def check_choice(self, model: ModelConfig) -> None:  # noqa: B027  most choices make sense
+        """Refuses what can be computed, and nobody would choose.
+
+        A person's own methods are asked, those that were read from an adapter are not.
+
+        Arguments:
+          model: without methods.
+
+        Raises:
+          TuningError: it makes no sense; the message says what does.
         """
 
     def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:

@@ -106,6 +106,15 @@ def unquantized(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, added=tuple(method for method in methods_of(model) if not method.quantizes))
 
 
+def counted(model: ModelConfig) -> dict[str, int]:
+    """How many weights have each label; of a quantized kernel those that it stands for, and not bytes of codes."""
+    plain = unquantized(model)
+    labels, counts = Partition.of(plain).labels, {TRAINABLE: 0, FROZEN: 0}
+    for path, leaf in flatten(abstract_params(plain)).items():
+        counts[labels[path]] += leaf.size
+    return counts
+
+
 def begin(model: ModelConfig, base: Params, encode: Encode, seed: int) -> Params:
     """The parameters that tuning starts from: the base's and those added, as the methods begin them.
 

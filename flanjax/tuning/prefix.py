@@ -55,6 +55,7 @@ class PrefixTuning(Method):
     """
 
     name: ClassVar[str] = "prefix"
+    merges: ClassVar[bool] = False
     length: int = 30
     attentions: str = DECODER
     hidden_dim: int | None = None

@@ -49,6 +49,7 @@ class PromptMethod(Method):
       TuningError: a length below 1, or a task twice.
     """
 
+    merges: ClassVar[bool] = False
     length: int = 100
     tasks: tuple[str, ...] = ()
 

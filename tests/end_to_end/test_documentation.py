@@ -16,7 +16,7 @@ import pytest
 from flanjax import data_door, doors, materialize
 from flanjax.data.catalog import find, is_path, shipped
 from flanjax.run import CONFIGURABLES, Run
-from flanjax.tuning.lora import ALL_LINEAR
+from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.select import LAYER_NORMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,13 +82,23 @@ def test_every_tuning_file_builds_after_a_run_file(name: str) -> None:
     doors.configure(doors.GinSources(files=("finetune.gin", name), overrides=overrides), CONFIGURABLES)
     run = doors.build(Run)
     assert isinstance(run, Run)
-    assert run.tuning
+    assert run.tuning or run.optimizer.layer_decay
     head = doors.find_gin_file(name).read_text()
     assert f"`{name}`" in (ROOT / "docs" / "tuning.md").read_text()
     assert f"--gin_file=finetune.gin --gin_file={name}" in head
     assert "# Published: " in head or "# Our choice, all of it" in head
 
 
+OF_ELECTRA = {
+    "name": "adamw",
+    "learning_rate": 1e-4,
+    "layer_decay": 0.8,
+    "weight_decay": 0.01,
+    "epsilon": 1e-6,
+    "schedule": "linear",
+    "warmup_ratio": 0.1,
+    "global_norm_clip": 1.0,
+}
 OF_T_FEW = {
     "name": "adafactor",
     "schedule": "linear",
@@ -132,6 +142,8 @@ OF_LESTER = {
         ("parallel.gin", [{"style": "parallel", "bottleneck": 512, "scale": 4.0}], {"learning_rate": 5e-5}),
         ("pfeiffer.gin", [{"style": "pfeiffer", "bottleneck": 768 // 16}], {}),
         ("bitfit.gin", [{}], {"learning_rate": 3e-4}),
+        ("freeze.gin", [{"parameters": "token_embedder/.*"}], {"name": "adafactor"}),
+        ("layer_decay.gin", [], OF_ELECTRA),
     ],
 )
 def test_a_tuning_file_has_the_published_settings(
@@ -148,6 +160,17 @@ def test_a_tuning_file_has_the_published_settings(
         assert (run.loss.z_loss, run.loss.label_smoothing) == (1e-4, 0.0)
     if name == "qlora.gin":
         assert run.compute.dtype == "bfloat16"
+
+
+def test_a_tuning_file_follows_a_models_own_run_file_too() -> None:
+    overrides = tuple((macro, repr("x")) for macro in ("MODEL_DIR", "INIT_FROM", "DATA_DIR", "MIXTURE"))
+    doors.configure(doors.GinSources(files=("flan_t5_small.gin", "lora.gin"), overrides=overrides), CONFIGURABLES)
+    run = doors.build(Run)
+    assert isinstance(run, Run)
+    assert run.tuning == (LoRA(rank=8, alpha=8),)
+    assert (run.optimizer.name, run.optimizer.learning_rate) == ("adamw", 1e-3)
+    assert run.model is not None
+    assert run.model.embed_dim == 512
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import flanjax
+from flanjax.generation.batches import PAD_ID
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import beam_search, generate
 from flanjax.interchange.hf_t5 import read_hf_t5
@@ -55,6 +56,32 @@ def test_what_hypotheses_are_worth_is_transformers_sequences_scores(pairs, kind)
     assert [len(hypotheses) for hypotheses in found] == [4, 4]
     np.testing.assert_allclose([x.worth for x in found[1]], made.sequences_scores, rtol=1e-4)
     assert [x.ids for hypotheses in found for x in hypotheses] == pair.answers(decoding, [INPUTS[0], ids])
+
+
+def whole_ones(pair, eos_ids):
+    decoding = DecodingConfig(num_beams=3, num_samples=3, max_new_tokens=LIMIT, eos_ids=eos_ids)
+    found = beam_search(pair.config, Compute(), pair.params, INPUTS, decoding)
+    return [hypothesis for hypotheses in found for hypothesis in hypotheses]
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_hypotheses_say_why_they_ended(pairs, kind):
+    assert {one.finish for one in whole_ones(pairs[kind], ())} == {"length"}
+    ended = whole_ones(pairs[kind], EOS[kind])
+    assert {one.finish for one in ended} == {"stop", "length"}
+    assert all(len(one.ids) < LIMIT for one in ended if one.finish == "stop")
+    assert all(len(one.ids) == LIMIT for one in ended if one.finish == "length")
+
+
+def test_padding_in_an_answer_is_no_end(pairs):
+    pair = pairs["t5"]
+    swapped = [PAD_ID, whole_ones(pair, ())[0].ids[0]]  # so that padding is as likely as that token was
+    kernel = np.array(pair.params["decoder"]["logits_dense"]["kernel"])
+    kernel[:, swapped] = kernel[:, swapped[::-1]]
+    params = pair.params | {"decoder": pair.params["decoder"] | {"logits_dense": {"kernel": kernel}}}
+    found = whole_ones(pair._replace(params=params), ())
+    assert min(len(one.ids) for one in found) < LIMIT, "some padding is left out"
+    assert {one.finish for one in found} == {"length"}
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])

@@ -226,6 +226,56 @@ def test_a_failing_device_ends_what_is_under_way_and_not_what_waits(pairs, monke
     assert [waiting.ids] == pairs["llama"].answers(decoding, INPUTS[1:2])
 
 
+@pytest.mark.parametrize("program", ["empty", "resized", "put"])
+def test_a_device_without_room_ends_those_it_was_for_and_not_what_waits(pairs, monkeypatch, program):
+    ours, decoding = engine(pairs["llama"]), DecodingConfig(max_new_tokens=40, eos_ids=())
+    lost = [ours.submit(INPUTS[0], decoding)]
+    if program != "empty":
+        assert ours.run_once()
+        assert not lost[0].done
+    lost += [ours.submit(ids, decoding) for ids in INPUTS[:3]]
+    waiting = ours.submit(INPUTS[1], decoding)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"flanjax.generation.engine.{program}", lambda *_, **__: [][0])
+        with pytest.raises(IndexError):
+            ours.run_once()
+    assert [(request.done, type(request.error)) for request in lost] == [(True, IndexError)] * 4
+    assert not waiting.done
+    until_done(ours)
+    assert [waiting.ids] == pairs["llama"].answers(decoding, INPUTS[1:2])
+
+
+@jax.jit
+def too_much(x):
+    """A number that the device fails to make, for want of a mebibyte of gibibytes."""
+    return jnp.sin(x[:, None] * x).sum() + (x[:, None] * x @ x).sum()
+
+
+def test_an_input_that_cannot_be_read_takes_no_other_with_it(pairs, monkeypatch):
+    pair, odd, decoding = pairs["t5"], INPUTS[3], DecodingConfig(max_new_tokens=6, eos_ids=())
+    counts = []
+
+    def reading(config, compute, params, tokens, segments, **how):
+        counts.append(len(tokens))
+        start = read(config, compute, params, tokens, segments, **how)
+        fails = any(row[: len(odd)].tolist() == odd for row in tokens)
+        return jax.tree.map(lambda x: too_much(jnp.ones(2**24)), start) if fails else start
+
+    monkeypatch.setattr("flanjax.generation.engine.read", reading)
+    ours = engine(pair, slots=16)
+    before = ours.submit(INPUTS[2], dataclasses.replace(decoding, max_new_tokens=40))
+    ours.run_once()
+    requests = [ours.submit(ids, decoding) for ids in INPUTS]
+    until_done(ours)
+    assert max(counts) > 2, "it was read with others"
+    failed = requests.pop(3)
+    assert (failed.done, failed.finish, failed.ids) == (True, None, [])
+    assert isinstance(failed.error, jax.errors.JaxRuntimeError)
+    assert "RESOURCE_EXHAUSTED" in str(failed.error)
+    assert [request.ids for request in requests] == pair.answers(decoding, [ids for ids in INPUTS if ids != odd])
+    assert (before.error, before.finish) == (None, "length")
+
+
 def test_requests_come_from_any_thread(pairs):
     ours, decoding, requests = engine(pairs["t5"]), DecodingConfig(max_new_tokens=6, eos_ids=()), {}
 

@@ -160,6 +160,8 @@ TO_PEFT: dict[str, tuple[tuple[Method, ...], tuple[str, ...]]] = {
     ),
     "dora": ((LoRA(rank=2, alpha=6, dora=True),), ()),
     "pissa": ((LoRA(rank=2, alpha=6, init="pissa", rank_pattern=((".*/self_attention/.*", 3),)),), ()),
+    # Rank and alpha double, to more than the 12 outputs of a query have.
+    "pissa_of_a_high_rank": ((LoRA(rank=9, init="pissa"),), ()),
     "rs_pissa": ((LoRA(rank=2, alpha=6, init="pissa", rank_stabilized=True),), ()),
     "pissa_dora": ((LoRA(rank=2, init="pissa", dora=True),), ()),
     "bfloat16": ((LoRA(rank=2, dtype="bfloat16"),), ()),
@@ -351,6 +353,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"unknown: encoder\.block\.0\.layer\.0\.SelfAttention\.k\.lora_A\.weight \(2, 32\)",
     ),
     "no_tensors": (lambda f: with_tensors(f, lambda t: t.clear()), "holds no tensors"),
+    "a_tensor_without_numbers": (
+        lambda f: with_tensors(f, lambda t: t.update({f"{BLOCK}.q.lora_A.weight": np.zeros((0, 32), np.float32)})),
+        r"wrong shape: .*SelfAttention\.q\.lora_A\.weight is \(0, 32\), not \(2, 32\)",
+    ),
+    "only_tensors_without_numbers": (
+        lambda f: with_tensors(f, lambda t: t.update({k: np.zeros((0, 2), np.float32) for k in t})),
+        r"wrong shape: .*lora_A\.weight is \(0, 2\)",
+    ),
     "empty_file": (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "truncated or not a safetensors"),
     "infinity": (lambda f: with_tensors(f, infinite), r"SelfAttention\.q\.lora_B\.weight holds NaN or infinity"),
     "whole_numbers": (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from flanjax.interchange import peft
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_decoder import read_hf_decoder
 from flanjax.interchange.peft import adapter_on, read_peft, write_peft
@@ -207,6 +208,35 @@ def test_queries_and_values_of_one_module_become_one_adapter_of_their_ranks_toge
     # A third of the rows is each of queries, keys (zero) and values.
     assert [int((b != 0)[:, column].sum()) for column in range(4)] == [32] * 4
     assert int((b != 0).any(axis=1).sum()) == 64
+
+
+def test_ranks_together_may_be_more_than_the_one_key_head_is_wide(base, tmp_path):
+    folder, config, params = base("falcon")
+    model = dataclasses.replace(config, added=(LoRA(rank=4, targets=ALL_LINEAR),))
+    tuned = moved(model, params)
+    write_peft(tmp_path / "adapter", model, tuned, model_type="falcon")
+    expected = our_logits(model, tuned)
+    np.testing.assert_allclose(peft_logits(folder, tmp_path / "adapter"), expected, rtol=1e-4, atol=2e-4)
+    again, back = adapter_on(read_peft(tmp_path / "adapter", config), config, params)
+    a = flatten(back)["decoder/layers/self_attention/key/lora/a"]
+    assert a.shape[-1] == 3 * 4 > config.num_kv_heads * config.head_dim
+    np.testing.assert_allclose(our_logits(again, back), expected, rtol=1e-4, atol=2e-4)
+
+
+def test_what_is_written_is_put_on_its_base_before_it_is_kept(base, tmp_path, monkeypatch):
+    _, config, params = base("llama")
+    model = dataclasses.replace(config, added=(LoRA(rank=2),))
+    reads = peft.read_peft
+
+    def without_one(*args, **kwargs):
+        adapter = reads(*args, **kwargs)
+        kept = dict(list(adapter.params.items())[1:])
+        return dataclasses.replace(adapter, params=kept)
+
+    monkeypatch.setattr(peft, "read_peft", without_one)
+    with pytest.raises(TuningError, match="of the adapter is None, and its methods ask for"):
+        write_peft(tmp_path / "adapter", model, moved(model, params))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("family", FUSED)

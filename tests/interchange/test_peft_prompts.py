@@ -16,8 +16,10 @@ from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.peft import adapter_on, read_peft, write_peft
 from flanjax.models.config import Compute, T5Config
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import init_params as init_any
 from flanjax.models.t5 import build, init_params
-from flanjax.tuning.method import Method
+from flanjax.tuning.method import Method, TuningError
 from flanjax.tuning.p_tuning import PTuning
 from flanjax.tuning.partition import flatten
 from flanjax.tuning.prefix import PrefixTuning, folded
@@ -169,6 +171,64 @@ def test_folders_of_other_adapters_are_not_read_together(tmp_path: Path) -> None
     write("mixed/b", PrefixTuning(length=3))
     with pytest.raises(ModelFolderError, match="an adapter that has a name lies in a folder of it: a, b"):
         read_peft(tmp_path / "mixed", BASE)
+
+
+def test_checkpoints_of_one_training_are_not_taken_for_tasks(tmp_path: Path) -> None:
+    def write(name: str, *tasks: str) -> None:
+        model = dataclasses.replace(BASE, added=(PromptTuning(length=3, init="random", tasks=tasks),))
+        write_peft(tmp_path / name, model, moved(model, jax.device_get(init_params(BASE, 0))))
+
+    for step in (500, 1500, 1000):
+        write(f"trainer/checkpoint-{step}")
+    with pytest.raises(
+        ModelFolderError, match=r"checkpoints of one training, .*one of them, .*trainer/checkpoint-1500"
+    ):
+        read_peft(tmp_path / "trainer", BASE)
+    assert read_peft(tmp_path / "trainer" / "checkpoint-500", BASE).methods[0].prompt_tasks == ()
+    with pytest.raises(TuningError, match="'checkpoint-7', which is no name of a folder"):
+        write("ours", "a", "checkpoint-7")
+    assert not (tmp_path / "ours").exists()
+    write("ours", "a", "checkpointed")
+    assert read_peft(tmp_path / "ours", BASE).methods[0].prompt_tasks == ("a", "checkpointed")
+
+
+DECODER = DecoderConfig(vocab_size=64, embed_dim=32, num_layers=3, num_heads=3, num_kv_heads=3, head_dim=4, mlp_dim=48)
+
+
+@pytest.mark.parametrize(
+    "method", [PromptTuning(length=3, init="random"), PrefixTuning(length=3)], ids=["prompt", "prefix"]
+)
+def test_what_was_trained_on_one_kind_of_model_does_not_open_on_the_other(tmp_path: Path, method: Method) -> None:
+    def write(name: str, base: T5Config | DecoderConfig, **changes: object) -> Path:
+        model = dataclasses.replace(base, added=(method,))
+        write_peft(tmp_path / name, model, moved(model, jax.device_get(init_any(base, 0))))
+        path = tmp_path / name / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        return path.parent
+
+    for_t5, for_decoder = write("t5", BASE), write("decoder", DECODER)
+    with pytest.raises(
+        ModelFolderError, match=r"task_type is 'SEQ_2_SEQ_LM': .* an encoder-decoder, and this .* a decoder"
+    ):
+        read_peft(for_t5, DECODER)
+    with pytest.raises(
+        ModelFolderError, match=r"task_type is 'CAUSAL_LM': .* a decoder, and this .* an encoder-decoder"
+    ):
+        read_peft(for_decoder, BASE)
+    unsaid = write("unsaid", DECODER, task_type=None, num_transformer_submodules=None)
+    assert read_peft(unsaid, DECODER).methods == (method,)
+    two = write("two", DECODER, task_type=None, num_transformer_submodules=2)
+    with pytest.raises(ModelFolderError, match=r"num_transformer_submodules is 2: .* an encoder-decoder"):
+        read_peft(two, DECODER)
+
+
+def test_a_decoder_has_no_second_half_of_a_prompt(tmp_path: Path) -> None:
+    model = dataclasses.replace(DECODER, added=(PromptTuning(length=4, init="random"),))
+    write_peft(tmp_path / "adapter", model, moved(model, jax.device_get(init_any(DECODER, 0))))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_virtual_tokens": 2}))
+    with pytest.raises(ModelFolderError, match=r"prompt_embeddings is \(4, 32\), not \(2, 32\)"):
+        read_peft(tmp_path / "adapter", DECODER)
 
 
 def test_peft_opens_what_a_network_made_without_one_and_goes_on_from_it(

@@ -158,6 +158,51 @@ def test_every_cut_and_every_changed_byte_of_a_description_is_harmless(
     assert refused > len(program)
 
 
+def described(shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
+    """A description of one tensor "a" over the storage "0" of 3 numbers, as torch writes it but for its numbers."""
+
+    def whole(number: int) -> bytes:
+        digits = pickle.encode_long(number)
+        return pickle.LONG1 + bytes([len(digits)]) + digits
+
+    def text(word: str) -> bytes:
+        return pickle.BINUNICODE + len(word).to_bytes(4, "little") + word.encode()
+
+    def numbers(of: tuple[int, ...]) -> bytes:
+        return pickle.MARK + b"".join(map(whole, of)) + pickle.TUPLE
+
+    storage = text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + whole(3)
+    called = pickle.MARK + storage + pickle.TUPLE + pickle.BINPERSID + whole(0) + numbers(shape) + numbers(strides)
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + pickle.MARK + called + pickle.TUPLE + pickle.REDUCE
+    return pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + text("a") + tensor + pickle.SETITEM + pickle.STOP
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((3, 1), (1, 2**63)),
+        ((1,), (2**200,)),
+        ((0, 2**40), (2**40, 1)),
+        ((0, 2**62, 2**62), (0, 0, 0)),
+        ((0, 2**70), (1, 1)),
+    ],
+)
+def test_numbers_beyond_64_bits_are_refused_or_harmless(
+    save: Callable[[Any], Path], tmp_path: Path, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    import torch
+
+    path = save({"a": torch.arange(3.0)})
+    plain = with_description(path, described((3,), (1,)), tmp_path / "plain.pt")
+    np.testing.assert_array_equal(read_torch_zip(plain)["a"], [0, 1, 2])
+    changed = with_description(path, described(shape, strides), tmp_path / "changed.pt")
+    if shape == (0, 2**40):  # an empty tensor, which needs no room
+        assert read_torch_zip(changed)["a"].shape == shape
+        return
+    with pytest.raises(ModelFolderError, match=r"changed\.pt: a \(.*\) with strides \(.*\): "):
+        read_torch_zip(changed)
+
+
 def test_a_plain_pickle_a_cut_file_and_none_are_refused(save: Callable[[Any], Path], tmp_path: Path) -> None:
     import torch
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import http.client
+import json
 import socket
 import threading
 import time
@@ -17,6 +19,7 @@ import flanjax
 from flanjax.data.chat_templates import named_templates
 from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.generation.engine import Piece, Request, TokenLogprob
+from flanjax.generation.scoring import Score
 from flanjax.interchange.hf_decoder import write_hf_decoder
 from flanjax.interchange.hf_t5 import write_hf_t5
 from flanjax.models import decoder, t5
@@ -25,6 +28,7 @@ from flanjax.models.decoder_config import DecoderConfig
 from flanjax.serving.server import serve
 from flanjax.serving.service import Service, Settings, engine_of
 
+WORDS = "one two three"
 SENTENCES = [f"sort {i} and {i * 7} words of March: yes or no?" for i in range(40)]
 
 
@@ -84,8 +88,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(model, *, make_engine=engine_of, wait=True, **settings):
-    """A server for a model, or for what `model()` opens, until the end of the context."""
+def running(model, *, make_engine=engine_of, wait=True, buffer=None, **settings):
+    """A server for a model, or for what `model()` opens, until the end of the context.
+
+    The system keeps `buffer` bytes at most of what is sent on a connection.
+    """
     found, engines, ready = [], [], threading.Event()
 
     def make(*given):
@@ -94,6 +101,8 @@ def running(model, *, make_engine=engine_of, wait=True, **settings):
 
     service = Service(model if callable(model) else lambda: model, Settings(**({"name": "tiny"} | settings)), make)
     listening = socket.create_server(("127.0.0.1", 0))
+    if buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     port = listening.getsockname()[1]
 
     async def main():
@@ -189,9 +198,59 @@ class SlowEngine(ScriptedEngine):
         return super().run_once()
 
 
+def slow_score(config, compute, params, inputs, targets, **how):
+    """Takes longer than a connection has to say goodbye."""
+    time.sleep(3)
+    return [Score((-1.0,) * len(target), True, ((),) * len(target)) for target in targets]
+
+
 @pytest.fixture
 def scripted(llama):
     """A server whose engine follows the test's script."""
     with running(llama, make_engine=ScriptedEngine, slots=4, max_queue=4, max_body=20_000) as server:
         yield server
         server.engine.go.set()
+
+
+def post(server, path, body, *, headers=None, kind="application/json"):
+    """The status, the headers and the object of an answer to raw bytes."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request("POST", path, content, {"content-type": kind, **(headers or {})})
+    answer = connection.getresponse()
+    content = answer.read()
+    is_json = answer.headers["content-type"] == "application/json"
+    return answer.status, answer.headers, json.loads(content) if is_json else content.decode()
+
+
+def get(server, path, headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", path, headers=headers or {})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def until(holds):
+    """Waits for what another thread is about to do."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
+
+
+def ask(server, **given):
+    return post(server, "/v1/completions", {"model": "tiny", "prompt": WORDS, "max_tokens": 8, **given})
+
+
+def request(body):
+    """The bytes of a request for completions, or for a chat."""
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    body = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+def events(answer):
+    """The objects of a stream, and what it ends with."""
+    lines = [line.removeprefix("data: ") for line in answer.splitlines() if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"], lines[-1]

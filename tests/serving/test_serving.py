@@ -1,4 +1,4 @@
-"""What the server holds to whatever is asked: queue, limits, clients that go away or are slow, keys, failures.
+"""What the server holds to whatever is asked: queue, limits, keys, failures.
 
 The engine is scripted, so that these are told by its steps and not by a clock.
 """
@@ -8,7 +8,6 @@ import http.client
 import json
 import socket
 import threading
-import time
 
 import openai
 import pytest
@@ -16,49 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanjax.errors import FlanjaxError
-from flanjax.serving.app import make_app
+from flanjax.generation.scoring import Score
+from flanjax.serving.errors import ApiError
 from flanjax.serving.server import serve
 from flanjax.serving.service import Service, Settings
-from tests.serving.conftest import ScriptedEngine, running
-
-WORDS = "one two three"
-
-
-def post(server, path, body, *, headers=None, kind="application/json"):
-    """The status, the headers and the object of an answer to raw bytes."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request("POST", path, content, {"content-type": kind, **(headers or {})})
-    answer = connection.getresponse()
-    content = answer.read()
-    is_json = answer.headers["content-type"] == "application/json"
-    return answer.status, answer.headers, json.loads(content) if is_json else content.decode()
-
-
-def get(server, path, headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request("GET", path, headers=headers or {})
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read())
-
-
-def until(holds):
-    """Waits for what another thread is about to do."""
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.005)
-
-
-def ask(server, **given):
-    return post(server, "/v1/completions", {"model": "tiny", "prompt": WORDS, "max_tokens": 8, **given})
-
-
-def events(answer):
-    """The objects of a stream, and what it ends with."""
-    lines = [line.removeprefix("data: ") for line in answer.splitlines() if line]
-    return [json.loads(line) for line in lines if line != "[DONE]"], lines[-1]
-
+from tests.serving.conftest import WORDS, ScriptedEngine, ask, get, post, request, running, until
 
 # --- many at once --------------------------------------------------------------------------------------------------
 
@@ -106,82 +67,68 @@ def test_a_full_queue_is_told_and_empties(scripted):
     assert ask(scripted)[0] == 200
 
 
-# --- clients that go, and that are slow ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_lets_go_of_its_answers(scripted, stream):
-    scripted.engine.pause_at = 3 if stream else 0
-    body = json.dumps({"prompt": WORDS, "max_tokens": 50, "n": 3, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    with socket.create_connection(("127.0.0.1", scripted.port)) as client:
-        client.sendall(head.encode() + b"\r\n\r\n" + body)
-        if stream:
-            assert client.recv(10_000).startswith(b"HTTP/1.1 200 ")
-        until(lambda: scripted.service.driver.rows == 3)
+def test_more_answers_than_it_could_ever_take_are_refused_before_anything_is_made_for_them(
+    scripted, monkeypatch, stream
+):
+    monkeypatch.setattr("flanjax.serving.answers.Speller", lambda *_: pytest.fail("made for an answer"))
+    monkeypatch.setattr(type(scripted.service.reader._vocabulary), "encode", lambda *_: pytest.fail("tokenized"))
+    for prompt, n in (([[5]] * 3000, 128), (["x"] * 3000, 1), (["x"] * 5, 2), (WORDS, 9)):
+        for more in ({}, {"echo": True, "max_tokens": 0}, {"echo": True, "max_tokens": 0, "logprobs": 1}):
+            status, _, body = ask(scripted, prompt=prompt, n=n, stream=stream, **more)
+            assert (status, body["error"]["param"]) == (400, "prompt")
+            assert "this server takes at most 8" in body["error"]["message"]
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "n": 9, "stream": stream}
+    monkeypatch.undo()
+    status, _, body = post(scripted, "/v1/chat/completions", chat)
+    assert (status, body["error"]["param"]) == (400, "n")
+
+
+@pytest.fixture
+def scoring(monkeypatch):
+    """While this is clear, prompts that are to be scored wait in the engine's thread."""
+    go = threading.Event()
+
+    def scored(*model, **how):
+        go.wait(30)
+        return [Score((-1.0,) * len(target), True, ((),) * len(target)) for target in model[-1]]
+
+    monkeypatch.setattr("flanjax.serving.service.score", scored)
+    yield go
+    go.set()
+
+
+ECHO = {"echo": True, "max_tokens": 0, "logprobs": 0, "prompt": [WORDS] * 5}
+
+
+def test_prompts_that_are_scored_are_in_the_queue(scripted, scoring):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(ask(scripted, **ECHO)))
+    thread.start()
+    until(lambda: scripted.service.driver.rows == 5)
+    status, _, body = ask(scripted, n=4)
+    assert (status, body["error"]["code"]) == (429, "queue_full")
+    assert ask(scripted, **ECHO)[0] == 429
+    assert get(scripted, "/health")[1]["answers"] == 5
+    scoring.set()
+    thread.join()
+    ((status, _, body),) = found
+    assert (status, [choice["text"] for choice in body["choices"]]) == (200, [WORDS] * 5)
     until(lambda: scripted.service.driver.rows == 0)
-    scripted.engine.go.set()
-    assert ask(scripted)[0] == 200
-    assert len(scripted.engine.cancelled) == 3
-    assert scripted.engine.steps < 50
 
 
-def slow_stream(server, may_send, sent, **given):
-    """A stream to a client that takes no more while `may_send` is clear; runs in the server's loop."""
-    body = json.dumps({"prompt": WORDS, "stream": True, **given}).encode()
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive():
-        if messages:
-            return messages.pop()
-        return await asyncio.Future()
-
-    async def send(message):
-        sent.append(message)
-        while not may_send.is_set():
-            await asyncio.sleep(0.005)
-
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b""}
-    scope |= {"headers": [(b"content-type", b"application/json")], "http_version": "1.1", "asgi": {"version": "3.0"}}
-    return asyncio.run_coroutine_threadsafe(make_app(server.service)(scope, receive, send), server.loop)
-
-
-def test_a_slow_client_holds_nobody_up_and_misses_nothing(scripted):
-    may_send, sent = threading.Event(), []
-    done = slow_stream(scripted, may_send, sent, max_tokens=60)
-    until(lambda: sent)
-    whole = ask(scripted, max_tokens=60)
-    until(lambda: scripted.engine.steps >= 60)
-    assert len(sent) == 1, "it still holds the first message"
-    may_send.set()
-    done.result(30)
-    chunks, last = events(b"".join(message.get("body", b"") for message in sent).decode())
-    assert last == "[DONE]"
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole[2]["choices"][0]["text"]
-    assert len(chunks) < 60, "what waited came together"
-    assert sum(message.get("more_body") is False for message in sent) == 1
-
-
-def test_a_client_that_never_reads_is_cut_off(llama):
-    with running(llama, make_engine=ScriptedEngine, timeout=0.5) as server:
-        sent = []
-        slow_stream(server, threading.Event(), sent, max_tokens=60).result(30)
-        assert server.service.driver.rows == 0
-        assert sent[0]["type"] == "http.response.start"
-
-
-def test_a_request_has_its_time(llama):
-    with running(llama, make_engine=ScriptedEngine, timeout=0.3) as server:
-        server.engine.go.clear()
-        status, _, body = ask(server)
-        assert (status, body["error"]["code"]) == (504, "timeout")
-        assert server.service.driver.rows == 0
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
-            client.sendall(b"content-length: 100\r\n\r\n{")
-            assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
-        server.engine.go.set()
-        assert ask(server)[0] == 200
+def test_prompts_that_are_scored_are_let_go_of_and_ended_as_answers_are(scripted, scoring):
+    with socket.create_connection(("127.0.0.1", scripted.port)) as client:
+        client.sendall(request(ECHO))
+        until(lambda: scripted.service.driver.rows == 5)
+    until(lambda: scripted.service.driver.rows == 0)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(ask(scripted, **ECHO)))
+    thread.start()
+    until(lambda: scripted.service.driver.rows == 5)
+    scripted.loop.call_soon_threadsafe(scripted.service.driver.refuse_all, ApiError(503, "the end"))
+    thread.join()
+    assert [(status, body["error"]["message"]) for status, _, body in found] == [(503, "the end")]
 
 
 # --- the engine and the model --------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Every benchmark runs on tiny shapes and prints its ratios; no figure is asserted."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TINY_RUN = """
@@ -91,6 +93,28 @@ def test_tuning_compares_a_method_with_peft() -> None:
         "step time: lora, flanjax against peft",
         "peak memory: lora, peft's over flanjax's",
     ]
+
+
+def test_tuning_gives_both_sides_the_same_tokens_and_prints_both_losses() -> None:
+    methods = ("dora", "pissa", "prefix", "p_tuning")
+    printed = output("tuning", f"--methods={','.join(methods)}", "--scan")
+    losses = dict(re.findall(r"^(\w+, \w+) .* ([\d.]+)$", printed, re.MULTILINE))
+    assert losses.keys() == {f"{name}, {side}" for name in methods for side in ("flanjax", "peft")}
+    # Random weights of one size know nothing: the mean over the vocabulary of 512, and a little.
+    assert all(abs(float(loss) - 6.24) < 1.5 for loss in losses.values()), losses
+
+
+def test_rows_of_tuning_are_the_same_tokens_packed_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    tuning = importlib.import_module("tuning")
+    shapes = tuning.train_step.SMOKE
+    inputs, targets = tuning.tokens_of(shapes)
+    for prompt in (0, 5):
+        batch = tuning.packed(shapes, prompt)
+        np.testing.assert_array_equal(batch["encoder_input_tokens"][:, prompt:], inputs)
+        np.testing.assert_array_equal(batch["decoder_target_tokens"], targets)
+        assert not batch["encoder_input_tokens"][:, :prompt].any()
+        assert batch["encoder_segment_ids"].max() == (1 if prompt else shapes.segments)
 
 
 def test_tuning_says_what_a_method_costs_without_weights() -> None:

@@ -1,12 +1,14 @@
 """Tiny models of both kinds, bases that are not at their initial values, and batches of packed rows."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from flanjax.models.config import T5Config
 from flanjax.models.decoder_config import DecoderConfig
@@ -39,6 +41,37 @@ DECODER = DecoderConfig(
     init_stddev=0.2,
 )
 BASES = {"gated": GATED, "plain": PLAIN, "decoder": DECODER}
+
+
+def regular_expressions(paths: list[str]) -> st.SearchStrategy[str]:
+    """What people write for some of these paths: wildcards, groups, classes, anchors, alternatives; or for none."""
+    parts = sorted({part for path in paths for part in path.split("/")})
+
+    def either(names: list[str]) -> str:
+        return f"({'|'.join(map(re.escape, names))})"
+
+    def one_for(part: str) -> st.SearchStrategy[str]:
+        wild = (
+            ".*",
+            "[^/]*",
+            r"\w+",
+            "[a-z_]+[0-9]?",
+            rf"{part[:1]}.*",
+            rf".*{part[-1:]}",
+            rf"(?:{part})",
+            rf"{part}?",
+        )
+        among = st.lists(st.sampled_from(parts), min_size=1, max_size=3).map(lambda names: either([part, *names]))
+        return st.one_of(st.just(re.escape(part)), st.sampled_from(wild), among)
+
+    def like(path: str) -> st.SearchStrategy[str]:
+        each = st.tuples(*map(one_for, path.split("/")))
+        end, begin = each.map(lambda parts: f".*/{parts[-1]}"), each.map(lambda parts: f"{parts[0]}/.*")
+        return st.one_of(each.map("/".join), end, begin)
+
+    one = st.sampled_from(paths).flatmap(like)
+    anchored = st.tuples(st.sampled_from(("", "^", r"\A")), one, st.sampled_from(("", "$", r"\Z"))).map("".join)
+    return st.lists(anchored, min_size=1, max_size=3).map("|".join)
 
 
 @pytest.fixture(scope="module", autouse=True)

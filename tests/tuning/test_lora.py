@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flanjax.interchange.hf_t5 import hf_places, read_hf_t5
@@ -20,7 +20,7 @@ from flanjax.tuning.method import TuningError
 from flanjax.tuning.methods import from_settings, to_settings
 from flanjax.tuning.partition import Partition, begin, flatten, unflatten
 
-from .conftest import GATED
+from .conftest import GATED, regular_expressions
 
 QUERY = "encoder/layers/attention/query"
 PROJECTIONS = sorted(
@@ -34,29 +34,31 @@ def hidden(model, params, batch, key=None):
     return build(model, Compute(), params)(batch, dropout_key=key)
 
 
-def either(names):
-    return "|".join(map(re.escape, names))
+def matched_by(pattern):
+    return {path for path in PROJECTIONS if re.compile(pattern).fullmatch(path)}
 
 
-some = st.lists(st.sampled_from(PROJECTIONS), min_size=1, unique=True)
+some = regular_expressions(PROJECTIONS)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(targets=some, ranks=st.lists(st.tuples(some, st.integers(1, 6)), max_size=3), alpha=st.floats(0.5, 64))
 def test_the_first_pattern_that_matches_decides(targets, ranks, alpha):
+    chosen = matched_by(targets)
+    assume(chosen)
     # As LoRA asks for it: what no pattern before matches.
-    left, expected, patterns = set(targets), dict.fromkeys(targets, 7), {}
-    for names, rank in ranks:
-        if left & set(names):
-            expected |= dict.fromkeys(left & set(names), rank)
-            left -= set(names)
-            patterns[either(names)] = rank
-    method = LoRA(rank=7, alpha=alpha, targets=either(targets), rank_pattern=patterns, alpha_pattern=patterns)
+    left, expected, patterns = set(chosen), dict.fromkeys(chosen, 7), {}
+    for pattern, rank in ranks:
+        if pattern not in patterns and left & matched_by(pattern):
+            expected |= dict.fromkeys(left & matched_by(pattern), rank)
+            left -= matched_by(pattern)
+            patterns[pattern] = rank
+    method = LoRA(rank=7, alpha=alpha, targets=targets, rank_pattern=patterns, alpha_pattern=patterns)
     model = dataclasses.replace(GATED, added=(method,))
     Partition.of(model)
     shapes = flatten(abstract_params(model))
     assert {path.removesuffix("/lora/a"): s.shape[-1] for path, s in shapes.items() if path.endswith("/a")} == expected
-    for name in targets:
+    for name in chosen:
         # The same patterns give rank and alpha, so what a pattern decides has the scale 1.
         assert method.scale_of(name) == (alpha / 7 if name in left else 1)
     assert from_settings(to_settings((method,))) == (method,)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from flanjax.models.config import Compute
 from flanjax.models.decoder_config import DecoderConfig
@@ -19,7 +18,7 @@ from flanjax.tuning.adapter import BottleneckAdapter
 from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
-from flanjax.tuning.method import TuningError
+from flanjax.tuning.method import TuningError, projections
 from flanjax.tuning.methods import METHODS, from_settings, to_settings
 from flanjax.tuning.partition import (
     Partition,
@@ -34,7 +33,7 @@ from flanjax.tuning.partition import (
 )
 from flanjax.tuning.select import Freeze, Train
 
-from .conftest import GATED
+from .conftest import GATED, regular_expressions
 
 EXACT = {
     "lora": (LoRA(rank=2, alpha=4),),
@@ -237,17 +236,35 @@ def test_without_methods_everything_moves(base, tuned):
     assert flatten(trainable).keys() == flatten(params).keys()
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_any_regular_expression_selects_what_it_matches(data):
-    paths = sorted(flatten(abstract_params(GATED)))
-    chosen = data.draw(st.lists(st.sampled_from(paths), min_size=1, unique=True))
-    pattern = "|".join(map(re.escape, chosen))
-    labels = Partition.of(dataclasses.replace(GATED, added=(Train(parameters=pattern),))).labels
-    assert {path for path, label in labels.items() if label == "trainable"} == set(chosen)
-    if set(chosen) != set(paths):
-        labels = Partition.of(dataclasses.replace(GATED, added=(Freeze(parameters=pattern),))).labels
-        assert {path for path, label in labels.items() if label == "frozen"} == set(chosen)
+PATHS = sorted(flatten(abstract_params(GATED)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(regular_expressions(PATHS))
+def test_any_regular_expression_selects_what_python_says_it_matches(pattern):
+    chosen = {path for path in PATHS if re.compile(pattern).fullmatch(path)}
+    for method, label, possible in (
+        (Train(parameters=pattern), "trainable", chosen),
+        (Freeze(parameters=pattern), "frozen", chosen and chosen != set(PATHS)),
+    ):
+        model = dataclasses.replace(GATED, added=(method,))
+        if not possible:
+            with pytest.raises(TuningError, match=r"matches nothing in this model|no parameter would be trained"):
+                Partition.of(model)
+            continue
+        assert {path for path, its in Partition.of(model).labels.items() if its == label} == chosen
+
+
+@settings(max_examples=30, deadline=None)
+@given(regular_expressions(projections(PATHS)))
+def test_lora_lies_where_python_says_that_its_targets_match(pattern):
+    chosen = {path for path in projections(PATHS) if re.compile(pattern).fullmatch(path)}
+    model = dataclasses.replace(GATED, added=(LoRA(rank=2, targets=pattern),))
+    if not chosen:
+        with pytest.raises(TuningError, match="matches nothing in this model"):
+            Partition.of(model)
+        return
+    assert {path.partition("/lora/")[0] for path in added_paths(model)} == chosen
 
 
 @pytest.mark.parametrize(
@@ -262,12 +279,23 @@ def test_any_regular_expression_selects_what_it_matches(data):
         ((Train(parameters=".*bias"),), r"Train\.parameters = '\.\*bias' matches nothing"),
         ((Freeze(parameters="encoder"),), r"Freeze\.parameters = 'encoder' matches nothing"),
         ((Freeze(parameters=".*"),), "no parameter would be trained by Freeze"),
-        ((LoRA(rank=9),), "LoRA.rank = 9 is larger than a target of 16 x 8: give at most 8"),
     ],
 )
 def test_methods_that_do_not_fit_are_refused(base, methods, message):
     with pytest.raises(TuningError, match=message):
         Partition.of(dataclasses.replace(base, added=methods))
+
+
+def test_a_rank_beyond_its_target_is_no_choice_and_computes_all_the_same(base, tuned, batch):
+    high = LoRA(rank=9)
+    with pytest.raises(TuningError, match=r"LoRA.rank = 9 is larger than a target of 16 x 8: give at most 8"):
+        high.check_choice(base)
+    LoRA(rank=8).check_choice(base)
+    model, params = tuned(base, high, moved=True)
+    plain, own = merged(model, params)
+    np.testing.assert_allclose(logits(plain, own, batch), logits(model, params, batch), rtol=1e-4, atol=1e-4)
+    with pytest.raises(TuningError, match=r"LoRA.rank = 9 is larger than a target of 16 x 8"):
+        tuned(base, LoRA(rank=9, init="pissa"))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.method import Method, TuningError
 from flanjax.tuning.methods import from_settings, to_settings
 from flanjax.tuning.partition import Partition, begin, flatten, merge, merged, unflatten, unquantized
+from flanjax.tuning.prefix import PrefixTuning
+from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.quantize import DYNAMIC, NF4, NORMAL_FLOAT, dequantize, quantize
 from flanjax.tuning.select import Freeze, Train
 
@@ -36,10 +38,18 @@ SETS = {
     "lora_first": (PLAIN, (LoRA(rank=2), dataclasses.replace(SMALL, double=False))),
     "dora_pissa": (GATED, (NF4(block=4), IA3(), LoRA(rank=2, targets=".*/query", init="pissa", dora=True))),
 }
+# What no plain model can hold: a prompt before the inputs, keys and values before every attention's.
+APART = {
+    "prompt": (GATED, (SMALL, PromptTuning(length=1, init="random"))),
+    "prefix": (PLAIN, (PrefixTuning(length=2, attentions=".*attention"), SMALL)),
+}
 SIZES = {
     "small": T5Config(embed_dim=512, num_heads=6, mlp_dim=1024, num_encoder_layers=8, num_decoder_layers=8),
     "xl": T5Config(embed_dim=2048, num_heads=32, mlp_dim=5120, num_encoder_layers=24, num_decoder_layers=24),
 }
+
+
+WHOLE_BASE = {"small": 16.05, "xl": 5.42}  # bits a weight, with the embedding and the head in float32
 
 
 def no_words(text):
@@ -60,10 +70,10 @@ def begun(base, methods):
     return model, merge(trainable, frozen)
 
 
-@pytest.fixture(scope="module", params=SETS)
+@pytest.fixture(scope="module", params=SETS | APART)
 def quantized(request: pytest.FixtureRequest) -> tuple[T5Config, Params]:
     """A model with a quantised base and adapters that have moved, and its parameters."""
-    return begun(*SETS[request.param])
+    return begun(*(SETS | APART)[request.param])
 
 
 def rounded(model, params):
@@ -181,6 +191,10 @@ def test_at_most_four_and_a_fifth_bits_a_weight(size):
         frozen = sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(Partition.of(model).split(unflatten(start))[1]))
         rest = sum(4 * p.size for path, p in flatten(abstract_params(base)).items() if not is_kernel(path))
         assert frozen == stored + rest
+        # As docs/tuning.md has it of the whole base.
+        if method == NF4():
+            every = sum(p.size for p in flatten(abstract_params(base)).values())
+            assert round(8 * frozen / every, 2) == WHOLE_BASE[size]
 
 
 def is_kernel(path):
@@ -208,15 +222,15 @@ def test_scanned_equals_unrolled_equals_recomputed(quantized, batch):
 def test_packed_equals_unpacked(quantized, batch):
     model, params = quantized
     packed = np.asarray(logits(model, Compute(), params, batch))
-    alone = {name: values.copy() for name, values in batch.items()}
-    for side in ("encoder", "decoder"):  # the second example of each row gone
-        first = batch[f"{side}_segment_ids"] == 1
-        for name in alone:
-            if name.startswith(side):
-                alone[name] = alone[name] * first
-    inside = batch["decoder_segment_ids"] == 1
-    unpacked = np.asarray(logits(model, Compute(), params, alone))
-    np.testing.assert_allclose(unpacked[inside], packed[inside], rtol=1e-4, atol=1e-4)
+    for segment in (1, 2):
+        alone = {}
+        for name, values in batch.items():  # the other example of each row gone
+            own = batch[f"{name.partition('_')[0]}_segment_ids"] == segment
+            alone[name] = (own if name.endswith("segment_ids") else values * own).astype(np.int32)
+        inside = batch["decoder_segment_ids"] == segment
+        assert inside.any(axis=1).all()
+        unpacked = np.asarray(logits(model, Compute(), params, alone))
+        np.testing.assert_allclose(unpacked[inside], packed[inside], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("compute", [Compute(), Compute(scan_layers=False, remat="full")], ids=["scan", "unrolled"])
@@ -315,6 +329,7 @@ def test_only_the_targets_are_quantised():
     assert params["decoder"]["layers"]["mlp"]["wo"]["kernel"]["absmax"].dtype == jnp.uint8
 
 
+@pytest.mark.parametrize("quantized", SETS, indirect=True)
 def test_merged_into_the_original_and_only_there(quantized, batch):
     model, params = quantized
     with pytest.raises(TuningError, match="cannot be merged without its full-precision original"):

@@ -7,9 +7,10 @@
         --gin.INIT_FROM=FLAN_T5_SMALL_FOLDER --gin.VOCABULARY=FLAN_T5_SMALL_FOLDER      # what each has learnt by then
 
 A method is a gin file of gin_configs/tuning/: a new file is a new row. Each side of a row is a process of its own, and
-the two work in turn. Rows are those of train_step.py: 4 of 512/128, in flanjax packed ones with 4 segments and their
-masks, in transformers one sequence each; where there is a prompt, one sequence on both sides and the prompt before it.
-AdamW and dropout everywhere.
+the two work in turn. Both are given the same 4 rows of 512/128 tokens: flanjax packs each as 4 examples, with their
+masks, transformers reads it as one sequence; where there is a prompt, it is one sequence on both sides and the prompt
+before it. AdamW with one rate everywhere. So the losses may be compared: of the same tokens, after as many updates; the
+masks differ as said, and so do what dropout draws and weights that are random.
 
 Gradients and optimizer state are of what is trained alone. For flanjax the compiler's own figures stand beside them:
 what goes in (weights, optimizer state, batch), what is held meanwhile, and the arithmetic of a step, which is less
@@ -80,6 +81,10 @@ class Case:
     dtype: str
     scan: bool
     remat: str
+
+    def rank(self, published: int) -> int:
+        """Of a low-rank method; the kernels of the tiny model have none as high as some of the published ones."""
+        return min(published, 8) if self.shapes == train_step.SMOKE else published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +165,7 @@ def program(case: Case, row: Row) -> tuple[Program, Callable[[], Any]]:
     from flanjax.training.optimizers import make_optimizer
     from flanjax.training.schedules import make_schedule
     from flanjax.training.step import StateLayout, make_train_step
+    from flanjax.tuning.lora import LoRA
     from flanjax.tuning.partition import begin, trainable_axes
 
     required = (("MODEL_DIR", "'none'"), ("MIXTURE", "'none'"), ("INIT_FROM", "'none'"))
@@ -174,9 +180,20 @@ def program(case: Case, row: Row) -> tuple[Program, Callable[[], Any]]:
         base, weights = T5Config(**case.model), None
         encode = lambda text: [3 + byte % 100 for byte in text.encode()]  # noqa: E731
     base = dataclasses.replace(base, dropout_rate=train_step.DROPOUT)
-    config = dataclasses.replace(base, added=run.tuning)
-    settings = dataclasses.replace(run.optimizer, name="adamw")
-    optimizer = make_optimizer(settings, trainable_axes(config), total_steps=1000)
+    tuning = [
+        dataclasses.replace(method, rank=case.rank(method.rank)) if isinstance(method, LoRA) else method
+        for method in run.tuning
+    ]
+    config = dataclasses.replace(base, added=tuple(tuning))
+    # One rate for all rows and both sides, so that the losses may be compared.
+    constant = {
+        "learning_rate": train_step.LEARNING_RATE,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "warmup_ratio": 0.0,
+    }
+    settings = dataclasses.replace(run.optimizer, name="adamw", **constant)
+    optimizer = make_optimizer(settings, trainable_axes(config), total_steps=1000, stacks=config.stacks)
     layout = StateLayout.of(config, optimizer, make_mesh(MeshConfig(), jax.devices()[:1]))
     compute = Compute(dtype=case.dtype, scan_layers=case.scan, remat=case.remat)
     schedule = make_schedule(settings, 1000)
@@ -193,17 +210,17 @@ def compiled_facts(made: Program, compiled: Any) -> Facts:
     """What the shapes of the state and the compiler say."""
     import jax
 
-    def numbers(tree: Any) -> tuple[int, int]:
-        leaves = jax.tree.leaves(tree)
-        return sum(leaf.size for leaf in leaves), sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    from flanjax.tuning.partition import TRAINABLE, counted
 
-    state, use = made.layout.state, compiled.memory
-    trained, gradients = numbers(state.params)
+    def size(tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    state, use, counts = made.layout.state, compiled.memory, counted(made.config)
     return Facts(
-        trained=trained,
-        total=trained + numbers(state.frozen)[0],
-        gradients=gradients,
-        optimizer=numbers(state.opt_state)[1],
+        trained=counts[TRAINABLE],
+        total=sum(counts.values()),
+        gradients=4 * counts[TRAINABLE],  # float32
+        optimizer=size(state.opt_state),
         arguments=use.arguments,
         temporaries=use.temporaries,
         step=use.total,
@@ -216,12 +233,34 @@ def with_prompt(shapes: train_step.Shapes, length: int) -> train_step.Shapes:
     return dataclasses.replace(shapes, encoder=shapes.encoder + length, segments=1) if length else shapes
 
 
-def rows_of(shapes: train_step.Shapes, prompt_length: int) -> Any:
-    """A batch of `train_step.packed_rows`, with the places of a prompt."""
-    batch = train_step.packed_rows(with_prompt(shapes, prompt_length))
-    if prompt_length:
-        batch["encoder_input_tokens"][:, :prompt_length] = 0  # the number of the prompt
-    return batch
+def tokens_of(shapes: train_step.Shapes) -> tuple[Any, Any]:
+    """The rows that both sides are given: ids of inputs and of targets, without padding."""
+    import numpy as np
+
+    draw = np.random.default_rng(0).integers
+    return tuple(draw(3, shapes.vocab, (shapes.rows, length)) for length in (shapes.encoder, shapes.decoder))
+
+
+def packed(shapes: train_step.Shapes, prompt_length: int) -> Any:
+    """These rows as packed ones, each cut into examples; or as one example each, with the places of a prompt."""
+    import numpy as np
+
+    from flanjax.data.cache import Example
+    from flanjax.data.packing import pack_rows
+
+    shapes = with_prompt(shapes, prompt_length)
+    prompt = np.zeros(prompt_length, int)  # the number of the prompt
+    inputs, targets = tokens_of(dataclasses.replace(shapes, encoder=shapes.encoder - prompt_length))
+    rows = [
+        [
+            Example(inputs=np.concatenate([prompt, question]), targets=answer)
+            for question, answer in zip(
+                *(np.split(side[row], shapes.segments) for side in (inputs, targets)), strict=True
+            )
+        ]
+        for row in range(shapes.rows)
+    ]
+    return pack_rows(rows, (shapes.encoder, shapes.decoder))
 
 
 def build_compiled(case: Case, row: Row) -> Callable[[], Facts]:
@@ -236,14 +275,14 @@ def build_compiled(case: Case, row: Row) -> Callable[[], Facts]:
 
 
 def build_flanjax(case: Case, row: Row) -> Callable[[], Facts]:
-    """A step on random packed rows."""
+    """A step on the packed rows."""
     import jax
 
     from flanjax.training.step import compile_step, put_batch
 
     libraries = memory("VmRSS")
     made, first = program(case, row)
-    batch = put_batch(rows_of(case.shapes, made.config.prompt_length), made.layout.mesh)
+    batch = put_batch(packed(case.shapes, made.config.prompt_length), made.layout.mesh)
     compiled = compile_step(made.step, made.layout, batch)
     state = made.layout.start(first(), made.optimizer)
     del first  # it holds the weights that were read
@@ -260,7 +299,7 @@ def build_flanjax(case: Case, row: Row) -> Callable[[], Facts]:
 
 
 def build_peft(case: Case, name: str) -> Callable[[], Facts]:
-    """A step of transformers with peft's method around the model; the same number of positions, one sequence a row."""
+    """A step of transformers with peft's method around the model; the same rows, one sequence each."""
     import os
 
     import peft
@@ -276,19 +315,22 @@ def build_peft(case: Case, name: str) -> Callable[[], Facts]:
         )
     else:
         model = transformers.T5ForConditionalGeneration(_hf_config(case.model))
-        if not case.model["tied_head"]:  # transformers 5 ties whatever the configuration says
-            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        if not case.model["tied_head"]:
+            # transformers 5 ties whatever the configuration says, and begins a head as large as an embedding: T5's, and
+            # flanjax's, begins with logits of a deviation of 1.
+            head = torch.randn_like(model.lm_head.weight) * model.config.d_model**-0.5
+            model.lm_head.weight = torch.nn.Parameter(head)
     if name != FULL:
         kind, settings = PEFT[name]
+        if "r" in settings:
+            settings = {**settings, "r": case.rank(settings["r"])}
         if name == "prefix":  # peft takes the model's width for that of the keys, which on the small model it is not
             settings = {**settings, "token_dim": model.config.num_heads * model.config.d_kv}
         model = peft.get_peft_model(model, getattr(peft, kind)(task_type="SEQ_2_SEQ_LM", **settings))
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=train_step.LEARNING_RATE)
-    shapes = case.shapes
-    inputs = torch.randint(3, shapes.vocab, (shapes.rows, shapes.encoder))
-    labels = torch.randint(3, shapes.vocab, (shapes.rows, shapes.decoder))
+    optimizer = torch.optim.AdamW(trained, lr=train_step.LEARNING_RATE, weight_decay=0.0)
+    inputs, labels = map(torch.from_numpy, tokens_of(case.shapes))
 
     def work() -> Facts:
         reset_peak()

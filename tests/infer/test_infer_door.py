@@ -1,18 +1,12 @@
-"""`python -m flanjax.infer`: a line for each line, equal to what the model says in memory, also after kills."""
+"""`python -m flanjax.infer`: a line for each line, equal to what the model says in memory."""
 
 import dataclasses
-import errno
 import gzip
 import json
 import os
-import random
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,98 +20,15 @@ import flanjax
 from flanjax import chat as chat_door
 from flanjax import doors, infer
 from flanjax.batch_inference import Answers
-from flanjax.data.chat_templates import named_templates
-from flanjax.data.vocabularies import Vocabulary, train_vocabulary
+from flanjax.console import Console
 from flanjax.errors import FlanjaxError
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.scoring import score
-from flanjax.interchange.any_model import write_hf_model
-from flanjax.models.config import T5Config
-from flanjax.models.decoder_config import DecoderConfig
-from flanjax.models.model import ModelConfig, init_params
 from flanjax.tuning.partition import begin
 from flanjax.tuning.prompt import PromptTuning
-
-T5 = T5Config(
-    vocab_size=320, embed_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=1, num_decoder_layers=1
-)
-DECODER = DecoderConfig(
-    vocab_size=704, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, init_stddev=0.2,
-    max_positions=160,
-)  # fmt: skip
-NEW = 6
-SMALL = ("--batch_size=4", "--window=5")
+from tests.infer.conftest import NEW, SMALL, WAYS, Row, read, run, write
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-Row = dict[str, Any]
-
-
-def save(config: ModelConfig, vocabulary: Vocabulary, folder: Path, seed: int = 3) -> Path:
-    # Three times the usual deviations: a fresh model says nearly the same whatever it is asked.
-    params = jax.tree.map(lambda leaf: np.asarray(leaf) * 3, init_params(config, seed))
-    write_hf_model(folder, config, params, vocabulary)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def instances(test_data: Path) -> list[Row]:
-    """Real rows of Super-NaturalInstructions: id, input, and output, which is carried over."""
-    tasks = test_data / "super_natural_instructions" / "tasks"
-    file = tasks / "task1393_superglue_copa_text_completion.json"
-    return list(json.loads(file.read_text())["Instances"][:12])
-
-
-@pytest.fixture(scope="module")
-def questions(test_data: Path) -> list[Row]:
-    """Real rows of AlpacaEval and GSM8K as chats, with a target each."""
-    with gzip.open(test_data / "alpaca_eval" / "text_davinci_003" / "model_outputs.json.gz") as stream:
-        alpaca = [(row["instruction"], row["output"]) for row in json.load(stream)]
-    with (test_data / "gsm8k" / "test.jsonl").open() as lines:
-        gsm8k = [(row["question"], row["answer"]) for row in map(json.loads, lines)]
-    pairs = [pair for pair in (*alpaca, *gsm8k) if all(pair)]
-    chosen = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))[:8]
-    return [{"messages": [{"role": "user", "content": asked}], "target": said} for asked, said in chosen]
-
-
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory, instances: list[Row]) -> Path:
-    folder = tmp_path_factory.mktemp("t5")
-    texts = [row["input"] for row in instances]
-    return save(T5, train_vocabulary(texts, 200, folder / "spiece.model", extra_ids=10), folder / "model")
-
-
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory, bpe_folder: Path) -> Path:
-    """A tiny Llama with ChatML."""
-    folder = tmp_path_factory.mktemp("chat")
-    shutil.copytree(bpe_folder, folder / "vocabulary")
-    (folder / "vocabulary" / "chat_template.jinja").write_text(named_templates()["chatml"])
-    return save(DECODER, Vocabulary.from_file(folder / "vocabulary"), folder / "model")
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    """A line for each row; a text is a line as it is."""
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def run(*flags: str) -> int:
-    return infer.main(flags)
-
-
-@pytest.fixture(scope="module")
-def answered(t5: Path, instances: list[Row], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Rows, and what one uninterrupted call makes of them."""
-    folder = tmp_path_factory.mktemp("answered")
-    source = write(folder / "rows.jsonl", instances)
-    output = folder / "new" / "answers.jsonl"
-    assert run(f"--model={t5}", f"--input={source}", f"--output={output}", f"--max_new_tokens={NEW}", *SMALL) == 0
-    return source, output
 
 
 # --- what is written -----------------------------------------------------------------------------------------------
@@ -312,99 +223,25 @@ def test_a_window_at_a_time_is_held(t5: Path, tmp_path: Path) -> None:
     assert peak < size / 2
 
 
-# --- kills and other beginnings -------------------------------------------------------------------------------------
-
-
-def settings_of(output: Path) -> Path:
-    return output.with_name(output.name + ".settings.json")
-
-
-def partial_of(output: Path) -> Path:
-    return output.with_name(output.name + ".partial")
-
-
-def test_killed_at_random_moments_equals_uninterrupted(t5: Path, instances: list[Row], tmp_path: Path) -> None:
-    seed = random.randrange(10**6)
-    print("seed", seed)
-    chance = random.Random(seed)
-    source, output, whole = write(tmp_path / "rows.jsonl", instances * 12), tmp_path / "out", tmp_path / "whole"
-    options: Row = {"temperature": 1.0, "seed": 3, "max_new_tokens": 8, "batch_size": 4, "window": 4}
-    infer.infer(t5, source, whole, **options)
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "flanjax.infer",
-        f"--model={t5}",
-        f"--input={source}",
-        f"--output={output}",
-        *flags,
-    ]
-    environment, kept = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, 0
-    for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        # Until it has come further: then at any moment, in the middle of a line say.
-        while process.poll() is None and (not settings_of(output).exists() or rows_of(output) <= kept):
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kept = rows_of(output)
-        with partial_of(output).open("ab") as partial:
-            partial.write(b'{"input": "half a li')
-    assert kept > 0
-    assert not output.exists()
-    done = infer.infer(t5, source, output, **options)
-    assert done.resumed == kept
-    assert output.read_bytes() == whole.read_bytes()
-    assert not partial_of(output).exists()
-    before = output.stat()
-    assert infer.infer(t5, source, output, **options).resumed == done.rows  # whole, and left alone
-    assert output.stat() == before
-
-
-def rows_of(output: Path) -> int:
-    return int(json.loads(settings_of(output).read_text())["progress"]["rows"])
-
-
-def test_what_was_begun_otherwise_is_refused(
-    t5: Path, instances: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("way", WAYS)
+def test_how_far_a_window_is_is_told_while_it_is_made(
+    t5: Path,
+    instances: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    way: str,
 ) -> None:
-    source, output = write(tmp_path / "rows.jsonl", instances), tmp_path / "out.jsonl"
-    flags = {"model": str(t5), "input": str(source), "output": str(output), "max_new_tokens": "4", "window": "4"}
-
-    def told(**changes: str) -> str:
-        assert run(*(f"--{name}={value}" for name, value in {**flags, **changes}.items())) == 2
-        return capsys.readouterr().err
-
-    answer, calls = Answers.__call__, []
-
-    def two_windows(self: Answers, *arguments: Any) -> list[Row]:
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return answer(self, *arguments)
-
-    monkeypatch.setattr(Answers, "__call__", two_windows)
-    assert run(*(f"--{name}={value}" for name, value in flags.items())) == doors.INTERRUPTED
-    assert "the same command goes on" in capsys.readouterr().out
-    monkeypatch.undo()
-    another = save(T5, flanjax.load(t5).vocabulary, tmp_path / "another", seed=4)
-    rows = write(tmp_path / "other.jsonl", instances[1:])
-    begun = partial_of(output).read_bytes()
-    for changes, name in (
-        ({"max_new_tokens": "5"}, "max_new_tokens"),
-        ({"input": str(rows)}, "input"),
-        ({"model": str(another)}, "model"),
-    ):
-        message = told(**changes)
-        assert f"was begun with other settings: {name} was" in message
-        assert f"to begin anew remove {partial_of(output)}" in message
-        assert partial_of(output).read_bytes() == begun
-    # How many rows go together is no part of what is asked for.
-    assert run(*(f"--{name}={value}" for name, value in {**flags, "window": "3", "batch_size": "2"}.items())) == 0
-    assert [row["id"] for row in read(output)] == [row["id"] for row in instances]
-    assert "was made with other settings: max_new_tokens was 4 and is 5 now" in told(max_new_tokens="5")
+    monkeypatch.setattr("flanjax.console.PLAIN_LINE_SECONDS", 0)
+    source = write(tmp_path / "rows.jsonl", [{**row, "target": row["output"][0]} for row in instances])
+    with Console() as console:
+        done = infer.infer(t5, source, tmp_path / "out", batch_size=4, window=100, console=console, **WAYS[way])
+    found = re.findall(r"^rows (\d+)/12  ([\d.]+) rows/s, ([\d.]+) tokens/s$", capsys.readouterr().out, re.MULTILINE)
+    counts = [int(count) for count, _, _ in found]
+    assert counts == sorted(counts)
+    assert {4, 8, 12} <= set(counts), "of one window"
+    assert done.rows == 12
+    assert all(float(rows) > 0 and float(tokens) > 0 for _, rows, tokens in found)
 
 
 def test_what_cannot_be_written_is_said_before_the_model_is_read(
@@ -428,32 +265,6 @@ def test_what_cannot_be_written_is_said_before_the_model_is_read(
     monkeypatch.undo()
     assert "no/such/model" in told(tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_disk_that_fills_up_loses_nothing_that_was_whole(
-    t5: Path,
-    answered: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    source, output = answered[0], tmp_path / "out"
-    flags = (f"--model={t5}", f"--input={source}", f"--output={output}", f"--max_new_tokens={NEW}", *SMALL)
-    sync, calls = os.fsync, []
-
-    def fills_up(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 3:  # the first window is two: its lines, and what is known of them
-            raise OSError(errno.ENOSPC, "No space left on device")
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fills_up)
-    assert run(*flags) == 2
-    assert "could not be written: the disk is full" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert rows_of(output) == 5
-    assert run(*flags) == 0
-    assert output.read_bytes() == answered[1].read_bytes()
 
 
 def test_settings_that_make_no_sense(t5: Path, answered: tuple[Path, Path], tmp_path: Path) -> None:
@@ -512,7 +323,7 @@ def test_flan_t5_small_answers_and_scores_real_rows(
 def test_the_page_shows_what_works(
     t5: Path, answered: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "inference.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
     commands = re.findall(r"^    python -m flanjax\.(infer|chat) (.*)$", page, flags=re.MULTILINE)
     assert {door for door, _ in commands} == {"infer", "chat"}
     for door, flags in commands:
