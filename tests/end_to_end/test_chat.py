@@ -149,7 +149,7 @@ def test_a_template_whose_replies_cannot_be_told_is_exported_and_answers(base: P
     assert model.vocabulary.decode(asked[asked.index(vocabulary.eos_id) + 1 :]).endswith("<think>\n")
     row = batch_inference.Reader(model, 8).read({"messages": said}, "line 1")
     assert (row.ids, list(row.eos_ids)) == (asked, ends)
-    job = requests.Reader(model, name="m", max_length=64).chat(Fields({"model": "m", "messages": said}))
+    job = requests.Reader(model, name="m", max_length=64, most_answers=4).chat(Fields({"model": "m", "messages": said}))
     assert job.decoding is not None
     assert (list(job.inputs[0]), list(job.decoding.eos_ids)) == (asked, ends)
     # Whatever is likeliest first, an answer that it ends is empty.
