@@ -121,7 +121,7 @@ class Reader:
         ]
         if turns[-1].role == "assistant":
             raise BadRow(f"{place}: the last message is the assistant's own: take it out, or score it as the target")
-        ends, targets = self._chat.end_ids, []
+        ends, targets = self._model.chat_eos_ids(self._chat), []
         for text in texts:
             (example,) = self._chat.examples([*turns, Turn(role="assistant", text=text)], place)
             counted = [id_ for id_, weight in zip(example.targets, example.weights, strict=True) if weight]

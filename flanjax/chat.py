@@ -159,7 +159,7 @@ def _main(flags: argparse.Namespace) -> int:
 
     options = doors.decoding_options(flags)
     DecodingConfig(**options)  # refuses what it has to before the model is read
-    model = load(flags.model, adapter=flags.adapter, step=flags.step)
+    model = load(flags.model, adapter=flags.adapter, step=flags.step, mesh=doors.mesh_of(flags))
     talk = Talk(model, _show, _tell, prompt=flags.prompt, **options)
     if flags.system:
         talk.set_system(flags.system)

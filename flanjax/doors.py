@@ -24,9 +24,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flanjax.errors import FlanjaxError, nearest
+
+if TYPE_CHECKING:  # a door that only prints its help imports no jax
+    from flanjax.sharding.mesh import MeshConfig
 
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
@@ -327,6 +330,20 @@ def add_model_flags(parser: argparse.ArgumentParser, *, required: bool = True) -
     )
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder put on the model")
     parser.add_argument("--step", type=int, metavar="N", help="of a run's checkpoint (default: the latest)")
+    parser.add_argument(
+        "--mesh", metavar="AXIS=N,...", help="spreads it over all devices: data=2,model=4 say (default: one device)"
+    )
+
+
+def mesh_of(flags: argparse.Namespace) -> "MeshConfig | None":
+    """The mesh of `--mesh`.
+
+    Raises:
+      ShardingError: as `flanjax.sharding.mesh.mesh_config`.
+    """
+    from flanjax.sharding.mesh import mesh_config
+
+    return None if flags.mesh is None else mesh_config(flags.mesh)
 
 
 def run_door(door: Callable[[], int]) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.evaluation.asking import Asked
     from flanjax.evaluation.benchmark import Benchmark, Prediction, Result
     from flanjax.loading import Model
+    from flanjax.sharding.mesh import MeshConfig
 
 _BY_CONTENT = ("model", "adapter", "data")  # a model and its questions are known by what they hold, not where they lie
 
@@ -44,6 +45,7 @@ def evaluate(
     chat: bool = False,
     batch_size: int = 16,
     seed: int = 0,
+    mesh: "MeshConfig | None" = None,
     console: "Console | None" = None,
 ) -> dict[str, dict[str, Any]]:
     """Answers suites and mixtures, writes the report, and returns the averages: its name, metric, percent.
@@ -67,6 +69,7 @@ def evaluate(
       chat: whether the model is asked in its chat template.
       batch_size: texts that go through the model together.
       seed: of the guesses, the perturbations and the bootstrap.
+      mesh: the devices, as `flanjax.load` has it.
       console: told of progress.
 
     Raises:
@@ -87,7 +90,7 @@ def evaluate(
     settings |= {"suites": list(suites), "data": data, "limit": limit, "chat": chat, "seed": seed}
     settings |= {"perturbations": list(perturbations), "mixtures": list(mixtures), "split": split}
     _refuse_another(Path(output), settings)
-    loaded = load(model, step=step, adapter=adapter)
+    loaded = load(model, step=step, adapter=adapter, mesh=mesh)
     asked = _asked(loaded, chat=chat, batch_size=batch_size)
     benchmarks = chosen(suites, data, limit, asked.vocabulary)
     for each in found:
@@ -312,6 +315,7 @@ def _main(flags: argparse.Namespace) -> int:
                 chat=flags.chat,
                 batch_size=flags.batch_size,
                 seed=flags.seed,
+                mesh=doors.mesh_of(flags),
                 console=console,
             )
             rows = [

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # a door that only prints its help imports no jax
     from flanjax.console import Console
     from flanjax.files import ResumableFile
     from flanjax.generation.decoding import DecodingConfig
+    from flanjax.sharding.mesh import MeshConfig
 
 MODES = ("generate", "score")
 ROWS_FAILED = 3  # the exit status where the output is whole and some of its rows have an error
@@ -69,6 +70,7 @@ def infer(
     max_length: int | None = None,
     batch_size: int = 16,
     window: int | None = None,
+    mesh: "MeshConfig | None" = None,
     console: "Console | None" = None,
     **options: Any,
 ) -> Inferred:
@@ -91,6 +93,7 @@ def infer(
         for no limit where an encoder has none.
       batch_size: rows that go through the model together.
       window: rows that are sorted by length together, and written together; 16 batches unless given.
+      mesh: the devices, as `flanjax.load` has it.
       console: told of progress.
       options: of `flanjax.generation.decoding.DecodingConfig`, for "generate".
 
@@ -117,7 +120,7 @@ def infer(
         settings.pop("eos_ids", None)  # are the model's
         file.require(settings)
         _require_room(output, source.bytes - file.size)
-        loaded = load(model, adapter=adapter, step=step)
+        loaded = load(model, adapter=adapter, step=step, mesh=mesh)
         file.require({"model": loaded.identity})
         resumed = file.progress.get("rows", 0)
         if not file.whole:
@@ -281,6 +284,7 @@ def _main(flags: argparse.Namespace) -> int:
                 max_length=flags.max_length,
                 batch_size=flags.batch_size,
                 window=flags.window,
+                mesh=doors.mesh_of(flags),
                 console=console,
                 **doors.decoding_options(flags),
             )

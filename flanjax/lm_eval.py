@@ -64,6 +64,7 @@ class FlanjaxLM(TemplateLM):
         the left; by default the positions that a decoder was made for, and no limit of an encoder-decoder's.
       max_gen_toks: tokens of an answer where a task does not say.
       dtype: of activations, "float32" or "bfloat16".
+      mesh: the devices, "data=2:model=4" say; by default the first alone.
       max_batch_size: of no meaning here, for the harness gives it.
       device: likewise; jax chooses (`JAX_PLATFORMS`).
 
@@ -82,12 +83,14 @@ class FlanjaxLM(TemplateLM):
         max_length: int | None = None,
         max_gen_toks: int = 256,
         dtype: str = "float32",
+        mesh: str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
         from flanjax.loading import load
         from flanjax.models.config import Compute
         from flanjax.models.decoder_config import DecoderConfig
+        from flanjax.sharding.mesh import mesh_config
 
         super().__init__()
         if device is not None:
@@ -100,7 +103,8 @@ class FlanjaxLM(TemplateLM):
         }.items():
             if value is not None and value < 1:
                 raise HarnessError(f"{name} is {value}: it must be at least 1")
-        self.model = load(path, step=step, adapter=adapter, compute=Compute(dtype=dtype))
+        devices = None if mesh is None else mesh_config(mesh)
+        self.model = load(path, step=step, adapter=adapter, compute=Compute(dtype=dtype), mesh=devices)
         self.prompts = functools.partial(self.model.prompts, prompt)
         self.prompts(0)  # says what is wrong with the prompt
         config = self.model.config

@@ -5,6 +5,8 @@ model.generate(["Sort: 3 1 2"])                          # ["1 2 3"]
 model.generate(["A story:"], temperature=0.8, top_p=0.9, num_samples=2, stop=("\\n",))
 model.score(["Is 7 odd?"] * 2, ["yes", "no"])            # log-likelihoods, natural logarithm
 model.chat([[{"role": "user", "content": "Hi"}]])        # ["Hello!"], in its chat template
+
+load("big", mesh=MeshConfig(data=2, model=4))            # over eight devices, its parameters split over four
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from flanjax.data.chat import own_chat
+from flanjax.data.chat import Chat, own_chat
 from flanjax.data.chat_templates import Message
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
@@ -34,11 +36,12 @@ from flanjax.interchange.folders import read_json
 from flanjax.interchange.hf_decoder import GENERATION_CONFIG
 from flanjax.interchange.peft import adapter_on, another_base, read_peft, vocabulary_of_adapter
 from flanjax.interchange.runs import read_run
-from flanjax.interchange.stored import place
+from flanjax.interchange.stored import place, shardings_on
 from flanjax.interchange.tokenizer import read_vocabulary
 from flanjax.models.config import Compute
 from flanjax.models.model import ModelConfig, model_settings
 from flanjax.models.parameters import Params
+from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.tuning.methods import to_settings
 from flanjax.tuning.partition import digest, methods_of
 
@@ -53,7 +56,7 @@ class Model:
 
     Attributes:
       config: the model.
-      params: its float32 parameters.
+      params: its float32 parameters, on the device or the mesh on which all is computed.
       vocabulary: turns texts into token ids.
       compute: how it is run.
       prefix_lm: whether a decoder sees all of its inputs, as it was trained.
@@ -71,6 +74,10 @@ class Model:
     def eos_ids(self) -> tuple[int, ...]:
         """What ends an answer: the vocabulary's EOS, and what generation_config.json of a Hugging Face folder adds."""
         return (self.vocabulary.eos_id, *self.further_eos_ids)
+
+    def chat_eos_ids(self, chat: Chat) -> tuple[int, ...]:
+        """What ends an answer in a chat: the end of a turn, where its template says one, and what ends any answer."""
+        return tuple(dict.fromkeys((*chat.end_ids, *self.eos_ids)))
 
     @functools.cached_property
     def identity(self) -> str:
@@ -210,7 +217,7 @@ class Model:
                 f"{self.vocabulary.path} brings no chat template: ask the model by `generate`, or put a "
                 "chat_template.jinja beside its vocabulary"
             )
-        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=tuple(chat.end_ids), **options)
+        decoding = DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=self.chat_eos_ids(chat), **options)
         tokens = [chat.prompt(messages) for messages in conversations]
         return self._answers(tokens, decoding, prompt, batch_size, on_text)
 
@@ -288,6 +295,7 @@ def load(
     step: int | None = None,
     adapter: str | Path | None = None,
     compute: Compute | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Model:
     """Opens a run directory (its latest checkpoint, or that of `step`) or a Hugging Face folder.
 
@@ -297,16 +305,19 @@ def load(
       adapter: a PEFT folder, put on the model; a tokenizer in it goes before the model's, and a warning tells where it
         names another base model.
       compute: how the model is run.
+      mesh: spreads rows and parameters over all devices, as in training; each device gets its part straight from the
+        file. None takes the first device alone.
 
     Raises:
-      FlanjaxError: the folder is neither, a file in it is missing or damaged, there is no checkpoint of that step, the
-        vocabulary has more ids than the model, or the adapter does not fit it.
+      FlanjaxError: the mesh does not fit the devices, the folder is neither, a file in it is missing or damaged, there
+        is no checkpoint of that step, the vocabulary has more ids than the model, or the adapter does not fit it.
     """
+    devices = None if mesh is None else make_mesh(mesh)
     folder, prefix_lm, further_eos_ids = Path(folder), False, list[int]()
     found = format_of(folder)
     own = None if adapter is None else vocabulary_of_adapter(adapter)
     if found is RUN:
-        run = read_run(folder, step=step)
+        run = read_run(folder, step=step, mesh=devices)
         config, params, vocabulary = run.model, run.params, own or run.vocabulary
         prefix_lm = run.is_prefix_lm
     elif step is not None:
@@ -328,9 +339,10 @@ def load(
         if told := another_base(put_on, folder):
             warnings.warn(f"{adapter}: {told}", stacklevel=2)
         config, params = adapter_on(put_on, config, params)
+    one_device = SingleDeviceSharding(jax.devices()[0])
     return Model(
         config=config,
-        params=place(params, SingleDeviceSharding(jax.devices()[0])),
+        params=place(params, one_device if devices is None else shardings_on(devices, config)),
         vocabulary=vocabulary,
         compute=compute or Compute(),
         prefix_lm=prefix_lm,

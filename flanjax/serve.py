@@ -73,7 +73,8 @@ def _main(flags: argparse.Namespace) -> int:
         max_body=flags.max_body,
         timeout=flags.timeout,
     )
-    service = Service(lambda: load(flags.model, step=flags.step, adapter=flags.adapter), settings)
+    mesh = doors.mesh_of(flags)
+    service = Service(lambda: load(flags.model, step=flags.step, adapter=flags.adapter, mesh=mesh), settings)
     with Console() as console:
         address = _address(listening)
         if settings.api_key is None and not _is_loopback(listening):

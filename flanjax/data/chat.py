@@ -108,15 +108,26 @@ class Chat:
         return [id_ for id_, _, _ in self.vocabulary.encode_rendered(text)]
 
     @functools.cached_property
+    def turn_end(self) -> int | None:
+        """The token of control that ends a turn of the assistant; None where there is none, or it cannot be told.
+
+        It cannot where a reply does not begin with the cue for it, as in templates whose cue opens a thought. They
+        cannot be trained with, but they can be answered in: such a model's other ends of answers say where to stop.
+        """
+        if self.vocabulary.separate_inputs:
+            return None
+        try:
+            (example,) = self.examples(_PROBE)
+        except (BadRow, ChatTemplateError):
+            return None
+        *_, last = (id_ for id_, weight in zip(example.targets, example.weights, strict=True) if weight)
+        return last if last in self.vocabulary.control_tokens.values() else None
+
+    @property
     def end_ids(self) -> tuple[int, ...]:
         """What an answer may end with: the token of control that ends a turn, and the end of a sequence."""
-        ends = [self.vocabulary.eos_id]
-        if not self.vocabulary.separate_inputs:
-            (example,) = self.examples(_PROBE)
-            counted = [id_ for id_, weight in zip(example.targets, example.weights, strict=True) if weight]
-            if counted[-1] in self.vocabulary.control_tokens.values():
-                ends.insert(0, counted[-1])
-        return tuple(dict.fromkeys(ends))
+        ends = (self.turn_end, self.vocabulary.eos_id)
+        return tuple(dict.fromkeys(end for end in ends if end is not None))
 
     def check(self) -> list[str]:
         """What a person should know of the template with this vocabulary, a line each; empty where they fit.

@@ -5,12 +5,11 @@ r"""Chat templates: conversations as the text that a model meets, by Jinja as Hu
         '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'
 
 A template gets what `transformers.PreTrainedTokenizer.apply_chat_template` gives it, and renders to the same text. It
-is a stranger's program: it runs in Jinja's sandbox, its loops, calls and texts are counted, and it has no clock, but a
+is a stranger's program: it runs in a sandbox with bounds (`flanjax.data.template_sandbox`) and has no clock, but a
 fixed day, so that the same data is rendered on every day. The named ones are in `chat_formats/`, each a published
 format; what the assistant writes stands between `{% generation %}` and `{% endgeneration %}` there.
 """
 
-import contextvars
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +17,7 @@ import json
 import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -27,10 +26,9 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.meta
-import jinja2.visitor
 from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from flanjax.data.template_sandbox import Rendering, Sandbox, require_short, running
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.errors import FlanjaxError, nearest
 
@@ -39,8 +37,6 @@ Message = Mapping[str, Any]  # {"role", "content"}
 OWN = "tokenizer"  # asks for the tokenizer's own
 DAY = datetime(2024, 7, 26)  # the day of Llama 3.1's template where there is no clock
 _MOST_TEXT = 1 << 20  # characters of a template
-_MOST_RENDERED = 1 << 24  # characters of what it makes
-_MOST_STEPS = 1 << 20  # iterations and calls of one rendering
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<[a-z]+_of_[a-z]+>|<(?:bos|eos)>")
 
@@ -128,22 +124,21 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, mark: str | None) -> str:
         template = _compiled(self.name, self.text)
         plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        running = _running.set(_Run(day=self.day, mark=mark))
+        token = running.set(_Run(day=self.day, mark=mark))
         try:
-            text = template.render(
+            return template.render(
                 messages=plain,
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
-            return _bounded(text)
         except Exception as error:
             raise ChatTemplateError(
                 f"chat template {self.name!r}{_line(error, self.name)}: {_reason(error)}"
             ) from error
         finally:
-            _running.reset(running)
+            running.reset(token)
 
 
 def control_like(text: str) -> list[str]:
@@ -196,20 +191,17 @@ def find_template(choice: str | None, vocabulary: Vocabulary) -> ChatTemplate | 
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Run:
-    """One rendering: how much it has done, its day, and what is put around the assistant's words."""
+class _Run(Rendering):
+    """One rendering: its day, and what is put around the assistant's words."""
 
     day: datetime
     mark: str | None
-    steps: int = 0
-
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps > _MOST_STEPS:
-            raise jinja2.TemplateRuntimeError(f"more than {_MOST_STEPS:,} steps: it does not seem to end")
 
 
-_running: contextvars.ContextVar[_Run] = contextvars.ContextVar("_running")
+def _run() -> _Run:
+    run = running.get()
+    assert isinstance(run, _Run)
+    return run
 
 
 class _Generation(jinja2.ext.Extension):
@@ -224,57 +216,8 @@ class _Generation(jinja2.ext.Extension):
 
     @jinja2.pass_context
     def _written(self, context: jinja2.runtime.Context, caller: jinja2.runtime.Macro) -> str:
-        mark = _running.get().mark or ""
+        mark = _run().mark or ""
         return f"{mark}{caller()}{mark}"
-
-
-class _Counting(jinja2.visitor.NodeTransformer):
-    """Puts what is counted into a parsed template: what a loop goes over, and texts that are joined."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.iter = nodes.Filter(node.iter, "counted", [], [], None, None, lineno=node.lineno)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return nodes.Filter(node, "bounded", [], [], None, None, lineno=node.lineno)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with bounds on what a template may do."""
-
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        counted: nodes.Template = _Counting().visit(super()._parse(source, name, filename))
-        return counted
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        for one, other in ((left, right), (right, left)):
-            sized = len(one) if isinstance(one, str | list | tuple) else 0
-            if operator == "*" and isinstance(other, int) and sized * other > _MOST_RENDERED:
-                raise jinja2.TemplateRuntimeError("it makes a text or list that is too long")
-        if operator == "**" and (not isinstance(right, int | float) or abs(right) > 64):
-            raise jinja2.TemplateRuntimeError(f"{right!r} is too large a power")
-        return _bounded(super().call_binop(context, operator, left, right))
-
-    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        _running.get().step()
-        return _bounded(super().call(__context, __obj, *args, **kwargs))
-
-
-def _bounded(value: Any) -> Any:
-    if isinstance(value, str | list | tuple) and len(value) > _MOST_RENDERED:
-        raise jinja2.TemplateRuntimeError(f"it makes more than {_MOST_RENDERED:,} characters")
-    return value
-
-
-def _counted(values: Any) -> Iterator[Any]:
-    """What a loop goes over, counted."""
-    for value in values:
-        _running.get().step()
-        yield value
 
 
 def _raise_exception(message: str) -> None:
@@ -282,22 +225,12 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    return _running.get().day.strftime(format)
+    require_short(format)
+    return _run().day.strftime(format)
 
 
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _make_environment() -> _Sandbox:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.filters |= {
-        "counted": jinja2.pass_context(lambda context, values: _counted(values)),
-        "bounded": jinja2.pass_context(lambda context, value: _bounded(value)),
-        "tojson": _tojson,
-    }
+def _make_environment() -> Sandbox:
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment
 

@@ -59,13 +59,13 @@ class Asked:
           PackingError: prompts go by tasks, and the task of an instance has none.
           ModelConfigError: the longest answer would be beyond the positions that a decoder has.
         """
-        ends = self.chat.end_ids if self.chat else (self.vocabulary.eos_id, *self.further_eos_ids)
+        ends = (*(self.chat.end_ids if self.chat else ()), self.vocabulary.eos_id, *self.further_eos_ids)
         answers = generate(
             self.config,
             self.compute,
             self.params,
             [self.question(instance) for instance in instances],
-            DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=tuple(ends), stop=tuple(stop)),
+            DecodingConfig(max_new_tokens=max_new_tokens, eos_ids=tuple(dict.fromkeys(ends)), stop=tuple(stop)),
             decode=self._text,
             prefix_lm=self.prefix_lm,
             prompts=self._prompts(instances),

@@ -29,6 +29,7 @@ from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params, are_apart, layers_apart
+from flanjax.sharding.rules import mesh_of
 
 _SHORTEST = 64  # positions of a cache
 _SIZES = tuple(4**n for n in range(10))  # rows decoded together, or inputs read together, so that shapes are few
@@ -115,7 +116,7 @@ class Engine:
     Arguments:
       config: the model, with what tuning methods added to it: adapters apply as they are.
       compute: how to run it.
-      params: its parameters; on a mesh, with `jax.set_mesh`, the slots are spread over it.
+      params: its parameters; over the mesh that they lie on the slots are spread.
       slots: rows decoded together.
       decode: makes text of token ids; needed for stop texts and for the text of pieces.
       prefix_lm: whether a decoder's inputs all see each other, as it was trained.
@@ -204,6 +205,10 @@ class Engine:
           Exception: what the device raised while it made room or decoded, after which no request is under way: each has
             it as `error`.
         """
+        with mesh_of(self._params):
+            return self._run_once()
+
+    def _run_once(self) -> bool:
         self._rows = [None if job is None or job.request.done else job for job in self._rows]
         admitted = self._next()
         every = [*filter(None, self._rows), *admitted]

@@ -24,6 +24,7 @@ from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import ModelConfig
 from flanjax.models.parameters import Params
+from flanjax.sharding.rules import mesh_of
 
 OnText = Callable[[int, int, str], None]  # number of the input, number of the sample, more of its text
 
@@ -46,7 +47,7 @@ def generate(
     Arguments:
       config: the model, with what tuning methods added to it: adapters apply as they are.
       compute: how to run it.
-      params: its parameters; on a mesh, with `jax.set_mesh`, the rows of a batch are spread over it.
+      params: its parameters; over the mesh that they lie on the rows of a batch are spread.
       inputs: token ids, BOS or EOS included where the model expects one; a decoder's are not empty.
       decoding: how tokens are chosen and where answers end.
       decode: makes text of token ids; needed for stop texts and `on_text`.
@@ -127,7 +128,8 @@ def beam_search(
     for chosen in batches([len(ids) for ids in inputs], batch_rows):
         read = padded([inputs[i] for i in chosen], row_bucket(len(chosen)))
         room = length_bucket(decoding.max_new_tokens)
-        ids, worths = beam.search(config, compute, params, *read, decoding, max_length=room, prefix_lm=prefix_lm)
+        with mesh_of(params):
+            ids, worths = beam.search(config, compute, params, *read, decoding, max_length=room, prefix_lm=prefix_lm)
         for i, rows, values in zip(chosen, ids, worths, strict=False):
             for row, worth in zip(rows, values, strict=True):
                 made = _until_eos(row, decoding.eos_ids)

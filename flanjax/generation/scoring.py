@@ -27,7 +27,7 @@ from flanjax.models.decoder import Beginning
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import Model, ModelConfig, build
 from flanjax.models.parameters import Params
-from flanjax.sharding.rules import constrain
+from flanjax.sharding.rules import constrain, mesh_of
 
 # Places whose logits are there at once, at most; every larger bucket is a multiple of its half.
 PLACES = 64
@@ -161,7 +161,7 @@ def score(
     Arguments:
       config: the model.
       compute: how to run it.
-      params: its parameters.
+      params: its parameters; over the mesh that they lie on the rows of a batch are spread.
       inputs: token ids; a decoder's are not empty.
       targets: token ids, as many lists as inputs; EOS counts where it is given.
       prefix_lm: as `generate`.
@@ -188,10 +188,11 @@ def score(
         told = _by_decoder(config, compute, params, by_context, batch_rows, prefix_lm=prefix_lm, likeliest=likeliest)
     else:
         told = _by_encoder_decoder(config, compute, params, by_context, batch_rows, likeliest=likeliest)
-    for slots, found in told:
-        for i, likelihood in _scores(slots, found):
-            scores[i] = likelihood
-            on_score(i, likelihood)
+    with mesh_of(params):
+        for slots, found in told:
+            for i, likelihood in _scores(slots, found):
+                scores[i] = likelihood
+                on_score(i, likelihood)
     return scores
 
 

@@ -357,9 +357,12 @@ def _generation_config(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _also_ending(config: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """The configuration with the end of a turn of the vocabulary's chat template among what ends an answer."""
+    """The configuration with the end of a turn of the vocabulary's chat template among what ends an answer.
+
+    As it is where the template does not say one.
+    """
     chat = own_chat(vocabulary)
-    if chat is None:
+    if chat is None or chat.turn_end is None:
         return config
     given = config.get("eos_token_id")
     ends = [*(given if isinstance(given, list) else [given]), *chat.end_ids]

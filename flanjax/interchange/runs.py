@@ -12,9 +12,13 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.files import address_of
 from flanjax.interchange.folders import ModelFolderError, read_json
+from flanjax.interchange.stored import shardings_on
 from flanjax.models.config import ModelConfigError
 from flanjax.models.model import ModelConfig, abstract_params, init_params, model_from_settings
 from flanjax.models.parameters import Params
@@ -79,8 +83,12 @@ def read_settings(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise ModelFolderError(f"{folder / SETTINGS}: model: {error}") from error
 
 
-def read_run(folder: str | Path, *, step: int | None = None, quantized: bool = True) -> TrainedRun:
+def read_run(
+    folder: str | Path, *, step: int | None = None, quantized: bool = True, mesh: Mesh | None = None
+) -> TrainedRun:
     """Opens a run directory at `step`, or at its latest whole checkpoint.
+
+    With a mesh the checkpoint is read straight onto its devices; without one it is numpy arrays.
 
     With `quantized=False` methods that quantize are left out: what was trained lies on the base that they had rounded,
     in full precision, which can be merged.
@@ -97,12 +105,13 @@ def read_run(folder: str | Path, *, step: int | None = None, quantized: bool = T
     # Here, for Orbax takes seconds to import and a Hugging Face folder does without it.
     from flanjax.training.checkpoints import restore_params
 
-    params, step = restore_params(folder / CHECKPOINTS, step)
+    layout = None if mesh is None else _layout(model, mesh)
+    params, step = restore_params(folder / CHECKPOINTS, step, layout)
     _check_shapes(folder, step, model, params)
     begun: Flat = {}
     if model.added:
         # The checkpoint has what moved, the base everything else.
-        base = _base(folder, model, settings)
+        base = _base(folder, model, settings, mesh)
         start = begin(model, base, vocabulary.encode, settings["train"]["seed"])
         added = added_paths(model)
         begun = {path: value for path, value in flatten(start).items() if path in added}
@@ -126,7 +135,12 @@ def _check_shapes(folder: Path, step: int, model: ModelConfig, params: Params) -
             )
 
 
-def _base(folder: Path, model: ModelConfig, settings: Mapping[str, Any]) -> Params:
+def _layout(model: ModelConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes, shardings = flatten(abstract_params(model)), flatten(shardings_on(mesh, model))
+    return {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path]) for path, x in shapes.items()}
+
+
+def _base(folder: Path, model: ModelConfig, settings: Mapping[str, Any], mesh: Mesh | None) -> Params:
     """The parameters that a tuned run started from.
 
     Raises:
@@ -134,7 +148,12 @@ def _base(folder: Path, model: ModelConfig, settings: Mapping[str, Any]) -> Para
     """
     source = settings["init_from"]
     if source is None:
-        return init_params(dataclasses.replace(model, added=()), settings["train"]["seed"])
+        plain = dataclasses.replace(model, added=())
+        places = None if mesh is None else shardings_on(mesh, plain)
+        drawn: Params = jax.jit(init_params, static_argnums=(0, 1), out_shardings=places)(
+            plain, settings["train"]["seed"]
+        )
+        return drawn
     if not Path(source).exists() and address_of(source) is None:
         raise ModelFolderError(
             f"{folder} has only what was tuned of {source}, and that is not there: put it back, or correct init_from "

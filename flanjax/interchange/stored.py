@@ -18,11 +18,13 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from numpy.typing import DTypeLike
 
 from flanjax.interchange.folders import ModelFolderError
+from flanjax.models.model import ModelConfig, abstract_params, logical_axes
 from flanjax.models.parameters import Params
+from flanjax.sharding.rules import param_shardings
 
 Slices = tuple[slice, ...]
 Fill = Callable[[Slices, np.ndarray], None]
@@ -263,6 +265,12 @@ def layer_of(source: StoredArray | jax.Array, layer: int | None) -> StoredArray:
 def in_memory(params: Params) -> Params:
     """All of the parameters as NumPy arrays."""
     return jax.tree.map(np.asarray, params)
+
+
+def shardings_on(mesh: Mesh, model: ModelConfig) -> Params:
+    """Where the parameters of a model lie on a mesh, as training has them."""
+    shardings: Params = param_shardings(logical_axes(model), abstract_params(model), mesh)[0]
+    return shardings
 
 
 def place(params: Params, shardings: Params | Sharding) -> Params:

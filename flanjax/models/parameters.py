@@ -72,7 +72,8 @@ def layers_apart(params: Params) -> Params:
         if [device.platform for device in x.devices()] != ["cpu"]:
             return x
         layers: Any = np.from_dlpack(x)  # type: ignore[arg-type]
-        return Apart(jax.device_put(layer, x.sharding, may_alias=True) for layer in layers)
+        # On the device itself: the sharding, where x lies on a mesh of one device, is of all axes.
+        return Apart(jax.device_put(layer, *x.devices(), may_alias=True) for layer in layers)
 
     return jax.tree_util.tree_map_with_path(views, params)
 

@@ -191,7 +191,7 @@ class Reader:
             raise ApiError(
                 400, "top_logprobs is of logprobs: set logprobs to true, or leave it out", param="top_logprobs"
             )
-        decoding = self._decoding(fields, most, tuple(self._chat.end_ids))
+        decoding = self._decoding(fields, most, self._model.chat_eos_ids(self._chat))
         stream, include_usage = _stream(fields)
         fields.close()
         return Job(

@@ -7,11 +7,12 @@ with jax.set_mesh(mesh):
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import jax
 
-from flanjax.errors import FlanjaxError
+from flanjax.errors import FlanjaxError, nearest
 
 MESH_AXES = ("data", "fsdp", "model")
 
@@ -33,6 +34,26 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     model: int = 1
+
+
+def mesh_config(text: str) -> MeshConfig:
+    """The mesh that a command line names: "data=2,model=4" is `MeshConfig(data=2, model=4)`.
+
+    Colons may stand for the commas, where those divide something else.
+
+    Raises:
+      ShardingError: an axis that there is not, or that is named twice, or a size that is no whole number.
+    """
+    sizes: dict[str, int] = {}
+    for part in re.split("[,:]", text):
+        axis, _, size = part.partition("=")
+        if axis not in MESH_AXES or axis in sizes or not re.fullmatch(r"-?\d{1,9}", size):
+            raise ShardingError(
+                f"mesh {text!r}: {part!r} is not an axis and its devices; write data=2,model=4, each of "
+                f"{', '.join(MESH_AXES)} at most once{nearest(axis, MESH_AXES)}"
+            )
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -1,5 +1,6 @@
 """Which mesh axis each logical axis lies on: one table for parameters, batches and activations."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,6 +94,17 @@ def param_shardings(
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over `data` and `fsdp`; the other dimensions whole."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def mesh_of(params: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the mesh that the parameters are spread over is set, in whatever thread it is entered.
+
+    It does nothing where another mesh is set already, or where they lie on one device.
+    """
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))
+    meshes = (sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding))
+    mesh = next(meshes, None) if jax.sharding.get_abstract_mesh().empty else None
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) and mesh.size > 1 else contextlib.nullcontext()
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:

@@ -10,6 +10,7 @@ ever unpickled.
 
 import dataclasses
 import errno
+import functools
 import json
 import math
 import shutil
@@ -258,8 +259,16 @@ def whole_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdecimal() and _is_whole(path))
 
 
-def restore_params(folder: Path, step: int | None = None) -> tuple[Params, int]:
-    """The parameters of one checkpoint as numpy arrays, and its step; the newest unless a step is given.
+def restore_params(
+    folder: Path, step: int | None = None, layout: Mapping[str, jax.ShapeDtypeStruct] | None = None
+) -> tuple[Params, int]:
+    """The parameters of one checkpoint, and its step; the newest unless a step is given.
+
+    Arguments:
+      folder: `checkpoints/` of the run directory.
+      step: of the checkpoint.
+      layout: shapes with their shardings, by path; a parameter that has one and is of its shape is read straight onto
+        its devices. All others are numpy arrays.
 
     Raises:
       CheckpointError: there is no such checkpoint (the message lists those there are), or it is damaged.
@@ -276,10 +285,20 @@ def restore_params(folder: Path, step: int | None = None) -> tuple[Params, int]:
     path = folder / str(step)
     try:
         with _context(alone=True):
-            as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _found(path)["params"])
-            return ocp.load_checkpointables(path, {"params": as_numpy})["params"], step
+            target = functools.partial(_target, layout=layout or {})
+            targets = jax.tree_util.tree_map_with_path(target, _found(path)["params"])
+            return ocp.load_checkpointables(path, {"params": targets})["params"], step
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _cannot_read(path, error) from error
+
+
+def _target(
+    path: tuple[Any, ...], leaf: Any, layout: Mapping[str, jax.ShapeDtypeStruct]
+) -> jax.ShapeDtypeStruct | np.ndarray:
+    wanted = layout.get("/".join(str(entry.key) for entry in path))
+    if wanted is None or wanted.shape != tuple(leaf.shape):
+        return np.empty(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=wanted.sharding)
 
 
 def _context(*, alone: bool = False) -> ocp.Context:

@@ -24,6 +24,11 @@ THINKING = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# Its cue opens a thought, and it leaves the thoughts of all replies out.
+OPENING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
 words = st.text(max_size=20).filter(lambda text: not any(token in text for token in CONTROL))
@@ -219,6 +224,16 @@ def test_what_ends_an_answer(bpe, llama):
     other = CHATML.replace("<|im_end|>", "<|endoftext|>")
     assert chat(bpe, "other", other).end_ids == (bpe.control_tokens["<|endoftext|>"], bpe.eos_id)
     assert chat(llama).end_ids == (llama.eos_id,)
+
+
+def test_a_cue_that_no_reply_begins_with_can_be_answered_and_not_learnt(bpe):
+    opening = chat(bpe, "opening", OPENING)
+    asked = opening.prompt([{"role": "user", "content": "Hi"}])
+    assert bpe.decode(asked[asked.index(bpe.eos_id) + 1 :]).endswith("assistant\n<think>\n")
+    assert (opening.turn_end, opening.end_ids) == (None, (bpe.eos_id,))
+    for refuse in (opening.check, lambda: opening.examples(turns("a", "b"))):
+        with pytest.raises(ChatTemplateError, match="a reply does not begin with the cue for it"):
+            refuse()
 
 
 def test_what_does_not_fit_is_told(bpe, llama):

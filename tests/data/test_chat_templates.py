@@ -1,6 +1,7 @@
 """A template renders to the text that transformers gives; what it must not do it cannot."""
 
 import pickle
+import tracemalloc
 from datetime import datetime
 
 import pytest
@@ -205,11 +206,53 @@ def test_a_turn_that_a_format_has_no_place_for_is_refused_by_name():
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "line 1: .*does not seem"),
+        (
+            "{% for a in range(99999) recursive %}{{ loop(range(99999)) if loop.depth0 < 1 }}{% endfor %}",
+            "does not seem",
+        ),
         ("{% for a in range(10**9) %}{% endfor %}", "line 1: .*Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}\n{{ f() }}", "calls itself without end"),
         ("{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "more than"),
         ("{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}", "more than"),
         ("{{ 'x' * 10 ** 10 }}", "too long"),
+        ("{{ 'x'.ljust(10 ** 8) }}", "too long"),
+        ("{{ 'x'.zfill(10 ** 8) }}", "too long"),
+        ("{{ 'x' | center(10 ** 8) }}", "too long"),
+        ("{{ ('%100000000d' | format(1)) | length }}", "too long"),
+        ("{{ '%100000000d' % 1 }}", "too long"),
+        ("{{ '%(a)100000000d' % {'a': 1} }}", "too long"),
+        ("{{ '%*d' % (10 ** 8, 1) }}", "depends on a value"),
+        ("{{ '%.100000000f' % 1 }}", "too long"),
+        ("{{ '{:100000000}'.format(1) }}", "too long"),
+        ("{{ '{:{}}'.format(1, 10 ** 8) }}", "depends on a value"),
+        ("{{ strftime_now('%100000000d') }}", "too long"),
+        ("{{ 'a\nb' | indent(10 ** 8) }}", "too long"),
+        ("{{ [1] | tojson(indent=10 ** 8) }}", "indent of more than 64"),
+        ("{{ 1 | round(10 ** 9, 'floor') }}", "more than 64 decimals"),
+        ("{{ ('x' * 10000).replace('x', 'y' * 10000) }}", "too long"),
+        ("{{ ('x' * 10000) | replace('x', 'y' * 10000) }}", "too long"),
+        ("{{ ('y' * 10000).join('x' * 10000) }}", "too long"),
+        ("{{ (['y' * 10000] * 10000) | join }}", "too long"),
+        ("{{ ('x' * 10000) | list | join('y' * 10000) }}", "too long"),
+        ("{{ '{0}{0}{0}'.format('x' * 10000000) }}", "too long"),
+        ("{{ '%(a)s%(a)s%(a)s' % {'a': 'x' * 10000000} }}", "too long"),
+        ("{% set a = ['x'] * 1000 %}{% set b = [a] * 1000 %}{{ [b] * 1000 }}", "too long"),
+        ("{% set a = ['x'] * 1000 %}{% set b = [a] * 1000 %}{{ ([b] * 1000) | tojson | length }}", "too long"),
+        ("{% set a = 'x' * 10000000 %}{{ a ~ a ~ a }}", "too long"),
+        ("{% set a = 'x' * 10000000 %}{{ a }}{{ a }}", "too long"),
+        ("{% macro m() %}{{ 'x' * 10000000 }}{{ 'x' * 10000000 }}{% endmacro %}{{ m() | length }}", "too long"),
+        (
+            "{% set n = namespace(l=[]) %}{% for a in range(99999) %}{% set n.l = n.l + ['x' * 9999999 ~ a] %}"
+            "{% endfor %}",
+            "on its way",
+        ),
+        ("{% set n = namespace(x=9) %}{% for a in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}", "4,096 bits"),
+        ("{{ ('f' * 10000000) | int(base=16) }}", "4,096 bits"),
+        ("{{ (5).to_bytes(10 ** 8, 'big') }}", "unsafe"),
+        ("{{ 'x'.encode().ljust(10 ** 8) }}", "unsafe"),
+        ("{{ '\t'.expandtabs(10 ** 8) }}", "unsafe"),
+        ("{{ lipsum(10 ** 9) }}", "'lipsum' is undefined"),
+        ("{{ [1] | batch(10 ** 8, 0) | list }}", "line 1: No filter named 'batch'"),
         ("{{ 9 ** 99999 }}", "too large a power"),
         ("{% include '/etc/passwd' %}", "line 1: "),
     ],
@@ -217,6 +260,42 @@ def test_a_turn_that_a_format_has_no_place_for_is_refused_by_name():
 def test_what_a_template_must_not_do(text, message):
     with pytest.raises(ChatTemplateError, match=f"(?s)chat template 'bad'.*{message}"):
         template("bad", text).render(TURNS)
+
+
+def test_what_is_refused_was_not_made():
+    tracemalloc.start()
+    constants = "{{ 'x' | center(9 * 10**6) | length }}" * 20
+    for text in (
+        constants + "{{ 1 | center(10 ** 8) }}",
+        "{{ 'x'.ljust(4 * 10**8) }}",
+        "{{ ('%400000000d' | format(1)) | length }}",
+    ):
+        with pytest.raises(ChatTemplateError, match="too long"):
+            template("bad", text).render(TURNS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 10**7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ '%-6s|%05.1f|%d%%' % ('a', 2.25, 7) }}{{ '%(b)s' % {'b': 3} }}{{ '%s' | format('x') }}",
+        "{{ '{{\"a\": {0!r:>8}, {b}}}'.format('x', b=messages | length) }}",
+        "{{ 'a-b'.replace('-', '+').ljust(6, '.').rjust(8).center(10).zfill(12) }}{{ 'ab' | replace('a', 'c') }}",
+        "{{ ', '.join(messages | map(attribute='role')) }}{{ messages | map(attribute='content') | join('\n') }}",
+        "{{ 'a\nb' | indent(2, first=true) }}{{ 'a' | center(5) }}{{ [3, 1] | sort | sum }}",
+        "{{ [[1], [2]] | sum(start=[]) }}",
+        "{{ messages | tojson(indent=2) }}{{ messages }}{{ {'a': 1} | items | list }}{{ 2 ** 60 % 7 + 3 * 4 - 1 }}",
+        "{% for a, b in {'x': 1}.items() %}{{ a ~ b ~ none ~ missing }}{% endfor %}",
+        "{{ 'abc'[1:] ~ 'abc'[::-1] }}{{ 2.5 | round }}",
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+        "{{ 'x' * 3 ~ [1] * 2 }}{{ 'a b' | title }}",
+    ],
+)
+def test_what_a_template_may_do_is_as_in_transformers(text, automatic):
+    expected = automatic.apply_chat_template(TURNS, chat_template=text, tokenize=False)
+    assert template("good", text).render(TURNS) == expected
 
 
 def test_a_huge_template_is_refused():

@@ -7,16 +7,27 @@ import jax
 import pytest
 
 import flanjax as library
+from flanjax import batch_inference
 from flanjax.data.cache import CachedMixture
+from flanjax.data.chat import own_chat
 from flanjax.data.chat_templates import named_templates
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.files import read_json_lines
+from flanjax.generation.decoding import DecodingConfig
+from flanjax.generation.generate import generate
 from flanjax.interchange.hf_decoder import write_hf_decoder
 from flanjax.models.decoder import init_params
 from flanjax.models.decoder_config import DecoderConfig
+from flanjax.serving import requests
+from flanjax.serving.fields import Fields
 from tests.end_to_end.conftest import Flanjax
 
 TEMPLATE = "zephyr"
+# Its cue opens a thought, which no reply in a history begins with.
+OPENING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +130,29 @@ def test_an_end_of_turn_that_is_not_the_end_of_a_sequence_ends_answers_too(base:
     write_hf_decoder(tmp_path / "hf", config, params, tuned, model_type="llama", source=base)
     told = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert told["eos_token_id"] == [vocabulary.eos_id, vocabulary.control_tokens["<|endoftext|>"]]
+
+
+def test_a_template_whose_replies_cannot_be_told_is_exported_and_answers(base: Path, tmp_path: Path) -> None:
+    Vocabulary.from_file(base).save(tmp_path / "run")
+    (tmp_path / "run" / "chat_template.jinja").write_text(OPENING)
+    vocabulary, model = Vocabulary.load(tmp_path / "run"), library.load(base)
+    write_hf_decoder(tmp_path / "hf", model.config, model.params, vocabulary, model_type="llama", source=base)
+    generation = tmp_path / "hf" / "generation_config.json"
+    assert json.loads(generation.read_text()) == json.loads((base / generation.name).read_text())
+    ends = [vocabulary.eos_id, vocabulary.control_tokens["<|endoftext|>"]]
+    generation.write_text(json.dumps({"eos_token_id": ends}))
+
+    model, said = library.load(tmp_path / "hf"), [{"role": "user", "content": "Who are you?"}]
+    chat = own_chat(model.vocabulary)
+    assert chat is not None
+    asked = chat.prompt(said)
+    assert model.vocabulary.decode(asked[asked.index(vocabulary.eos_id) + 1 :]).endswith("<think>\n")
+    row = batch_inference.Reader(model, 8).read({"messages": said}, "line 1")
+    assert (row.ids, list(row.eos_ids)) == (asked, ends)
+    job = requests.Reader(model, name="m", max_length=64, most_answers=4).chat(Fields({"model": "m", "messages": said}))
+    assert job.decoding is not None
+    assert (list(job.inputs[0]), list(job.decoding.eos_ids)) == (asked, ends)
+    # Whatever is likeliest first, an answer that it ends is empty.
+    (first,) = generate(model.config, model.compute, model.params, [asked], DecodingConfig(max_new_tokens=1))[0]
+    generation.write_text(json.dumps({"eos_token_id": [vocabulary.eos_id, first]}))
+    assert library.load(tmp_path / "hf").chat([said], max_new_tokens=8) == [""]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.engine import Engine
@@ -15,6 +16,7 @@ from flanjax.generation.slots import advance, put, read, resized
 from flanjax.generation.stopping import before_stop
 from flanjax.models.config import Compute
 from flanjax.models.parameters import are_apart, layers_apart
+from flanjax.sharding.mesh import MeshConfig, make_mesh
 from tests.generation.conftest import EOS, INPUTS
 
 KINDS = ("t5", "llama")
@@ -301,3 +303,14 @@ def test_what_it_cannot_do_it_says(pairs):
     with pytest.raises(ValueError, match="an input without a token"):
         engine(pairs["llama"]).submit([], DecodingConfig())
     assert not engine(pairs["t5"]).run_once()
+
+
+def test_layers_are_apart_on_a_mesh_of_one_device_too():
+    """As training on one CPU has its parameters: the sharding names each of the stack's axes."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    stack = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    placed = jax.device_put(stack, NamedSharding(mesh, PartitionSpec(None, None, None)))
+    found = layers_apart({"layers": placed})["layers"]
+    assert are_apart(found)
+    for layer, expected in zip(found, stack, strict=True):
+        np.testing.assert_array_equal(layer, expected)

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from flanjax.sharding.mesh import MeshConfig, ShardingError, make_mesh
+from flanjax.sharding.mesh import MeshConfig, ShardingError, make_mesh, mesh_config
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,24 @@ def test_devices_can_be_chosen():
 def test_a_mesh_that_does_not_fit_says_so(config, message):
     with pytest.raises(ShardingError, match=message):
         make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "config"),
+    [
+        ("data=2,model=4", MeshConfig(data=2, model=4)),
+        ("data=2:model=4", MeshConfig(data=2, model=4)),
+        ("model=8", MeshConfig(model=8)),
+        ("fsdp=-1,data=1", MeshConfig(data=1, fsdp=-1)),
+    ],
+)
+def test_a_mesh_in_words(text, config):
+    assert mesh_config(text) == config
+
+
+@pytest.mark.parametrize("text", ["", "8", "data", "data=", "data=x", "data=2,data=2", "data=2,", "data=1.5", "dat=2"])
+def test_words_that_name_no_mesh(text):
+    with pytest.raises(ShardingError, match="write data=2,model=4, each of data, fsdp, model at most once"):
+        mesh_config(text)
+    with pytest.raises(ShardingError, match="did you mean 'model'"):
+        mesh_config("modl=2")
