@@ -76,7 +76,7 @@ def evaluate(
       FlanjaxError: there is no such suite, no data, no model, a question that the model cannot be asked or that a
         perturbation cannot change, the output holds another evaluation, or it cannot be written.
     """
-    from flanjax.evaluation.measuring import chosen, measure, questions_of, write_evaluation, write_settings
+    from flanjax.evaluation.measuring import chosen, measure, write_evaluation
     from flanjax.evaluation.mixtures import find, of_mixture
     from flanjax.evaluation.perturbations import perturbed
     from flanjax.evaluation.suites import first_of_each_task
@@ -102,11 +102,7 @@ def evaluate(
         for name, benchmark in benchmarks.items()
     }
     every = [form for name, one in benchmarks.items() for form in (one, *one.probes.values(), *forms[name].values())]
-    settings["questions"] = {form.name: questions_of(form)[1] for form in every}
-    _refuse_another(Path(output), settings)
-    for form in every:
-        asked.check(form)
-    write_settings(Path(output), settings)
+    _settle(Path(output), settings, every, asked)
     answered = functools.partial(_answered, asked=asked, output=Path(output), console=console)
     measured = {
         name: measure(benchmark, answered, asked.tokens, perturbed=forms[name], seed=seed)
@@ -114,6 +110,17 @@ def evaluate(
     }
     write_evaluation(Path(output), str(model), measured, settings, asked.facts)
     return {name: _figures(each.result) for name, each in measured.items()}
+
+
+def _settle(output: Path, settings: dict[str, Any], forms: "Sequence[Benchmark]", asked: "Asked") -> None:
+    """Refuses what cannot be asked, and writes what is going to be, before the first question."""
+    from flanjax.evaluation.measuring import questions_of, write_settings
+
+    settings["questions"] = {form.name: questions_of(form)[1] for form in forms}
+    _refuse_another(output, settings)
+    for form in forms:
+        asked.check(form)
+    write_settings(output, settings)
 
 
 def _check_suites(

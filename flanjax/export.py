@@ -73,9 +73,7 @@ def export(
         full; what was trained is not finite.
     """
     from flanjax.interchange.any_model import HF_DECODER, format_of, hf_class, write_hf_model
-    from flanjax.interchange.folders import ModelFolderError, read_json, require_new
-    from flanjax.interchange.peft import base_name as name_of
-    from flanjax.interchange.peft import write_peft
+    from flanjax.interchange.folders import ModelFolderError, require_new
     from flanjax.interchange.runs import read_run
     from flanjax.interchange.t5x import write_t5x
     from flanjax.models.decoder_config import DecoderConfig
@@ -99,30 +97,15 @@ def export(
     source = base if known and format_of(base) is HF_DECODER else None
     told = {QUANTIZED: quantized, PREFIX_LM: trained.is_prefix_lm}
     notices = tuple(notice for notice, holds in told.items() if holds)
-    if format == "peft":
-        # An adapter says nothing of how its base is kept.
-        trained = read_run(run, step=trained.step, quantized=False) if quantized else trained
-        tasks = write_peft(
-            output,
-            trained.model,
-            trained.params,
-            begun=trained.begun,
-            base_name=base_name or name_of(base),
-            recipe=trained.recipe,
-            dtype=dtype,
-            model_type=None if source is None else read_json(Path(source) / "config.json")["model_type"],
-            vocabulary=trained.vocabulary,
-        )
-        if base_name is None and base is not None:
-            notices = (*notices, BASE_NAME.format(name=name_of(base)))
-        return Exported(trained.step, None, notices, tasks)
-    if added_paths(trained.model) and not merge:
+    if format != "peft" and added_paths(trained.model) and not merge:
         raise TuningError(
             f"{run} was tuned by methods that add parameters ({', '.join(m.name for m in methods_of(trained.model))}), "
             "and a plain model has no place for them: give --merge to put them into its own, or "
             "--format=peft for an adapter folder"
         )
     whole = read_run(run, step=trained.step, quantized=False) if quantized else trained
+    if format == "peft":
+        return _export_adapter(whole, output, notices, base_name=base_name, source=source, dtype=dtype)
     model, params = merged(whole.model, whole.params)
     difference = None
     if added_paths(trained.model):
@@ -141,6 +124,40 @@ def export(
         dtype=dtype or "float32",
     )
     return Exported(trained.step, difference, notices, hf_class=hf_class(model))
+
+
+def _export_adapter(
+    trained: "TrainedRun",
+    output: str | Path,
+    notices: tuple[str, ...],
+    *,
+    base_name: str | None,
+    source: str | None,
+    dtype: str | None,
+) -> Exported:
+    """What was tuned alone, without a word of how its base was kept.
+
+    `source` is the Hugging Face folder of the decoder that it was tuned from, None where it was another base.
+    """
+    from flanjax.interchange.folders import read_json
+    from flanjax.interchange.peft import base_name as name_of
+    from flanjax.interchange.peft import write_peft
+
+    base = trained.settings["init_from"]
+    tasks = write_peft(
+        output,
+        trained.model,
+        trained.params,
+        begun=trained.begun,
+        base_name=base_name or name_of(base),
+        recipe=trained.recipe,
+        dtype=dtype,
+        model_type=None if source is None else read_json(Path(source) / "config.json")["model_type"],
+        vocabulary=trained.vocabulary,
+    )
+    if base_name is None and base is not None:
+        notices = (*notices, BASE_NAME.format(name=name_of(base)))
+    return Exported(trained.step, None, notices, tasks)
 
 
 def _check_finite(trained: "TrainedRun") -> None:
