@@ -226,10 +226,13 @@ def test_a_person_at_a_terminal_stops_an_answer_and_leaves(folder: Path) -> None
     process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment, start_new_session=True)
     os.close(end)
 
+    readable = select.poll()  # `select.select` knows no descriptor above 1023
+    readable.register(terminal, select.POLLIN)
+
     def until(words: str) -> str:
         seen = b""
         while words.encode() not in seen:
-            assert select.select([terminal], [], [], 120)[0], seen
+            assert readable.poll(120_000), seen
             seen += os.read(terminal, 1)
         return seen.decode(errors="replace")
 

@@ -134,7 +134,6 @@ def test_pissa_takes_the_principal_part_out_of_the_kernel(base, tuned, dtype):
         ((LoRA(rank_pattern={".*/valeu": 2}),), r"LoRA\.rank_pattern = '\.\*/valeu' matches nothing .*mean 'value'"),
         ((LoRA(alpha_pattern={".*/wo": 2}),), r"LoRA\.alpha_pattern = '\.\*/wo' matches nothing"),
         ((LoRA(rank_pattern={".*": 2, ".*/value": 3}),), "rank_pattern: '.*/value' decides nothing"),
-        ((LoRA(rank_pattern={".*/value": 9}),), "LoRA.rank_pattern = 9 is larger than a target of 16 x 8.*/value"),
         ((IA3(), LoRA(dora=True)), r"LoRA\.dora measures the kernel of \S+/value, .*ia3.*let LoRA come first"),
         ((LoRA(), LoRA(targets=".*/wo")), "LoRA more than once"),
     ],
@@ -142,6 +141,11 @@ def test_pissa_takes_the_principal_part_out_of_the_kernel(base, tuned, dtype):
 def test_patterns_and_orders_that_do_not_fit_are_refused(methods, message):
     with pytest.raises(TuningError, match=message):
         Partition.of(dataclasses.replace(GATED, added=methods))
+
+
+def test_a_rank_of_a_pattern_that_a_target_cannot_have_is_refused():
+    with pytest.raises(TuningError, match=r"LoRA\.rank_pattern = 9 is larger than a target of 16 x 8.*/value"):
+        LoRA(rank_pattern={".*/value": 9}).check_choice(GATED)
 
 
 @pytest.mark.parametrize(
