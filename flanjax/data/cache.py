@@ -39,6 +39,8 @@ MANIFEST_FILE = "manifest.json"
 LENGTHS_FILE = "lengths.npy"
 # Opening a shard costs as much as reading ten records, so many stay open; half of the descriptors are for others.
 _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+# A mapped file keeps its descriptor, and a mixture may have two thousand tasks: lengths of so many examples are mapped.
+_MAPPED_EXAMPLES = 1 << 17
 _MAX_OPEN_SHARDS = 2048 if _DESCRIPTORS == resource.RLIM_INFINITY else min(2048, _DESCRIPTORS // 2)
 
 
@@ -286,7 +288,7 @@ class CachedTask:
             raise CacheError(f"{error}; {remedy}") from error
         if manifest is None:
             raise CacheError(f"{folder} has no {MANIFEST_FILE}, so it was never finished; {remedy}")
-        opened = cls(folder, manifest, _map_lengths(folder / LENGTHS_FILE, manifest.examples, remedy), remedy)
+        opened = cls(folder, manifest, _read_lengths(folder / LENGTHS_FILE, manifest.examples, remedy), remedy)
         if int(opened._ends[-1] if len(opened._ends) else 0) != manifest.examples:
             raise CacheError(f"{folder / MANIFEST_FILE} contradicts itself: its shards do not add up; {remedy}")
         for number in range(len(manifest.shards)):
@@ -391,10 +393,9 @@ class _OpenShards:
 _open_shards = _OpenShards()
 
 
-def _map_lengths(file: Path, examples: int, remedy: str) -> np.ndarray:
+def _read_lengths(file: Path, examples: int, remedy: str) -> np.ndarray:
     try:
-        # An empty file cannot be mapped.
-        lengths = np.load(file, mmap_mode="r" if examples else None, allow_pickle=False)
+        lengths = np.load(file, mmap_mode="r" if examples >= _MAPPED_EXAMPLES else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CacheError(f"{file} is missing or truncated ({error}); {remedy}") from error
     if lengths.shape != (examples, len(FEATURES)) or lengths.dtype != np.dtype("<u4"):

@@ -329,6 +329,20 @@ def test_more_shards_than_may_stay_open(make_cache: Callable[..., Path], monkeyp
         assert [example.inputs[0] - 2 for example in task.read(range(50))] == list(range(50))
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_tasks_that_are_open_keep_no_descriptor_unless_they_are_large(
+    make_cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    monkeypatch.setattr("flanjax.data.cache._MAPPED_EXAMPLES", 50 if mapped else 51)
+    cache, descriptors = make_cache({"one": [(3, 2)] * 50}), Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    mixtures = [CachedMixture.open(cache, "mix", "train") for _ in range(20)]
+    assert len(list(descriptors.iterdir())) - before == (20 if mapped else 0)
+    lengths = [mixture.tasks[0].lengths for mixture in mixtures]
+    assert all(np.array_equal(each, lengths[0]) for each in lengths)
+    assert lengths[0].shape == (50, 2)
+
+
 def test_mixtures_that_cannot_be_opened(make_cache: Callable[..., Path], tiny_vocabulary: Vocabulary) -> None:
     cache = make_cache({"one": [(3, 2)]})
     with pytest.raises(CacheError, match=rf"'mixx' is not in the cache.*did you mean 'mix'.*{REMEDY}"):
