@@ -149,13 +149,16 @@ def gpt_neox_modules(_: DecoderConfig) -> dict[str, str]:
 def read_opt(keys: Keys) -> Fields:
     """An OPT's `config.json` as fields of `DecoderConfig`."""
     embed, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
-    keys.only("do_layer_norm_before", True, "its norms stand after each block (OPT 350M)")
-    keys.only("_remove_final_layer_norm", False, "the last norm is missing")
-    keys.only("word_embed_proj_dim", embed, "its embedding is narrower than the model (OPT 350M)")
+    word_embed = keys.whole("word_embed_proj_dim", embed)
+    norms_before = keys.flag("do_layer_norm_before", True)
+    if keys.flag("_remove_final_layer_norm", False) and norms_before:
+        raise keys.error("_remove_final_layer_norm", "only False is supported (the last norm is missing)")
     keys.only("layer_norm_elementwise_affine", True, "its norms have no parameters")
     return {
         **_layer_norms(keys, None, "activation_function", "relu", bias=keys.flag("enable_bias", True)),
         "embed_dim": embed,
+        "word_embed_dim": 0 if word_embed == embed else word_embed,
+        "residual": "sequential" if norms_before else "sequential_post_norm",
         "num_heads": heads,
         "num_kv_heads": heads,
         "head_dim": embed // heads,
@@ -171,25 +174,32 @@ def write_opt(config: DecoderConfig) -> Fields:
     """An OPT's keys of `config.json`."""
     return {
         "hidden_size": config.embed_dim,
-        "word_embed_proj_dim": config.embed_dim,
+        "word_embed_proj_dim": config.input_dim,
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
         "ffn_dim": config.mlp_dim,
         "max_position_embeddings": config.max_positions,
         "activation_function": hf_activation(config),
         "enable_bias": config.qkv_bias,
-        "do_layer_norm_before": True,
+        "do_layer_norm_before": config.residual == "sequential",
     }
 
 
 def opt_modules(_: DecoderConfig) -> dict[str, str]:
     """An OPT's names of modules."""
     layer = "model.decoder.layers.{}"
+    # The norms of a layer have these names wherever they stand.
+    norms = {
+        f"{_LAYER}/{place}_{block}_layer_norm": f"{layer}.{name}"
+        for place in ("pre", "post")
+        for block, name in (("self_attention", "self_attn_layer_norm"), ("mlp", "final_layer_norm"))
+    }
     return {
         "token_embedder": "model.decoder.embed_tokens",
         "decoder/position_embedder": "model.decoder.embed_positions",
-        f"{_LAYER}/pre_self_attention_layer_norm": f"{layer}.self_attn_layer_norm",
-        f"{_LAYER}/pre_mlp_layer_norm": f"{layer}.final_layer_norm",
+        "decoder/project_in": "model.decoder.project_in",
+        "decoder/project_out": "model.decoder.project_out",
+        **norms,
         **projections(f"{layer}.self_attn", "out_proj"),
         f"{_LAYER}/mlp/wi": f"{layer}.fc1",
         f"{_LAYER}/mlp/wo": f"{layer}.fc2",

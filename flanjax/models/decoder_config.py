@@ -12,7 +12,7 @@ from flanjax.models.config import ACTIVATIONS, Addition, Extensible, ModelConfig
 
 NORMS = ("rms", "rms_plus_one", "layer")
 POSITIONS = ("rotary", "alibi", "learned", "none")
-RESIDUALS = ("sequential", "parallel", "parallel_one_norm")
+RESIDUALS = ("sequential", "sequential_post_norm", "parallel", "parallel_one_norm")
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -79,6 +79,8 @@ class DecoderConfig(Extensible):
     Attributes:
       vocab_size: rows of the embedding.
       embed_dim: width of the residual stream.
+      word_embed_dim: width of the embedding, where it is another: tokens are projected from it to `embed_dim`, and the
+        output back to it before the head (OPT 350M); 0 where it is `embed_dim`.
       num_layers: blocks.
       num_heads: query heads.
       num_kv_heads: key and value heads: as many as queries (multi-head), fewer (grouped), one (multi-query).
@@ -89,8 +91,10 @@ class DecoderConfig(Extensible):
       layer_norm_epsilon: added to the variance.
       post_norms: a norm after attention and after the feed-forward block as well, before the residual (Gemma 2).
       embedding_norm: a norm on the embedded tokens (BLOOM).
-      residual: `sequential`; `parallel`: attention and feed-forward block both read the layer's input, each through a
-        norm of its own (GPT-NeoX); `parallel_one_norm`: through one norm (Phi, Falcon 7B).
+      residual: `sequential`; `sequential_post_norm`: each norm stands after the sum and not before the block, and none
+        follows the last layer (Vaswani et al. 2017, arXiv 1706.03762; OPT 350M); `parallel`: attention and
+        feed-forward block both read the layer's input, each through a norm of its own (GPT-NeoX);
+        `parallel_one_norm`: through one norm (Phi, Falcon 7B).
       positions: `rotary`, `alibi` (Press et al. 2022, arXiv 2108.12409), `learned`, or `none`.
       rotary: of rotary positions.
       max_positions: rows of the learned table that positions use, and the length that the model was made for.
@@ -119,6 +123,7 @@ class DecoderConfig(Extensible):
 
     vocab_size: int
     embed_dim: int
+    word_embed_dim: int = 0
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -179,10 +184,15 @@ class DecoderConfig(Extensible):
             raise ModelConfigError("DecoderConfig.rotary scales dynamically, which needs at least 4 rotated numbers")
         if self.head_bias and self.tied_head:
             raise ModelConfigError("DecoderConfig.head_bias is set: a tied head has no bias")
+        if self.residual == "sequential_post_norm" and self.post_norms:
+            raise ModelConfigError(
+                "DecoderConfig.post_norms is set: with residual 'sequential_post_norm' the norms already stand after "
+                "the blocks"
+            )
         self.check_added()
 
     def _check_sizes(self) -> None:
-        may_be_zero = ("position_offset", "window")
+        may_be_zero = ("position_offset", "window", "word_embed_dim")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in may_be_zero else 1
@@ -190,6 +200,11 @@ class DecoderConfig(Extensible):
                 raise ModelConfigError(
                     f"DecoderConfig.{field.name} is {value!r}: it must be a whole number of at least {least}"
                 )
+        if self.word_embed_dim == self.embed_dim:
+            raise ModelConfigError(
+                f"DecoderConfig.word_embed_dim is {self.word_embed_dim}, as embed_dim is: leave it out (0), there is "
+                "nothing to project"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ModelConfigError(
                 f"DecoderConfig.num_kv_heads is {self.num_kv_heads}: the {self.num_heads} query heads cannot share "
@@ -202,6 +217,11 @@ class DecoderConfig(Extensible):
     def stacks(self) -> dict[str, int]:
         """Layers of each stack, lowest first."""
         return {"decoder": self.num_layers}
+
+    @property
+    def input_dim(self) -> int:
+        """Width of an embedded token, of a prompt's vectors, and of what the head is given."""
+        return self.word_embed_dim or self.embed_dim
 
     @property
     def text_positions(self) -> int:

@@ -96,6 +96,9 @@ VARIANTS = {
     ),
     "opt": ("opt", OPT),
     "opt_no_bias": ("opt", {**OPT, "enable_bias": False}),
+    "opt_350m": ("opt", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "opt_post_norm": ("opt", {**OPT, "do_layer_norm_before": False, "tie_word_embeddings": False}),
+    "opt_narrow": ("opt", {**OPT, "word_embed_proj_dim": 16, "tie_word_embeddings": False}),
     "bloom": ("bloom", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "bloom_six_heads": ("bloom", {"vocab_size": VOCAB, "hidden_size": 36, "n_layer": 2, "n_head": 6}),
     "falcon_7b": ("falcon", FALCON),
@@ -256,6 +259,8 @@ def random_settings(model_type, seed):
         names = {"head_dim": None}
     if model_type == "glm":
         sizes |= {"head_dim": head_dim, "pad_token_id": 0}
+    if model_type == "opt":
+        sizes |= {"do_layer_norm_before": bool(rng.integers(2)), "word_embed_proj_dim": int(rng.choice([6, 40]))}
     if model_type.startswith("qwen"):
         sizes |= {"use_sliding_window": True, "max_window_layers": int(rng.integers(0, 3))}
     return {names.get(key, key): value for key, value in sizes.items() if names.get(key, key) is not None}
@@ -353,7 +358,7 @@ def test_export_then_import_is_the_identity(tmp_path_factory, config, seed):
     jax.tree.map(np.testing.assert_array_equal, read_params, params)
 
 
-@pytest.mark.parametrize("variant", ["gemma2", "gpt2", "bloom", "falcon_40b", "phi"])
+@pytest.mark.parametrize("variant", ["gemma2", "gpt2", "bloom", "falcon_40b", "phi", "opt_350m"])
 def test_every_parameter_element_has_one_place(hf_folder, variant):
     config, _ = read_hf_decoder(hf_folder(variant))
     places = hf_places(FAMILIES[VARIANTS[variant][0]], config)
@@ -461,7 +466,7 @@ def test_what_stands_beside_the_weights_is_carried_along(hf_folder, tmp_path):
         ("qwen2", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types.*sliding_attention"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention.*later"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before is False.*350M"),
+        ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True.*last norm"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "after the norm"),
         ("falcon_7b", {"alibi": True}, "alibi is True.*bfloat16"),
         ("phi", {"tie_word_embeddings": True}, "head_bias"),
