@@ -272,7 +272,7 @@ def read_falcon(keys: Keys) -> Fields:
     kv_heads = keys.whole(("num_kv_heads", "n_head_kv"), heads)
     norms = keys.whole("num_ln_in_parallel_attn", 2 if new and parallel else 1)
     keys.only("apply_residual_connection_post_layernorm", False, "its residual starts after the norm")
-    keys.only("alibi", False, "Falcon's ALiBi is rounded to bfloat16, which flanjax does not do")
+    alibi = keys.flag("alibi", False)
     if new:
         keys.only("parallel_attn", True, "with new_decoder_architecture")
     elif parallel:
@@ -287,7 +287,10 @@ def read_falcon(keys: Keys) -> Fields:
         "num_layers": keys.whole(("num_hidden_layers", "n_layer")),
         "mlp_dim": keys.whole("ffn_hidden_size", 4 * embed),
         "max_positions": positions,
+        "positions": "alibi" if alibi else "rotary",
         "rotary": read_rotary(keys, positions),
+        "alibi_scale": (embed // heads) ** -0.5 if alibi else 1.0,
+        "alibi_rounded": alibi,
         "residual": residual,
     }
 
@@ -305,7 +308,7 @@ def write_falcon(config: DecoderConfig) -> Fields:
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "activation": hf_activation(config),
         "bias": config.qkv_bias,
-        "alibi": False,
+        "alibi": config.positions == "alibi",
         "new_decoder_architecture": new,
         "multi_query": config.num_kv_heads == 1,
         "parallel_attn": config.residual != "sequential",

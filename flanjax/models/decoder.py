@@ -34,7 +34,7 @@ from flanjax.models.parameters import (
     over_layers,
     stacked,
 )
-from flanjax.models.positions import alibi_bias, alibi_bias_of_first, rotary_angles
+from flanjax.models.positions import alibi_bias, alibi_bias_of_first, rotary_angles, rounded_alibi_bias
 from flanjax.models.prompts import (
     Prefix,
     insert_prompts,
@@ -185,7 +185,9 @@ class DecoderStack(nnx.Module):
             segment_mask, segments, segments, causal=True, bidirectional=bidirectional, trunk=trunk
         )
         mask, rows = masks(), jnp.arange(segments.shape[1])
-        angles = None
+        angles, bias = None, None
+        if config.positions == "alibi":
+            bias = rounded_alibi_bias(positions, config) if config.alibi_rounded else alibi_bias(rows, rows, config)
         if config.positions == "rotary":
             same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None]
             angles = rotary_angles(config, positions, same.sum(axis=-1) + config.prefix_length)
@@ -193,7 +195,7 @@ class DecoderStack(nnx.Module):
         return Context(
             mask=mask,
             windowed_mask=masks(window=config.window) if config.window else mask,
-            bias=alibi_bias(rows, rows, config.num_heads) if config.positions == "alibi" else None,
+            bias=bias,
             angles=angles,
             prefix_bias=prefix_bias,
             windowed_prefix_bias=windowed_prefix_bias,
@@ -209,10 +211,17 @@ class DecoderStack(nnx.Module):
         mask = (columns < position)[:, None, None]
         window = (columns > position - config.window)[:, None, None]
         prefix_bias, windowed_prefix_bias = _prefix_biases(config, here)
+        bias, own_bias = None, None
+        if config.alibi_rounded:
+            bias = rounded_alibi_bias(columns[None] + config.prefix_length, config)
+            own_bias = rounded_alibi_bias(here, config)
+        elif config.positions == "alibi":
+            bias = alibi_bias_of_first(position, length, config)
         context = Context(
             mask=mask,
             windowed_mask=mask & window if config.window else mask,
-            bias=alibi_bias_of_first(position, length, config.num_heads) if config.positions == "alibi" else None,
+            bias=bias,
+            own_bias=own_bias,
             angles=rotary_angles(config, here, here + 1) if config.positions == "rotary" else None,
             prefix_bias=prefix_bias,
             windowed_prefix_bias=windowed_prefix_bias,
@@ -229,12 +238,16 @@ class DecoderStack(nnx.Module):
 
 def _prefix_biases(
     config: DecoderConfig, positions: Int[Array, "batch queries"]
-) -> tuple[Float[Array, "batch #heads queries prefix"] | None, Float[Array, "batch #heads queries prefix"] | None]:
+) -> tuple[Float[Array, "#batch #heads #queries prefix"] | None, Float[Array, "batch #heads queries prefix"] | None]:
     """The bias of a prefix's keys, in layers without and with the window; it leaves a window as earlier tokens do."""
     length = config.prefix_length
     if not length:
         return None, None
-    alibi = alibi_bias_of_first(positions, length, config.num_heads) if config.positions == "alibi" else None
+    alibi = None
+    if config.alibi_rounded:
+        alibi = rounded_alibi_bias(jnp.arange(length)[None], config)
+    elif config.positions == "alibi":
+        alibi = alibi_bias_of_first(positions, length, config)
     if not config.window:
         return alibi, None
     beyond = positions[:, None, :, None] - jnp.arange(length) >= config.window

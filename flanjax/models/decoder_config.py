@@ -97,6 +97,9 @@ class DecoderConfig(Extensible):
         `parallel_one_norm`: through one norm (Phi, Falcon 7B).
       positions: `rotary`, `alibi` (Press et al. 2022, arXiv 2108.12409), `learned`, or `none`.
       rotary: of rotary positions.
+      alibi_scale: what ALiBi's slopes are multiplied by (Falcon RW: `head_dim**-0.5`, as scores are).
+      alibi_rounded: whether slopes, positions and their products are rounded to bfloat16, as Falcon RW was trained: a
+        key's bias then follows from its position in the text, and no longer from its distance alone.
       max_positions: rows of the learned table that positions use, and the length that the model was made for.
       position_offset: unused rows at the start of the learned table (OPT has 2).
       attention_scale: what queries are multiplied by; None for `head_dim**-0.5`.
@@ -137,6 +140,8 @@ class DecoderConfig(Extensible):
     residual: str = "sequential"
     positions: str = "rotary"
     rotary: Rotary = Rotary()
+    alibi_scale: float = 1.0
+    alibi_rounded: bool = False
     max_positions: int = 2048
     position_offset: int = 0
     attention_scale: float | None = None
@@ -182,6 +187,13 @@ class DecoderConfig(Extensible):
             )
         if self.rotary.scaling == "dynamic" and self.rotary_dim < 4:
             raise ModelConfigError("DecoderConfig.rotary scales dynamically, which needs at least 4 rotated numbers")
+        if self.positions != "alibi" and (self.alibi_rounded or self.alibi_scale != 1):
+            raise ModelConfigError(
+                f"DecoderConfig.alibi_scale is {self.alibi_scale!r} and alibi_rounded {self.alibi_rounded!r}: they are "
+                f"of 'alibi' positions, and these are {self.positions!r}"
+            )
+        if not self.alibi_scale > 0:
+            raise ModelConfigError(f"DecoderConfig.alibi_scale is {self.alibi_scale!r}: it must be positive")
         if self.head_bias and self.tied_head:
             raise ModelConfigError("DecoderConfig.head_bias is set: a tied head has no bias")
         if self.residual == "sequential_post_norm" and self.post_norms:

@@ -21,9 +21,10 @@ class Context(NamedTuple):
 
     mask: Bool[Array, "batch 1 queries keys"]
     windowed_mask: Bool[Array, "batch 1 queries keys"]
-    bias: Float[Array, "1 heads queries keys"] | None
+    bias: Float[Array, "#batch heads #queries keys"] | None
     angles: Angles | None
-    prefix_bias: Float[Array, "batch #heads queries prefix"] | None = None
+    own_bias: Float[Array, "batch heads 1 1"] | None = None  # of the query's own key, in a step
+    prefix_bias: Float[Array, "#batch #heads #queries prefix"] | None = None
     windowed_prefix_bias: Float[Array, "batch #heads queries prefix"] | None = None
 
     def of_layer(self, windowed: Bool[Array, ""]) -> "Context":
@@ -108,8 +109,8 @@ class CausalAttention(Attention):
         context: Context,
     ) -> Float[Array, "batch 1 embed"]:
         """`attend` of one query of each row, over earlier keys and values, with this mask and bias, and its own."""
-        bias = None if context.bias is None else context.bias[:, :, 0]
-        among = (CachedKeys(*earlier, bias, context.mask[:, 0, 0]), CachedKeys(*own))
+        bias, own_bias = (None if x is None else x[:, :, 0] for x in (context.bias, context.own_bias))
+        among = (CachedKeys(*earlier, bias, context.mask[:, 0, 0]), CachedKeys(*own, own_bias))
 
         def of_query(x: Array) -> Array:
             q = self._heads(self.query(x), self.query_norm, context.angles) * self.scale

@@ -58,7 +58,9 @@ OTHERS = {
     "opt": {**OPT, "ffn_dim": 40},
     "phi": NEOX,
 }
+RW = {**OPT, "multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}
 NARROW = {"model_type": "opt", **OTHERS["opt"], "do_layer_norm_before": False, "word_embed_proj_dim": 16}  # OPT 350M
+SPECIAL = {"opt_350m": NARROW, "falcon_rw": {"model_type": "falcon", **RW}}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +78,7 @@ def base(tmp_path_factory):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         torch.manual_seed(0)
-        settings = {"model_type": family, **(FAMILIES | OTHERS | {"opt_350m": NARROW})[family]}
+        settings = {"model_type": family, **(FAMILIES | OTHERS | SPECIAL)[family]}
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -172,6 +174,10 @@ def test_a_prompt_is_as_wide_as_the_embedded_tokens_that_it_stands_before(base, 
     wide = write_with_peft(folder, tmp_path / "wide", **FROM_PEFT["prompt"])
     with pytest.raises(ModelFolderError, match=r"\(5, 32\), .*\(5, 16\)"):
         read_peft(wide, config)
+
+
+def test_a_prefix_counts_as_earlier_tokens_where_alibi_is_rounded(base, tmp_path):
+    assert_read_and_written_back(base, tmp_path, "falcon_rw", FROM_PEFT["prefix"], "falcon")
 
 
 def test_an_adapter_of_the_projections_of_a_narrow_embedding_is_refused(base, tmp_path):

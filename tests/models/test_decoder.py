@@ -40,6 +40,13 @@ CONFIGS = {
     "neox": dataclasses.replace(LLAMA, **PLAIN, **BIASES, residual="parallel", rotary=Rotary(fraction=0.5)),
     "phi": dataclasses.replace(LLAMA, **PLAIN, **BIASES, residual="parallel_one_norm", head_bias=True),
     "bloom": dataclasses.replace(LLAMA, **PLAIN, **BIASES, positions="alibi", embedding_norm=True),
+    "falcon_rw": dataclasses.replace(
+        LLAMA,
+        **{**PLAIN, **BIASES, "num_heads": 12, "num_kv_heads": 12},  # with slopes that are no powers of 2
+        positions="alibi",
+        alibi_scale=0.4,
+        alibi_rounded=True,
+    ),
     "opt": dataclasses.replace(LLAMA, **PLAIN, positions="learned", max_positions=40, position_offset=2),
     "opt_350m": dataclasses.replace(
         LLAMA,
@@ -315,6 +322,12 @@ def test_alibi_slopes_as_published():
     assert alibi_slopes(6).tolist() == pytest.approx([2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
 
 
+def test_blocks_have_no_place_for_rounded_alibi():
+    config = CONFIGS["falcon_rw"]
+    with pytest.raises(ModelConfigError, match="'blockwise' takes one bias for all rows"):
+        logits_of(config, Compute(attention="blockwise"), random_params(config), pack([texts()[:1]], 12))
+
+
 def test_fresh_norms_change_nothing_and_depend_on_the_seed_alone():
     config = CONFIGS["gemma2"]
     params = init_params(config, 0)
@@ -361,6 +374,8 @@ def test_json_round_trip_compares_equal_and_hashes(config):
         ({"residual": "sequential_post_norm", "post_norms": True}, "post_norms is set"),
         ({"word_embed_dim": 16}, "word_embed_dim is 16, as embed_dim is"),
         ({"word_embed_dim": -1}, "word_embed_dim is -1"),
+        ({"alibi_rounded": True}, "alibi_rounded True.*'rotary'"),
+        ({"positions": "alibi", "alibi_scale": 0.0}, "alibi_scale is 0.0"),
         ({"rotary": Rotary(fraction=0.4)}, "turns 3 of the 8"),
         ({"head_dim": 2, "rotary": Rotary(scaling="dynamic", original_max_positions=9)}, "at least 4"),
     ],
