@@ -55,6 +55,7 @@ OTHERS = {
     "falcon": {**OPT, "multi_query": True, "parallel_attn": True, "bias": True},
     "gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 4},
     "gpt_bigcode": FAMILIES["gpt2"],
+    "codegen": {**FAMILIES["gpt2"], "rotary_dim": 4},
     "opt": {**OPT, "ffn_dim": 40},
     "phi": NEOX,
 }

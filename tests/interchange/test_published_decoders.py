@@ -15,6 +15,10 @@ COMMON = {"initializer_range": 0.02, "torch_dtype": "bfloat16", "transformers_ve
 SUMMARY = {"summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
            "summary_type": "cls_index", "summary_use_proj": True}  # fmt: skip
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+CODEGEN = {**COMMON, **SUMMARY, "activation_function": "gelu_new", "attn_pdrop": 0.0, "embd_pdrop": 0.0,
+           "gradient_checkpointing": False, "layer_norm_epsilon": 1e-5, "n_inner": None, "n_positions": 2048,
+           "resid_pdrop": 0.0, "scale_attn_weights": True, "tie_word_embeddings": False,
+           "tokenizer_class": "GPT2Tokenizer"}  # fmt: skip
 LLAMA = {**COMMON, "model_type": "llama", "hidden_act": "silu", "pretraining_tp": 1, "rms_norm_eps": 1e-5}
 LLAMA_31_ROPE = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3",
                  "original_max_position_embeddings": 8192}  # fmt: skip
@@ -102,6 +106,16 @@ PUBLISHED = {
                     "prefix_projection": False, "quantization_bit": 0, "rmsnorm": True, "seq_length": 32768,
                     "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.30.2",
                     "use_cache": True, "vocab_size": 65024},
+    "gptj_6b": {**CODEGEN, "model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "rotary": True,
+                "rotary_dim": 64, "vocab_size": 50400},
+    "codegen_350m": {**CODEGEN, "model_type": "codegen", "n_ctx": 2048, "n_embd": 1024, "n_head": 16, "n_layer": 20,
+                     "rotary_dim": 32, "vocab_size": 51200},
+    "codegen_2b": {**CODEGEN, "model_type": "codegen", "n_ctx": 2048, "n_embd": 2560, "n_head": 32, "n_layer": 32,
+                   "rotary_dim": 64, "vocab_size": 51200},
+    "codegen_16b": {**CODEGEN, "model_type": "codegen", "n_ctx": 2048, "n_embd": 6144, "n_head": 24, "n_layer": 34,
+                    "rotary_dim": 64, "vocab_size": 51200},
+    "moss_16b": {**CODEGEN, "model_type": "moss", "auto_map": {"AutoConfig": "configuration_moss.MossConfig"},
+                 "n_ctx": 2048, "n_embd": 6144, "n_head": 24, "n_layer": 34, "rotary_dim": 64, "vocab_size": 107008},
     "phi_2": {**COMMON, "model_type": "phi", **sizes(2560, 32, 32, 32, 10240), "hidden_act": "gelu_new",
               "embd_pdrop": 0.0, "resid_pdrop": 0.1, "layer_norm_eps": 1e-5, "max_position_embeddings": 2048,
               "partial_rotary_factor": 0.4, "qk_layernorm": False, "rope_scaling": None, "rope_theta": 10000.0,
