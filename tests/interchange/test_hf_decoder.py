@@ -375,10 +375,11 @@ def test_the_four_parts_of_a_codegen_by_example():
     )[1]
     place = hf_places(FAMILIES["codegen"], config)["transformer.h.0.attn.qkv_proj.weight"]
     assert [path.split("/")[-2] for path in place.paths] == ["query", "value", "key"]
-    heads = np.arange(8) // 2
-    fused = place.join([np.tile(kind + heads, (8, 1)) for kind in (100, 300, 200)])[:, 0]
-    assert fused.tolist() == [x + part for part in range(4) for x in (100, 100, 300, 300, 200, 200)]
-    assert [np.asarray(part)[0].tolist() for part in place.split(place.join(list(np.ones((3, 8, 8)))))] == [[1] * 8] * 3
+    head = np.arange(8) // 2
+    parts = [np.tile(kind + head, (8, 1)) for kind in (100, 300, 200)]
+    fused = np.asarray(place.join(parts))
+    assert fused[:, 0].tolist() == [x + part for part in range(4) for x in (100, 100, 300, 300, 200, 200)]
+    assert [np.asarray(part).tolist() for part in place.split(fused)] == [part.tolist() for part in parts]
 
 
 def test_a_moss_is_a_codegen_under_another_name(hf_folder, tmp_path):
