@@ -112,6 +112,8 @@ PUBLISHED = {
                      "rotary_dim": 32, "vocab_size": 51200},
     "codegen_2b": {**CODEGEN, "model_type": "codegen", "n_ctx": 2048, "n_embd": 2560, "n_head": 32, "n_layer": 32,
                    "rotary_dim": 64, "vocab_size": 51200},
+    "codegen_6b": {**CODEGEN, "model_type": "codegen", "n_ctx": 2048, "n_embd": 4096, "n_head": 16, "n_layer": 33,
+                   "rotary_dim": 64, "vocab_size": 51200},
     "codegen_16b": {**CODEGEN, "model_type": "codegen", "n_ctx": 2048, "n_embd": 6144, "n_head": 24, "n_layer": 34,
                     "rotary_dim": 64, "vocab_size": 51200},
     "moss_16b": {**CODEGEN, "model_type": "moss", "auto_map": {"AutoConfig": "configuration_moss.MossConfig"},
