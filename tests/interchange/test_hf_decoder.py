@@ -395,6 +395,8 @@ def test_a_moss_is_a_codegen_under_another_name(hf_folder, tmp_path):
     write_hf_decoder(tmp_path / "out", config, params, source=folder)
     assert_same_bits(tensors(tmp_path / "out"), stored)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["MossForCausalLM"]
+    write_hf_decoder(tmp_path / "codegen", config, params, source=folder, model_type="codegen")
+    np.testing.assert_allclose(torch_logits(opened(tmp_path / "codegen")), torch_logits(model_of("codegen")), atol=1e-5)
     edit_json(folder / "config.json", wbits=4)
     with pytest.raises(ModelFolderError, match=r"wbits is 4.*quantised"):
         read_hf_decoder(folder)
