@@ -127,7 +127,11 @@ OF_LESTER = {
         ("lora_plus.gin", [{"rank": 8, "alpha": 8}], {"rate_factors": ((".*/lora/b", 16.0),)}),
         ("rslora.gin", [{"rank": 64, "rank_stabilized": True}], {}),
         ("dora.gin", [{"rank": 32, "alpha": 64, "dropout": 0.05, "dora": True}], {"learning_rate": 2e-4}),
-        ("pissa.gin", [{"rank": 128, "alpha": 128}], {"learning_rate": 2e-5, "schedule": "cosine"}),
+        (
+            "pissa.gin",
+            [{"rank": 128, "alpha": 128}],
+            {"learning_rate": 2e-5, "schedule": "cosine", "warmup_ratio": 0.03},
+        ),
         ("lora_all_linear.gin", [{**QLORA, "targets": ALL_LINEAR}], CLIPPED),
         (
             "qlora.gin",
