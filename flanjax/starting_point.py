@@ -15,7 +15,7 @@ from flanjax.data.vocabularies import MODEL_FILE, SentencePieces, Vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.interchange.any_model import RUN, format_of
 from flanjax.interchange.folders import ModelFolderError
-from flanjax.interchange.peft import Adapter, adapter_on, another_base, read_peft
+from flanjax.interchange.peft import Adapter, adapter_on, another_base, read_peft, vocabulary_of_adapter
 from flanjax.interchange.stored import place
 from flanjax.interchange.tokenizer import TOKENIZER, has_pieces_of
 from flanjax.models.decoder_config import DecoderConfig
@@ -182,25 +182,29 @@ class StartingPoint:
     def check_vocabulary(self, vocabulary: Vocabulary, notice: Callable[[str], None]) -> None:
         """Refuses a vocabulary that is not the one INIT_FROM was trained with; gives notice where it brings none.
 
-        The pieces decide; sentinels on top of them do not change what a token means.
+        A tokenizer beside ADAPTER_FROM is that of the later training, and goes before INIT_FROM's. The pieces decide;
+        sentinels on top of them do not change what a token means.
         """
         if self._folder is None:
             return
-        own = self._format.vocabulary(self._folder)
+        trained = f"INIT_FROM={self._folder}"
+        own = None if self._adapter_from is None else vocabulary_of_adapter(self._adapter_from)
+        if own is not None:
+            trained = f"ADAPTER_FROM={self._adapter_from}"
+        else:
+            own = self._format.vocabulary(self._folder)
         if own is None:
             notice(
                 f"INIT_FROM={self._folder} has neither {MODEL_FILE} nor {TOKENIZER}: whether it was trained with the "
                 f"tasks' vocabulary {vocabulary.identity} ({vocabulary.size} ids) cannot be checked"
             )
             return
+        if has_pieces_of(own, vocabulary):
+            return
+        name, remedy = f"{own.identity} ({own.size} ids)", f"={own.path}"
         if isinstance(vocabulary, SentencePieces) and not isinstance(own, SentencePieces | Bytes):
-            same, name = has_pieces_of(self._folder, vocabulary), f"that of its {TOKENIZER}"
-            remedy = f" to the {MODEL_FILE} of the model it comes from"
-        else:
-            same, name, remedy = own.sha256 == vocabulary.sha256, f"{own.identity} ({own.size} ids)", f"={own.path}"
-        if not same:
-            raise RunError(
-                f"the tasks were tokenised with vocabulary {vocabulary.identity} ({vocabulary.size} ids), "
-                f"INIT_FROM={self._folder} was trained with {name}: its parameters mean nothing to these tokens. "
-                f"Set VOCABULARY{remedy}"
-            )
+            name, remedy = f"that of its {TOKENIZER}", f" to the {MODEL_FILE} of the model it comes from"
+        raise RunError(
+            f"the tasks were tokenised with vocabulary {vocabulary.identity} ({vocabulary.size} ids), {trained} was "
+            f"trained with {name}: its parameters mean nothing to these tokens. Set VOCABULARY{remedy}"
+        )

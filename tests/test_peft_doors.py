@@ -16,6 +16,7 @@ from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.errors import FlanjaxError
 from flanjax.interchange.any_model import write_hf_model
 from flanjax.interchange.peft import read_peft
+from flanjax.interchange.tokenizer import write_tokenizer
 from flanjax.models.config import T5Config
 from flanjax.models.decoder_config import DecoderConfig
 from flanjax.models.model import init_params, model_settings
@@ -161,6 +162,38 @@ def test_an_adapter_brings_tokenizer_and_chat_template_of_its_training(
     assert opened.vocabulary.own_templates == {"default": "{{ messages[0].content }}?"}
     assert opened.vocabulary.size == flanjax.load(base).vocabulary.size
     assert opened.chat(CHAT, 8) == flanjax.load(base, adapter=adapter).generate(["sort 3?"], 8)
+
+
+def test_a_run_from_an_adapter_is_held_to_the_tokenizer_beside_it(
+    base: Path, tuned: Callable[..., Path], tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    from transformers import AutoTokenizer
+
+    adapter, texts = tmp_path / "adapter", [f"SORT {i} AND {i * 7} WORDS OF MARCH: YES OR NO?" for i in range(40)]
+    other = train_vocabulary(texts, 40, tmp_path / "other" / "spiece.model", extra_ids=10)
+    export.export(tuned(LoRA(rank=2)), adapter, format="peft")
+
+    def check(own: Vocabulary) -> None:
+        start = StartingPoint(
+            model=None, dropout_rate=None, tuning=(), init_from=str(base), adapter_from=str(adapter), seed=0
+        )
+        start.check_vocabulary(own, pytest.fail)
+
+    def check_one_of(same: Vocabulary, different: Vocabulary, told: str) -> None:
+        check(same)
+        with pytest.raises(FlanjaxError, match=rf"{told} was trained with .*Set VOCABULARY"):
+            check(different)
+
+    check_one_of(vocabulary, other, f"ADAPTER_FROM={adapter}")
+    resaved = AutoTokenizer.from_pretrained(adapter)
+    (adapter / "spiece.model").unlink()
+    resaved.save_pretrained(adapter)
+    check_one_of(vocabulary, other, f"ADAPTER_FROM={adapter}")
+    for file in adapter.glob("*token*"):
+        file.unlink()
+    check_one_of(vocabulary, other, f"INIT_FROM={base}")
+    write_tokenizer(adapter, other)
+    check_one_of(other, vocabulary, f"ADAPTER_FROM={adapter}")
 
 
 def test_the_card_of_an_adapter_says_which_class_opens_its_base(

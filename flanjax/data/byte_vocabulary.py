@@ -13,8 +13,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-from flanjax.data.vocabularies import BYTES, TOKENIZER_CONFIG_FILE, Vocabulary, VocabularyError
+from flanjax.data.vocabularies import (
+    BYTES,
+    TOKENIZER_CONFIG_FILE,
+    Vocabulary,
+    VocabularyError,
+    chat_templates_in,
+)
 
 _OFFSET = 3
 _SENTINELS = _OFFSET + 256
@@ -42,6 +49,7 @@ class Bytes(Vocabulary):
     Args:
         extra_ids: number of sentinels; every published ByT5 has 125.
         path: of the `tokenizer_config.json` that says so.
+        own_templates: the chat templates that lie there.
     """
 
     pad_id = 0
@@ -52,7 +60,10 @@ class Bytes(Vocabulary):
     # All vocabularies of bytes have the same pieces; how many sentinels follow changes none of them.
     sha256 = hashlib.sha256(f"{BYTES} from {_OFFSET}".encode()).hexdigest()
 
-    def __init__(self, *, extra_ids: int = 125, path: Path = Path(BYTES)):
+    def __init__(
+        self, *, extra_ids: int = 125, path: Path = Path(BYTES), own_templates: Mapping[str, str] = MappingProxyType({})
+    ):
+        self.own_templates = own_templates
         self.extra_ids = extra_ids
         self.path = path
         self.size = _SENTINELS + extra_ids
@@ -60,7 +71,7 @@ class Bytes(Vocabulary):
 
     @classmethod
     def read(cls, file: Path) -> "Bytes":
-        """Reads how many sentinels a `tokenizer_config.json` has.
+        """Reads how many sentinels a `tokenizer_config.json` has, and the chat template in it or beside it.
 
         Raises:
             VocabularyError: it is not that of a ByT5Tokenizer, or adds other tokens than sentinels.
@@ -71,23 +82,23 @@ class Bytes(Vocabulary):
                 f"{file} names no {_CLASS}, so it says nothing by itself: give the folder that it lies in, with its "
                 f"tokenizer, or VOCABULARY={BYTES!r} for UTF-8 bytes"
             )
-        added = config.get("added_tokens_decoder")
+        added, own_templates = config.get("added_tokens_decoder"), chat_templates_in(file.parent)
         if not isinstance(added, dict):
             extra_ids = config.get("extra_ids", 125)
             if isinstance(extra_ids, bool) or not isinstance(extra_ids, int) or extra_ids < 0:
                 raise VocabularyError(f"{file}: extra_ids is {extra_ids!r}: it must be a whole number of sentinels")
-            return cls(extra_ids=extra_ids, path=file)
+            return cls(extra_ids=extra_ids, path=file, own_templates=own_templates)
         tokens = {int(id_): token.get("content") for id_, token in added.items() if int(id_) >= _OFFSET}
         wrong = {id_: token for id_, token in tokens.items() if token != f"<extra_id_{id_ - _SENTINELS}>"}
         if wrong or sorted(tokens) != list(range(_SENTINELS, _SENTINELS + len(tokens))):
             listed = ", ".join(f"{token!r} as {id_}" for id_, token in wrong.items()) or "sentinels with gaps"
             raise VocabularyError(f"{file}: added_tokens_decoder has {listed}, which a vocabulary of bytes does not")
-        return cls(extra_ids=len(tokens), path=file)
+        return cls(extra_ids=len(tokens), path=file, own_templates=own_templates)
 
     def files(self) -> Mapping[str, bytes]:
-        """`tokenizer_config.json`, with which transformers opens a ByT5Tokenizer."""
+        """`tokenizer_config.json`, with which transformers opens a ByT5Tokenizer, and the chat template if any."""
         config = {"tokenizer_class": _CLASS, "extra_ids": self.extra_ids, **self.special_tokens}
-        return {TOKENIZER_CONFIG_FILE: json.dumps(config, indent=2).encode() + b"\n"}
+        return {TOKENIZER_CONFIG_FILE: json.dumps(config, indent=2).encode() + b"\n", **self._template_file}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without an end-of-sequence id; `</s>` in it is text, a sentinel is its id."""

@@ -7,7 +7,8 @@ r"""Chat templates: conversations as the text that a model meets, by Jinja as Hu
 A template gets what `transformers.PreTrainedTokenizer.apply_chat_template` gives it, and renders to the same text. It
 is a stranger's program: it runs in a sandbox with bounds (`flanjax.data.template_sandbox`) and has no clock, but a
 fixed day, so that the same data is rendered on every day. The named ones are in `chat_formats/`, each a published
-format; what the assistant writes stands between `{% generation %}` and `{% endgeneration %}` there.
+format; what the assistant writes stands between `{% generation %}` and `{% endgeneration %}` there. A tokenizer that
+puts BOS before every text has it before these as well.
 """
 
 import dataclasses
@@ -176,7 +177,7 @@ def find_template(choice: str | None, vocabulary: Vocabulary) -> ChatTemplate | 
             )
         text = own["default"]
     elif choice in ours or choice in own:
-        text = own[choice] if choice in own else ours[choice]
+        text = own[choice] if choice in own else _with_bos(ours[choice], vocabulary)
     elif os.path.isfile(choice):
         try:
             text = Path(choice).read_text(encoding="utf-8")
@@ -188,6 +189,16 @@ def find_template(choice: str | None, vocabulary: Vocabulary) -> ChatTemplate | 
             f"{', '.join((OWN, *ours))}"
         )
     return ChatTemplate(name=choice, text=text, special_tokens=dict(vocabulary.special_tokens))
+
+
+def _with_bos(text: str, vocabulary: Vocabulary) -> str:
+    """A format of ours with BOS at the start of a conversation, if the tokenizer puts one before every text.
+
+    The trainers of these formats tokenised their text as any other (`train.py` of lm-sys/FastChat and of
+    tatsu-lab/stanford_alpaca; `qlora.py` of artidoro/qlora writes BOS itself).
+    """
+    puts_bos = vocabulary.bos_id is not None and vocabulary.prefix == (vocabulary.bos_id,)
+    return "{{- bos_token }}" + text if puts_bos and "bos_token" not in text else text
 
 
 @dataclasses.dataclass(kw_only=True)

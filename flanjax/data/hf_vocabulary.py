@@ -98,6 +98,11 @@ class HFVocabulary(Vocabulary):
         """The files as they were read."""
         return self._files
 
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """The id of each token."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text as data: "</s>" in it is text."""
         return self._as_data.encode(text, add_special_tokens=False).ids

@@ -205,6 +205,12 @@ class Vocabulary(abc.ABC):
         """The ids of an example's targets, which end in EOS."""
         return [*ids, self.eos_id]
 
+    @property
+    def _template_file(self) -> Mapping[str, bytes]:
+        """`chat_template.jinja` with its usual template; empty where there is none."""
+        template = self.own_templates.get("default")
+        return {} if template is None else {CHAT_TEMPLATE_FILE: template.encode()}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, size={self.size}, identity={self.identity})"
 
@@ -247,14 +253,12 @@ class SentencePieces(Vocabulary):
                 f"a folder that holds {MODEL_FILE} or {TOKENIZER_FILE}"
             ) from error
         vocabulary = cls(model, extra_ids=extra_ids, path=file)
-        beside = [file.parent / name for name in (TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE)]
-        vocabulary.own_templates = chat_templates({path: path.read_bytes() for path in beside if path.is_file()})
+        vocabulary.own_templates = chat_templates_in(file.parent)
         return vocabulary
 
     def files(self) -> Mapping[str, bytes]:
         """`spiece.model`, and the chat template where there is one."""
-        template = self.own_templates.get("default")
-        return {MODEL_FILE: self.model} | ({} if template is None else {CHAT_TEMPLATE_FILE: template.encode()})
+        return {MODEL_FILE: self.model, **self._template_file}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without an end-of-sequence id; `</s>` in it is text."""
@@ -331,6 +335,16 @@ def chat_templates(files: Mapping[Path, bytes]) -> dict[str, str]:
         raise VocabularyError(
             f'{path}: chat_template is neither a text nor a list of {{"name", "template"}}'
         ) from error
+
+
+def chat_templates_in(folder: Path) -> dict[str, str]:
+    """The chat templates of the tokenizer in a folder, by name, as `chat_templates`.
+
+    Raises:
+        VocabularyError: a file is damaged.
+    """
+    beside = [folder / name for name in (TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE)]
+    return chat_templates({path: path.read_bytes() for path in beside if path.is_file()})
 
 
 class ByteTokens:

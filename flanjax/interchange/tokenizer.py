@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, processors
 from tokenizers.models import Unigram
 
 from flanjax.data.byte_vocabulary import is_byte_folder
-from flanjax.data.hf_vocabulary import CHAT_TEMPLATE_FILE
+from flanjax.data.hf_vocabulary import CHAT_TEMPLATE_FILE, HFVocabulary
 from flanjax.data.sentencepiece_tokenizer import parse, set_spaces
 from flanjax.data.vocabularies import LLAMA_MODEL_FILE, MODEL_FILE, SentencePieces, Vocabulary
 from flanjax.interchange.folders import ModelFolderError, read_json, write_json
@@ -62,22 +62,17 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary.from_file(folder / MODEL_FILE, extra_ids=extra_ids)
 
 
-def has_pieces_of(folder: Path, vocabulary: Vocabulary) -> bool:
-    """Whether each id of the folder's `tokenizer.json` is the piece that it is of `vocabulary`.
+def has_pieces_of(own: Vocabulary, vocabulary: Vocabulary) -> bool:
+    """Whether each id is the same piece in both, however the file is written that `own` was read from.
 
     Sentinels and other tokens on top of the pieces of a SentencePiece model are not looked at.
-
-    Raises:
-      ModelFolderError: there is no such file, or it is no tokenizer.
     """
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    except Exception as error:  # the library raises no class of its own
-        raise ModelFolderError(f"{folder / TOKENIZER}: not a tokenizer that can be read: {error}") from error
-    if isinstance(vocabulary, SentencePieces):
-        pieces = enumerate(parse(vocabulary.model).pieces)
-        return all(tokenizer.id_to_token(id_) == piece.piece for id_, piece in pieces)
-    return Vocabulary.from_file(folder / TOKENIZER).identity == vocabulary.identity
+    if isinstance(own, HFVocabulary) and isinstance(vocabulary, SentencePieces):
+        tokens, pieces = own.tokens, parse(vocabulary.model).pieces
+        return all(tokens.get(piece.piece) == id_ for id_, piece in enumerate(pieces))
+    if isinstance(own, HFVocabulary) and isinstance(vocabulary, HFVocabulary):
+        return own.tokens == vocabulary.tokens
+    return own.sha256 == vocabulary.sha256
 
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary | None, source: Path | None = None) -> None:

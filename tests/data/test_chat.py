@@ -116,6 +116,45 @@ def test_what_each_format_learns(request, which, name):
     assert LEARNT.keys() == named_templates().keys()
 
 
+def test_a_named_format_begins_with_bos_where_every_text_does(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    pieces = ("<s>", "</s>", "?", "###", "Human", ":", "Hi", "Assistant", "Yes", "Bye", "No")
+    tokenizer = Tokenizer(models.WordLevel({piece: id_ for id_, piece in enumerate(pieces)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    #        ### Human :  Hi ### Assistant :  Yes </s> ### Human :  Bye ### Assistant :  No </s>
+    table = [3, 4, 5, 6, 3, 7, 5, 8, 1, 3, 4, 5, 9, 3, 7, 5, 10, 1]
+    learnt = [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    for begins in (False, True):
+        if begins:
+            tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        vocabulary = Vocabulary.from_file(tmp_path)
+        one, bos = chat(vocabulary, "guanaco"), [0] * begins
+        (example,) = one.examples(turns("Hi", "Yes", "Bye", "No"))
+        assert [*example.inputs, *example.targets] == [*bos, *table]
+        assert [*[0] * len(example.inputs), *example.weights] == [*bos, *learnt]
+        assert one.prompt(messages(turns("Hi"))) == [*bos, *table[:7]]
+        assert one.check() == []
+        assert one.template.text == "{{- bos_token }}" * begins + named_templates()["guanaco"]
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_a_named_format_is_tokenised_as_any_text_with_bos_once(llama, tmp_path, name):
+    from transformers import AutoTokenizer
+
+    llama.save(tmp_path)
+    automatic, one, spoken = AutoTokenizer.from_pretrained(tmp_path), chat(llama, name), turns("a", "One.")
+    (example,) = one.examples(spoken)
+    ids = [*example.inputs, *example.targets]
+    assert ids.count(llama.bos_id) == 1
+    assert ids == automatic(one.template.render(messages(spoken)).removeprefix("<s>")).input_ids
+    assert ids == automatic.apply_chat_template(messages(spoken), chat_template=one.template.text).input_ids
+
+
 def test_tokens_and_mask_are_those_of_transformers(bpe, bpe_folder, test_data):
     from transformers import AutoTokenizer
 
@@ -238,7 +277,7 @@ def test_a_cue_that_no_reply_begins_with_can_be_answered_and_not_learnt(bpe):
 
 def test_what_does_not_fit_is_told(bpe, llama):
     assert chat(bpe).check() == []
-    assert [line.split(": ", 1)[1] for line in chat(llama).check()] == [
+    assert [line.split(": ", 1)[1] for line in chat(llama, "mine", CHATML).check()] == [
         "the tokenizer puts BOS before every text, the template does not: chats begin without it",
         "it writes <|im_start|>, <|im_end|>, which the tokenizer reads as text, not as tokens of control",
         "no token of control ends a reply: the model does not learn where to stop",

@@ -1,11 +1,14 @@
 """Tokenizer files: transformers must see the same ids as flanjax."""
 
 import json
+import shutil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flanjax.data.byte_vocabulary import Bytes
+from flanjax.data.hf_vocabulary import HFVocabulary
 from flanjax.data.vocabularies import SentencePieces, Vocabulary, VocabularyError
 from flanjax.interchange.folders import ModelFolderError
 from flanjax.interchange.tokenizer import build_tokenizer, has_pieces_of, read_vocabulary, write_tokenizer
@@ -73,18 +76,29 @@ def test_published_tokenizer_agrees_with_the_one_built(test_data, t5_tokenizer):
 
 
 def test_a_tokenizer_is_known_by_its_pieces(test_data, tmp_path, t5_vocabulary, small_vocabulary):
-    assert has_pieces_of(test_data / "vocab" / "t5", t5_vocabulary)
-    assert not has_pieces_of(test_data / "vocab" / "t5", small_vocabulary)
+    published = HFVocabulary.read(test_data / "vocab" / "t5" / "tokenizer.json")
+    assert has_pieces_of(published, t5_vocabulary)
+    assert not has_pieces_of(published, small_vocabulary)
     write_tokenizer(tmp_path, small_vocabulary)
-    assert not has_pieces_of(tmp_path, t5_vocabulary)
+    built = HFVocabulary.read(tmp_path / "tokenizer.json")
+    assert not has_pieces_of(built, t5_vocabulary)
     # Sentinels are no pieces.
-    assert has_pieces_of(tmp_path, SentencePieces(small_vocabulary.model, extra_ids=3, path=small_vocabulary.path))
+    assert has_pieces_of(built, SentencePieces(small_vocabulary.model, extra_ids=3, path=small_vocabulary.path))
+    assert not has_pieces_of(t5_vocabulary, small_vocabulary)
+    assert not has_pieces_of(Bytes(), published)
 
 
-def test_a_damaged_tokenizer_is_named(tmp_path, small_vocabulary):
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelFolderError, match=r"tokenizer\.json: not a tokenizer"):
-        has_pieces_of(tmp_path, small_vocabulary)
+def test_a_tokenizer_that_was_written_otherwise_is_the_same_one(bpe_folder, tmp_path):
+    ours, state = Vocabulary.from_file(bpe_folder), json.loads((bpe_folder / "tokenizer.json").read_text())
+    shutil.copytree(bpe_folder, tmp_path / "again")
+    file = tmp_path / "again" / "tokenizer.json"
+    file.write_text(json.dumps(state | {"padding": None}))
+    again = Vocabulary.from_file(file.parent)
+    assert again.sha256 != ours.sha256
+    assert has_pieces_of(again, ours)
+    added = {**state["added_tokens"][-1], "id": ours.size, "content": "<|user|>"}
+    file.write_text(json.dumps(state | {"added_tokens": [*state["added_tokens"], added]}))
+    assert not has_pieces_of(Vocabulary.from_file(file.parent), ours)
 
 
 def test_source_files_are_copied_byte_for_byte(test_data, tmp_path, small_vocabulary):
