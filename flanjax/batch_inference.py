@@ -14,8 +14,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 from flanjax.data.chat import own_chat
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.records import json_record
@@ -23,7 +21,7 @@ from flanjax.data.sources import BadRow, text_field
 from flanjax.data.tasks import Turn
 from flanjax.errors import FlanjaxError
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.engine import Engine, Request
+from flanjax.generation.engine import Engine, Request, is_out_of_memory
 from flanjax.generation.generate import beam_search
 from flanjax.generation.scoring import Score, score
 from flanjax.generation.stopping import Finish
@@ -213,7 +211,7 @@ class Answers:
                 self._search(asked, window, self._decoding)
             return
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0] or type(error).__name__
         gc.collect()  # the error and its frames are one another's, and have what was on the device
@@ -298,12 +296,6 @@ class _Window:
     def put(self, at: int, row: Row, tokens: int) -> None:
         self.rows[at], self._tokens = row, self._tokens + tokens
         self._told(len(self.rows), self._tokens)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether fewer or shorter rows might help: what else fails, a device or a program, fails for every row alike."""
-    of_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    return of_device or isinstance(error, MemoryError)
 
 
 def _answer_row(samples: Sequence[tuple[str, Finish | None]]) -> Row:

@@ -21,7 +21,7 @@ from flanjax.data.vocabularies import Vocabulary, train_vocabulary
 from flanjax.evaluation.asking import Asked
 from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, read_predictions
 from flanjax.evaluation.benchmark import evaluate as scored
-from flanjax.evaluation.calibration import choice_confidences, expected_calibration_error
+from flanjax.evaluation.calibration import confidences_of, expected_calibration_error
 from flanjax.evaluation.gsm8k import gsm8k
 from flanjax.evaluation.suites import SUITES, first_of_each_task
 from flanjax.interchange.any_model import write_hf_model
@@ -97,7 +97,7 @@ def test_a_report_has_the_figures_of_the_answers_beside_guesses_and_other_forms(
     assert found["metrics"]["accuracy"]["mean"] == pytest.approx(again.average("accuracy"), abs=1e-4)
     assert {"majority-label", "random-label"} <= found["baselines"].keys()
     assert found["robustness"].keys() == {"lower_case", "worst of all"}
-    confidences, right = choice_confidences(again)
+    confidences, right = confidences_of(again)
     calibration = expected_calibration_error(confidences, right)
     assert calibration > 0
     assert found["calibration"]["ece_10_bin"] == pytest.approx(calibration, abs=1e-4)
@@ -132,7 +132,9 @@ def test_a_chat_is_asked_in_the_models_own_template(t5: Path, tmp_path: Path) ->
             ),
         ],
     )
-    found = evaluate._asked(model, chat=True, batch_size=2).generate(asked, 6, ())
+    written = evaluate._asked(model, chat=True, batch_size=2).generate(asked, 6, ())
+    assert all(one.loglikelihood < 0 for one in written if one.loglikelihood is not None)
+    found = [one.text for one in written]
     assert found == model.generate(["Question 3: which yes", "Answerno yes"], 6)
     messages = [[{"role": turn.role, "content": turn.text} for turn in each.conversation] for each in asked]
     assert found == model.chat(messages, 6)

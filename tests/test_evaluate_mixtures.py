@@ -49,11 +49,16 @@ MODULE = """
     def likelihood(targets, scores):
         return {{"likelihood": np.mean(scores), "weighted": float(np.dot(scores, [n for _, n in targets]))}}
 
-    def beams(targets, predictions, aux_values):
-        return {{}}
+    def sure(targets, predictions, aux_values):
+        right = np.array([p == text for (text, _), p in zip(targets, predictions)])
+        return {{"sure": np.mean(aux_values["scores"]), "said": seqio.metrics.Text("|".join(predictions)),
+                "off": float(np.mean(np.abs(np.exp(aux_values["scores"]) - right)))}}
+
+    class Inside(seqio.metrics.CollectingMetric):
+        model_output_type = seqio.metrics.ModelOutputType.SCORE_WITH_INTERMEDIATES
 
     for name, metrics in {{"both_of_mine": [longest, firsts, likelihood], "text_of_mine": [firsts],
-                          "aux_of_mine": [beams]}}.items():
+                          "aux_of_mine": [sure], "inside_of_mine": [longest]}}.items():
         seqio.TaskRegistry.remove(name)
         seqio.TaskRegistry.add(
             name,
@@ -62,6 +67,7 @@ MODULE = """
             output_features=FEATURES,
             postprocess_fn=postprocess,
             metric_fns=metrics,
+            metric_objs=[Inside] * (name == "inside_of_mine"),
         )
     seqio.MixtureRegistry.remove("all_of_mine")
     seqio.MixtureRegistry.add("all_of_mine", ["both_of_mine", "text_of_mine"], default_rate=1.0)
@@ -108,9 +114,19 @@ def by_seqio(task: str, lines: dict[str, dict[str, Any]]) -> dict[str, Any]:
     values, _ = evaluator.evaluate(
         compute_metrics=True,
         predict_fn=lambda dataset: [(number, line["prediction"]) for number, line in found.items()],
+        predict_with_aux_fn=lambda dataset: with_aux(evaluator.eval_tasks[0], found),
         score_fn=lambda dataset: [(number, line["loglikelihoods"][0]) for number, line in found.items()],
     )
     return values.result()[task]
+
+
+def with_aux(task: Any, found: dict[int, dict[str, Any]]) -> Any:
+    """Token ids and scores as T5X gives them to seqio, in another order than the examples."""
+    vocabulary, backwards = task.output_features["targets"].vocabulary, sorted(found, reverse=True)
+    ids = [vocabulary.encode(found[number]["prediction"]) for number in backwards]
+    longest = max(map(len, ids))
+    rows = [(number, each + [0] * (longest - len(each))) for number, each in zip(backwards, ids, strict=True)]
+    return rows, {"scores": [found[number]["text_loglikelihood"] for number in backwards]}
 
 
 def plain(value: Any) -> Any:
@@ -144,6 +160,21 @@ def test_a_seqio_tasks_own_metrics_are_what_seqio_gives(module: str, model: Path
     assert [*few] == [f"{task}/{number}" for task in table for number in range(2)]
 
 
+def test_metrics_over_aux_values_get_the_scores_of_the_answers(module: str, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    assert run(f"--model={model}", "--mixture=aux_of_mine", f"--tasks={module}", f"--output={output}") == 0
+    (report,) = json.loads((output / "report.json").read_text())["benchmarks"]
+    found = report["tables"]["Metrics of the tasks"]["aux_of_mine"]
+    lines = answers(output / "aux_of_mine.answers.jsonl")
+    scores = [line["text_loglikelihood"] for line in lines.values()]
+    assert max(scores) < 0
+    assert found["sure"] == pytest.approx(np.mean(scores), abs=1e-4)
+    expected = by_seqio("aux_of_mine", lines)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == (pytest.approx(plain(value), abs=1e-4) if name != "said" else plain(value)), name
+
+
 def test_text_tasks_are_scored_by_the_metrics_that_they_bring(model: Path, test_data: Path, tmp_path: Path) -> None:
     """On real rows of SST-2, held out of Flan 2021."""
     options = (f"data_dir={test_data / 'classic'}", "held_out_clusters=sentiment", "missing=skip")
@@ -168,8 +199,9 @@ def test_what_is_not_there_is_refused_before_the_model_is_read(
     ]:
         assert run(f"--model={tmp_path / 'none'}", *flags, output) == 2
         assert said in capsys.readouterr().err
-    assert run(f"--model={model}", f"--tasks={module}", "--mixture=aux_of_mine", output) == 2
-    assert "task 'aux_of_mine' has a metric over prediction_with_aux" in capsys.readouterr().err
+    assert run(f"--model={model}", f"--tasks={module}", "--mixture=inside_of_mine", output) == 2
+    said = capsys.readouterr().err
+    assert "task 'inside_of_mine' has a metric, Inside, over score_with_intermediates, which is not given" in said
     text = (
         f"--option=data_dir={test_data / 'classic'}",
         "--option=held_out_clusters=sentiment",

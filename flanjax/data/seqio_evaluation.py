@@ -1,11 +1,12 @@
 """A split of a seqio task to be answered, and what the task's own metrics say of the answers.
 
     held = HeldOut.read(task, "validation", vocabulary)
-    held.metrics(range(2), ["4", "yes"], None)          # {"accuracy": 0.5}, of its first two examples
+    held.metrics(range(2), ["4", "yes"])                # {"accuracy": 0.5}, of its first two examples
 
 The task's preprocessors run on the model's vocabulary; its postprocessor, `metric_fns` and `metric_objs` are asked as
 `seqio.Evaluator` asks them, and give what they give there. Score metrics take the log-likelihood of a target, which is
-summed over its tokens, EOS included, as T5X gives it to them.
+summed over its tokens, EOS included, as T5X gives it to them; `aux_values` are {"scores": those of the answers}, as
+T5X's `temperature_sample` gives them (its beam search divides them by a power of the length).
 """
 
 import dataclasses
@@ -50,10 +51,12 @@ class HeldOut:
             FlanjaxError: the task's own code or data failed, or it has a metric that asks for what is not given.
         """
         for metric in task.metric_objs:
-            if metric.model_output_type not in (_Output.PREDICTION, _Output.SCORE):
+            if metric.model_output_type not in (_Output.PREDICTION, _Output.SCORE, _Output.PREDICTION_WITH_AUX):
+                name = getattr(metric, "__name__", type(metric).__name__)
                 raise StreamError(
-                    f"task {task.name!r} has a metric over {_Output.to_str(metric.model_output_type)}, "
-                    "which is not given: metrics take (targets, predictions) or (targets, scores)"
+                    f"task {task.name!r} has a metric, {name}, over "
+                    f"{_Output.to_str(metric.model_output_type)}, which is not given: metrics take (targets, "
+                    "predictions), (targets, scores) or (targets, predictions, aux_values)"
                 )
         tf.config.set_visible_devices([], "GPU")  # which are the model's
         task, dataset = preprocessed(task, split, seqio_vocabulary(vocabulary), seed=seed)
@@ -69,6 +72,11 @@ class HeldOut:
         """Whether a metric asks for the log-likelihoods of the targets."""
         return any(metric.model_output_type == _Output.SCORE for metric in self.task.metric_objs)
 
+    @property
+    def has_aux(self) -> bool:
+        """Whether a metric asks for the log-likelihoods of the answers."""
+        return any(metric.model_output_type == _Output.PREDICTION_WITH_AUX for metric in self.task.metric_objs)
+
     def text(self, number: int, side: str) -> str:
         """The inputs or targets of an example, before they were tokenised where the task kept that."""
         example = self.examples[number]
@@ -80,13 +88,20 @@ class HeldOut:
         """The token ids of the inputs or targets of an example, as the task made them."""
         return [int(token) for token in self.examples[number][side]]
 
-    def metrics(self, numbers: Sequence[int], texts: Sequence[str], scores: Sequence[float] | None) -> dict[str, Any]:
+    def metrics(
+        self,
+        numbers: Sequence[int],
+        texts: Sequence[str],
+        scores: Sequence[float] = (),
+        text_scores: Sequence[float] = (),
+    ) -> dict[str, Any]:
         """What the task's metrics give for answers to the examples of these numbers: numbers, or texts by name.
 
         Arguments:
             numbers: of the examples that were answered.
             texts: the answers.
-            scores: log-likelihoods of the targets; None where no metric asks for them.
+            scores: log-likelihoods of the targets; empty where no metric asks for them.
+            text_scores: log-likelihoods of the answers; empty likewise.
 
         Raises:
             StreamError: a metric failed.
@@ -96,7 +111,11 @@ class HeldOut:
         features = self.task.output_features
         found: dict[str, Any] = {}
         for metric in self.task.metric_objs:
-            output = np.array(scores) if metric.model_output_type == _Output.SCORE else self._answers(metric, texts)
+            output: Any = np.array(scores)
+            if metric.model_output_type != _Output.SCORE:
+                output = self._answers(metric, texts)
+            if metric.model_output_type == _Output.PREDICTION_WITH_AUX:
+                output = output, {"scores": np.array(text_scores)}
             try:
                 made = metric.from_model_output(
                     examples, output, features, mask=np.ones(len(examples), np.int32), indices_2d=where
@@ -113,7 +132,8 @@ class HeldOut:
         return found
 
     def _answers(self, metric: Any, texts: Sequence[str]) -> np.ndarray:
-        if isinstance(metric, seqio.metrics.PassthroughLegacyMetric):  # which takes texts as they are
+        legacy = isinstance(metric, seqio.metrics.PassthroughLegacyMetric)
+        if legacy and metric.model_output_type == _Output.PREDICTION:  # which takes texts as they are
             return np.array([*texts, None], dtype=object)[:-1]
         ids = [self.vocabulary.as_targets(self.vocabulary.encode(text)) for text in texts]
         padded = np.zeros((len(ids), max(map(len, ids), default=0)), np.int32)

@@ -15,12 +15,11 @@ import jax
 from flanjax.data.chat import Chat
 from flanjax.data.placeholders import Placeholders
 from flanjax.data.vocabularies import Vocabulary
-from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance
+from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Written
 from flanjax.generation.continuations import continuation_ids
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.generate import generate
+from flanjax.generation.generate import answers
 from flanjax.generation.scoring import score
-from flanjax.generation.stopping import before_stop
 from flanjax.models.config import Compute, ModelConfigError
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
@@ -52,15 +51,15 @@ class Asked:
     chat: Chat | None = None
     batch_size: int = 16
 
-    def generate(self, instances: Sequence[Instance], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
-        """The greedy answer to each instance, up to the first of the stop texts.
+    def generate(self, instances: Sequence[Instance], max_new_tokens: int, stop: Sequence[str]) -> list[Written]:
+        """The greedy answer to each instance, up to the first of the stop texts, and its log-likelihood with its end.
 
         Raises:
           PackingError: prompts go by tasks, and the task of an instance has none.
           ModelConfigError: the longest answer would be beyond the positions that a decoder has.
         """
         ends = (*(self.chat.end_ids if self.chat else ()), self.vocabulary.eos_id, *self.further_eos_ids)
-        answers = generate(
+        found = answers(
             self.config,
             self.compute,
             self.params,
@@ -70,8 +69,9 @@ class Asked:
             prefix_lm=self.prefix_lm,
             prompts=self._prompts(instances),
             batch_rows=self.batch_size,
+            logprobs=0,
         )
-        return [before_stop(self._text(ids), stop)[0] for ids in answers]
+        return [Written(request.text, request.loglikelihood) for request in found]
 
     def loglikelihoods(self, instances: Sequence[Instance]) -> list[tuple[float, ...]]:
         """The log-likelihood of each choice after the prompt and one space, its end not counted, or as its ids say.

@@ -18,7 +18,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from types import NoneType
+from typing import Any, Literal, NamedTuple, Protocol
 
 from flanjax.data.records import read_json_lines
 from flanjax.data.sources import BadRow, report_bad_row, text_field
@@ -83,25 +84,35 @@ class Instance:
 class Prediction:
     """What a model gave for an instance: a text, or the log-likelihood (natural) of each choice.
 
+    `text_loglikelihood` is that of the text, its end included where the model ended it; None where nobody told it.
     `seconds` is the instance's share of the time that the model took for all that were asked together.
     """
 
     id: str
     text: str = ""
+    text_loglikelihood: float | None = None
     loglikelihoods: tuple[float, ...] = ()
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As `read_predictions` reads it."""
         found: dict[str, Any] = {"prediction": self.text} if self.text or not self.loglikelihoods else {}
+        found |= {} if self.text_loglikelihood is None else {"text_loglikelihood": self.text_loglikelihood}
         found |= {"loglikelihoods": list(self.loglikelihoods)} if self.loglikelihoods else {}
         return {"id": self.id, **found, "seconds": round(self.seconds, 6)}
+
+
+class Written(NamedTuple):
+    """A text of a model, and its log-likelihood as `Prediction` has it."""
+
+    text: str
+    loglikelihood: float | None = None
 
 
 class Model(Protocol):
     """What answers a benchmark: a model with its tokenizer, a server, or a baseline."""
 
-    def generate(self, instances: Sequence[Instance], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
+    def generate(self, instances: Sequence[Instance], max_new_tokens: int, stop: Sequence[str]) -> list[Written]:
         """A text for each instance; it may end at the first of the `stop` strings."""
 
     def loglikelihoods(self, instances: Sequence[Instance]) -> list[tuple[float, ...]]:
@@ -211,14 +222,20 @@ def predict(benchmark: Benchmark, model: Model, batch_size: int = 64) -> Iterato
     while batch := list(itertools.islice(instances, batch_size)):
         started = time.monotonic()
         scores: list[tuple[float, ...]] = [()] * len(batch)
-        texts = [""] * len(batch)
+        texts = [Written("")] * len(batch)
         if benchmark.mode != "generate":
             scores = model.loglikelihoods(batch)
         if benchmark.mode != "choices":
             texts = model.generate(batch, benchmark.max_new_tokens, benchmark.stop)
         share = (time.monotonic() - started) / len(batch)
         for instance, text, values in zip(batch, texts, scores, strict=True):
-            yield Prediction(id=instance.id, text=text, loglikelihoods=tuple(values), seconds=share)
+            yield Prediction(
+                id=instance.id,
+                text=text.text,
+                text_loglikelihood=text.loglikelihood,
+                loglikelihoods=tuple(values),
+                seconds=share,
+            )
 
 
 def evaluate(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Result:
@@ -264,6 +281,8 @@ def _outcome(benchmark: Benchmark, instance: Instance, prediction: Prediction) -
 def read_predictions(file: str | Path) -> Iterator[Prediction]:
     """Predictions from JSON lines {"id", "prediction"} (Super-NI's form), or {"id", "loglikelihoods"}, or both.
 
+    Beside a prediction there may be its "text_loglikelihood".
+
     Raises:
       BadRow: a line is neither.
     """
@@ -275,8 +294,17 @@ def read_predictions(file: str | Path) -> Iterator[Prediction]:
             values = record.get("loglikelihoods", [])
             if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
                 raise BadRow(f"{place}: field 'loglikelihoods' must be a list of numbers")
+            written = record.get("text_loglikelihood")
+            if type(written) not in (int, float, NoneType):
+                raise BadRow(f"{place}: field 'text_loglikelihood' must be a number")
             text = "" if values and "prediction" not in record else text_field(record, "prediction", place)
-            yield Prediction(id=identity, text=text, loglikelihoods=tuple(map(float, values)), seconds=seconds)
+            yield Prediction(
+                id=identity,
+                text=text,
+                text_loglikelihood=written,
+                loglikelihoods=tuple(map(float, values)),
+                seconds=seconds,
+            )
         except BadRow as error:
             report_bad_row(error)
 

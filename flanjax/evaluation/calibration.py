@@ -1,11 +1,13 @@
 """Calibration: whether answers that a model gives 80 % to are right four times in five.
 
-    confidences, right = choice_confidences(result)
+    confidences, right = confidences_of(result)
     expected_calibration_error(confidences, right)         # 0.07
 
-The confidence in an answer is the softmax of the choices' log-likelihoods. The expected calibration error is the mean
-distance of a bin's accuracy from its mean confidence, weighted by its instances. Sources: Guo et al. 2017 (arXiv
-1706.04599), bins of equal width; HELM (arXiv 2211.09110), ten bins of equally many instances.
+The confidence in a chosen answer is the softmax of the choices' log-likelihoods, that in a written one the probability
+of its text. The expected calibration error is the mean distance of a bin's accuracy from its mean confidence, weighted
+by its instances. Sources: Guo et al. 2017 (arXiv 1706.04599), bins of equal width; HELM (arXiv 2211.09110), ten bins of
+equally many instances, written answers by exact match, and their probability not normalised by length. One deviation:
+the end of a text counts where the model ended it, for without it "1" is no less likely than "12".
 """
 
 import dataclasses
@@ -28,20 +30,31 @@ class Bin:
     accuracy: float
 
 
-def choice_confidences(result: Result) -> tuple[Float[np.ndarray, "instances"], Bool[np.ndarray, "instances"]]:
-    """The confidence in each answer, and whether it is right, of a benchmark whose choices are scored.
+def confidences_of(
+    result: Result,
+) -> tuple[Float[np.ndarray, "instances"], Bool[np.ndarray, "instances"]] | None:
+    """The confidence in each answer, and whether it is right.
 
-    Raises:
-      BenchmarkError: its answers are generated.
+    Of written answers that is so where `exact_match` is what the benchmark is known by, over the instances that have
+    it. None for other benchmarks, and where a text's log-likelihood was not told or is no finite number.
     """
     if result.benchmark.mode != "choices":
-        raise BenchmarkError(f"{result.benchmark.name} has no confidences: its answers are generated")
+        return _of_texts(result) if result.benchmark.metrics[0] == "exact_match" else None
     confidences, right = [], []
     for outcome in result.outcomes:
         logs = np.array(outcome.prediction.loglikelihoods)
         confidences.append(1 / np.exp(logs - logs.max()).sum())
         right.append(likeliest(outcome.prediction) in outcome.instance.correct)
     return np.array(confidences), np.array(right)
+
+
+def _of_texts(result: Result) -> tuple[np.ndarray, np.ndarray] | None:
+    outcomes = [outcome for outcome in result.outcomes if outcome.scores.get("exact_match")]
+    logs = np.array([outcome.prediction.text_loglikelihood for outcome in outcomes], float)  # NaN of None
+    if not outcomes or not np.isfinite(logs).all():
+        return None
+    right = [min(outcome.scores["exact_match"]) == 1 for outcome in outcomes]
+    return np.exp(np.minimum(logs, 0)), np.array(right)  # of rounding 0 may be passed
 
 
 def reliability(

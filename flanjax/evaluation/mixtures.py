@@ -125,12 +125,23 @@ def _own_metrics(texts: Sequence[TextTask], of_seqio: "Mapping[str, HeldOut]", r
         outcomes = [outcome for outcome in result.outcomes if outcome.instance.task == name]
         numbers = [int(outcome.instance.id.rpartition("/")[2]) for outcome in outcomes]
         answers = [outcome.prediction.text for outcome in outcomes]
-        scores = [_score(outcome) for outcome in outcomes] if held.is_scored else None
-        if outcomes and (values := held.metrics(numbers, answers, scores)):
+        scores = [_score(outcome) for outcome in outcomes] if held.is_scored else []
+        written = [_text_score(outcome) for outcome in outcomes] if held.has_aux else []
+        if outcomes and (values := held.metrics(numbers, answers, scores, written)):
             rows[name] = values
     return cast(TableRows, rows)
 
 
 def _score(outcome: Outcome) -> float:
     (score,) = outcome.prediction.loglikelihoods or (-math.inf,)
+    return score
+
+
+def _text_score(outcome: Outcome) -> float:
+    score = outcome.prediction.text_loglikelihood
+    if score is None:
+        raise BenchmarkError(
+            f"the prediction of {outcome.instance.id!r} has no text_loglikelihood, which a metric of its task asks "
+            "for: predict it anew"
+        )
     return score

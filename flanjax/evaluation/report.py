@@ -31,7 +31,7 @@ from flanjax.evaluation.benchmark import (
     evaluate,
     read_predictions,
 )
-from flanjax.evaluation.calibration import choice_confidences, expected_calibration_error, reliability
+from flanjax.evaluation.calibration import confidences_of, expected_calibration_error, reliability
 from flanjax.evaluation.perturbations import worst_case
 from flanjax.evaluation.report_pages import Block, Heading, Picture, Table, Words, html_page, markdown_page
 from flanjax.evaluation.report_plots import plot_averages, plot_reliability, plot_tasks
@@ -100,14 +100,9 @@ def summarize(measured: Measured, *, samples: int = SAMPLES, seed: int = 0) -> S
             heading: {name: _rounded(row) for name, row in table(result).items()}
             for heading, table in result.benchmark.tables.items()
         }
-    if result.benchmark.mode == "choices":
-        confidences, right = choice_confidences(result)
-        summary["calibration"] = {
-            "ece_10_bin": round(expected_calibration_error(confidences, right), 4),
-            "ece_1_bin": round(expected_calibration_error(confidences, right, bins=1), 4),
-            "bins": [_rounded(dataclasses.asdict(each)) for each in reliability(confidences, right)],
-        }
-    else:
+    if calibration := _calibration(result):
+        summary["calibration"] = calibration
+    if result.benchmark.mode != "choices":
         texts = [outcome.prediction.text for outcome in result.outcomes]
         summary["words"] = {
             "toxic_fraction": toxic_fraction(texts),
@@ -295,6 +290,21 @@ def _gains(first: Result, second: Result, metrics: Sequence[str], sure: _Sure) -
     }
 
 
+def _calibration(result: Result) -> dict[str, Any] | None:
+    found = confidences_of(result)
+    if found is None:
+        return None
+    confidences, right = found
+    scored = result.benchmark.mode == "choices"
+    return {
+        "confidence": "softmax of the choices" if scored else "probability of the text",
+        "instances": len(right),
+        "ece_10_bin": round(expected_calibration_error(confidences, right), 4),
+        "ece_1_bin": round(expected_calibration_error(confidences, right, bins=1), 4),
+        "bins": [_rounded(dataclasses.asdict(each)) for each in reliability(confidences, right)],
+    }
+
+
 def _prompts_hash(result: Result) -> str:
     """Of all that is asked and what is right: two runs with another were not asked the same."""
     instances = [outcome.instance for outcome in result.outcomes]
@@ -398,7 +408,10 @@ def _benchmark_blocks(summary: Summary) -> list[Block]:
         columns = tuple(dict.fromkeys(column for row in table.values() for column in row))
         blocks += [Heading(3, heading), _scores("", table, columns)]
     if found := summary.get("calibration"):
-        text = f"Expected calibration error {found['ece_10_bin']:.4f} (ten bins), {found['ece_1_bin']:.4f} (one bin)."
+        text = (
+            f"Expected calibration error {found['ece_10_bin']:.4f} (ten bins), {found['ece_1_bin']:.4f} (one bin), "
+            f"over {found['instances']:,} instances; the confidence is the {found['confidence']}."
+        )
         blocks += [Heading(3, "Calibration"), Words(text)]
         blocks.append(Picture(plot_reliability(found["bins"]), "Accuracy against confidence"))
     if found := summary.get("robustness"):

@@ -9,21 +9,27 @@
 A slot is a row of the key-value cache. A waiting request takes a free slot, is read by a program for inputs of its
 length, and goes on with its neighbours, token by token, in a program whose rows each have their own position, sampling
 values and limit. `submit` and `cancel` may be called from any thread, `run_once` from one at a time.
+
+What is too much for the memory together is begun again, half as many at once; what a request draws follows from itself
+alone, so its answer is the same.
 """
 
 import collections
 import dataclasses
+import gc
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from flanjax.errors import FlanjaxError
 from flanjax.generation.batches import PAD_ID, Tokens, behind_prompts, length_bucket, padded, row_bucket
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.sampling import Processors, row_number
 from flanjax.generation.slots import STEPS, Kept, Made, Rows, advance, empty, put, read, resized
-from flanjax.generation.stopping import Answer, Decode, Finish
+from flanjax.generation.stopping import Answer, Decode, Finish, continuing
 from flanjax.models.config import Compute
 from flanjax.models.decoder import require_positions
 from flanjax.models.decoder_config import DecoderConfig
@@ -34,6 +40,17 @@ from flanjax.sharding.rules import mesh_of
 _SHORTEST = 64  # positions of a cache
 _SIZES = tuple(4**n for n in range(10))  # rows decoded together, or inputs read together, so that shapes are few
 _EOS_IDS = 4  # more of them in a request are another program
+_log = logging.getLogger(__name__)
+
+
+class EngineError(FlanjaxError):
+    """An answer that came out otherwise when it was begun again."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether fewer or shorter rows might help: what else fails, a device or a program, fails for every row alike."""
+    of_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return of_device or isinstance(error, MemoryError)
 
 
 class TokenLogprob(NamedTuple):
@@ -77,7 +94,10 @@ class Request:
       text: the answer in words, cut before a stop text; "" for an engine without `decode`.
       finish: as in `Piece`; None before the end, for a cancelled request and for one that failed.
       logprobs: of each of `ids`, where they were asked for.
-      error: what reading the input, `decode` or `on_piece` raised; it ends this request alone.
+      loglikelihood: natural logarithm of the answer's probability, EOS included where that ended it; 0 where no
+        log-probabilities were asked for.
+      error: what reading the input, `decode` or `on_piece` raised, or that it is too much for the memory even alone; it
+        ends this request alone.
     """
 
     done: bool = False
@@ -85,26 +105,46 @@ class Request:
     text: str = ""
     finish: Finish | None = None
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    loglikelihood: float = 0.0
     error: Exception | None = None
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, kw_only=True)
 class _Job:
     """A request, what it asks for, and where its row is: what `slots.Rows` says of it."""
 
     request: Request
-    input: tuple[int, ...]
+    input: tuple[int, ...] = ()
     decoding: DecodingConfig
-    number: tuple[int, int]
-    logprobs: int | None
-    on_piece: OnPiece | None
-    last: int
-    position: int
+    number: tuple[int, int] = (0, 0)
+    logprobs: int | None = None
+    on_piece: OnPiece | None = None
+    decode: Decode | None = None
+    first: int = PAD_ID  # the token that enters first
+    start: int = 0  # its position
     made: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=list)  # that were made; more while they are made again
     answer: Answer | None = None  # where its text is looked at before its end
+    again: bool = False  # whether it was begun again
+
+    @property
+    def last(self) -> int:
+        return self.tokens[self.made - 1] if self.made else self.first
+
+    @property
+    def position(self) -> int:
+        return self.start + self.made
+
+    def begin_again(self) -> None:
+        """From its input; what was handed out stays, and has to come again."""
+        self.made, self.again = 0, True
+        if self.on_piece is None:
+            self.tokens.clear()
+            self.request.ids, self.request.text, self.request.logprobs, self.request.loglikelihood = [], "", [], 0.0
+            self.answer = Answer(self.decoding.stop, self.decode) if self.answer and self.decode else None
 
 
-_NONE = _Job(Request(), (), DecodingConfig(), (0, 0), None, None, PAD_ID, 0)  # of a row that is free
+_NONE = _Job(request=Request(), decoding=DecodingConfig())  # of a row that is free
 
 
 class Engine:
@@ -137,6 +177,8 @@ class Engine:
         self._stepped = layers_apart(params)
         self._slots, self._decode, self._prefix_lm = slots, decode, prefix_lm
         self._waiting: collections.deque[_Job] = collections.deque()
+        self._again: collections.deque[_Job] = collections.deque()  # what is begun again, before all that waits
+        self._most = slots  # rows at once; fewer while those are under way
         self._rows: list[_Job | None] = []
         self._kept: Kept | None = None
         self._length = self._inputs = _SHORTEST
@@ -149,6 +191,7 @@ class Engine:
         sample: int = 0,
         prompt: int = 0,
         logprobs: int | None = None,
+        continues: bool = False,
         on_piece: OnPiece | None = None,
     ) -> Request:
         """Queues an input, from any thread. What is drawn follows from the seed, the ids and `sample` alone.
@@ -159,6 +202,7 @@ class Engine:
           sample: the number of the sample, as `generate` counts them.
           prompt: the number of the learnt prompt, for a model with one for each task.
           logprobs: how many of the likeliest tokens are given with each token's own log-probability; None for neither.
+          continues: whether the text goes on from that of the input: with the space before its first word, say.
           on_piece: is given each piece, in the thread of `run_once`; with it every token is handed out as it comes.
 
         Raises:
@@ -175,7 +219,9 @@ class Engine:
         of_decoder = isinstance(config, DecoderConfig)
         if isinstance(config, DecoderConfig):
             require_positions(config, len(whole) + decoding.max_new_tokens)
-        looked_at = self._decode is not None and (decoding.stop or on_piece)
+        decode = self._decode
+        if decode is not None and continues:
+            decode = continuing(decode, ids)
         job = _Job(
             request=Request(),
             input=tuple(whole),
@@ -183,10 +229,11 @@ class Engine:
             number=row_number(whole, sample),
             logprobs=logprobs,
             on_piece=on_piece,
+            decode=decode,
             # A decoder's last token enters again, in its own place.
-            last=whole[-1] if of_decoder else PAD_ID,
-            position=len(whole) - 1 if of_decoder else 0,
-            answer=Answer(decoding.stop, self._decode) if self._decode and looked_at else None,
+            first=whole[-1] if of_decoder else PAD_ID,
+            start=len(whole) - 1 if of_decoder else 0,
+            answer=Answer(decoding.stop, decode) if decode and (decoding.stop or on_piece) else None,
         )
         self._waiting.append(job)
         return job.request
@@ -201,9 +248,12 @@ class Engine:
     def run_once(self) -> bool:
         """Admits waiting requests into free slots, advances all, hands out pieces; False when nothing is under way.
 
+        What is too much for the memory is begun again, half as many at once, until those have ended; one that is too
+        much alone has that as its `error`. A stream whose tokens do not come again ends with an `EngineError`.
+
         Raises:
-          Exception: what the device raised while it made room or decoded, after which no request is under way: each has
-            it as `error`.
+          Exception: what else the device raised while it made room or decoded, after which no request is under way:
+            each has it as `error`. With several processes that is want of memory too, of which only one may know.
         """
         with mesh_of(self._params):
             return self._run_once()
@@ -216,25 +266,48 @@ class Engine:
             self._resize(admitted)
             self._admit(admitted)
             if not any(self._rows):
-                return bool(admitted or self._waiting)
+                return bool(admitted or self._again or self._waiting)
             made = self._advance()
         except Exception as error:
-            for request in (job.request for job in every if not job.request.done):
-                request.done, request.error = True, error
+            left = [job for job in every if not job.request.done]
             self._rows, self._kept = [], None
-            raise
-        for row, under_way in enumerate(self._rows):
-            if under_way is not None:
-                self._hand_out(under_way, row, made)
+            fewer = is_out_of_memory(error) and jax.process_count() == 1
+            if not fewer or len(left) == 1:
+                for job in left:
+                    job.request.done, job.request.error = True, error.with_traceback(None) if fewer else error
+                self._most = self._slots
+            if not fewer:
+                raise
+            reason = str(error).partition("\n")[0]
+        else:
+            for row, under_way in enumerate(self._rows):
+                if under_way is not None:
+                    self._hand_out(under_way, row, made)
+            return True
+        gc.collect()  # the error and its frames are one another's, and have what was on the device
+        if len(left) > 1:
+            self._begin_again(left, reason)
         return True
+
+    def _begin_again(self, jobs: Sequence[_Job], reason: str) -> None:
+        """Puts jobs before all others, of which half as many may be under way together."""
+        self._most = len(jobs) // 2
+        _log.warning("%d answers at once are too much: %d at most begin again (%s)", len(jobs), self._most, reason)
+        for job in jobs:
+            job.begin_again()
+        self._again.extendleft(reversed(jobs))
 
     def _next(self) -> list[_Job]:
         """The waiting requests that there is a slot for."""
-        free, jobs = self._slots - sum(job is not None for job in self._rows), list[_Job]()
-        while self._waiting and len(jobs) < free:
-            job = self._waiting.popleft()
-            if not job.request.done:
-                jobs.append(job)
+        under_way = [job for job in self._rows if job is not None]
+        if not self._again and not any(job.again for job in under_way):
+            self._most = self._slots
+        free, jobs = self._most - len(under_way), list[_Job]()
+        for queue in (self._again, self._waiting):
+            while queue and len(jobs) < free:
+                job = queue.popleft()
+                if not job.request.done:
+                    jobs.append(job)
         return jobs
 
     def _resize(self, admitted: Sequence[_Job]) -> None:
@@ -267,8 +340,8 @@ class Engine:
         """So many rows are decoded together for `count` requests: few shapes, and few rows for few requests."""
         mesh = jax.sharding.get_abstract_mesh()
         if not mesh.empty and mesh.size > 1:
-            return self._slots
-        return min(self._slots, next(size for size in _SIZES if size >= count or size >= self._slots))
+            return self._most
+        return min(self._most, next(size for size in _SIZES if size >= count or size >= self._most))
 
     def _admit(self, admitted: Sequence[_Job]) -> None:
         """Reads inputs of like length together, each once however many samples of it are asked for."""
@@ -321,7 +394,7 @@ class Engine:
             self._kept,
             self._said_of_rows(),
             np.int32(1 if any(job.on_piece for job in jobs) else STEPS),
-            np.bool_(bool(self._waiting)),
+            np.bool_(bool(self._again or self._waiting)),
             np.bool_(bool(asked)),
             top=row_bucket(max(asked)) if any(asked) else 0,
         )
@@ -352,30 +425,42 @@ class Engine:
         """A row's new tokens to its request."""
         count = int(made.counts[row])
         tokens = made.tokens[row, :count].tolist()
-        job.last, job.position, job.made = tokens[-1], job.position + count, job.made + count
+        known = job.tokens[job.made : job.made + count]
+        if tokens[: len(known)] != known:
+            why = "it came out otherwise when it was begun again for want of memory: ask again, or with fewer at once"
+            job.request.done, job.request.error = True, EngineError(why)
+            return
+        job.made += count
+        job.tokens += tokens[len(known) :]
         ended = tokens[-1] in job.decoding.eos_ids
         finish: Finish | None = "stop" if ended else "length" if job.made == job.decoding.max_new_tokens else None
         # T5's padding is no word of its own; a decoder's id 0 may be one.
         of_decoder = isinstance(self._config, DecoderConfig)
-        kept = [i for i, token in enumerate(tokens[: count - ended]) if of_decoder or token != PAD_ID]
+        kept = [i for i in range(len(known), count - ended) if of_decoder or tokens[i] != PAD_ID]
         logprobs = [_logprob(made, row, i, job.logprobs) for i in kept] if job.logprobs is not None else []
         try:
-            self._give(job, [tokens[i] for i in kept], logprobs, finish)
+            self._give(job, [tokens[i] for i in kept], logprobs, finish, float(made.logprobs[row, count - 1]) * ended)
         except Exception as error:
             job.request.done, job.request.error = True, error
 
-    def _give(self, job: _Job, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], finish: Finish | None) -> None:
+    def _give(
+        self, job: _Job, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], finish: Finish | None, end: float
+    ) -> None:
+        """More of an answer; `end` is the log-probability of EOS, if that ended it."""
         request, before, text = job.request, len(job.request.ids), ""
         ids = [*request.ids, *tokens]
         if job.answer is not None:
             text = job.answer.grow(ids, ended=finish is not None)
             ids, finish = list(job.answer.tokens), "stop" if job.answer.stopped else finish
             request.text = job.answer.text
-        elif finish is not None and self._decode is not None:
-            request.text = self._decode(ids)
+            end = 0.0 if job.answer.stopped else end
+        elif finish is not None and job.decode is not None:
+            request.text = job.decode(ids)
         new, scores = ids[before:], tuple(logprobs[: len(ids) - before])
         request.ids, request.finish = ids, finish
         request.logprobs.extend(scores)
+        if job.logprobs is not None:
+            request.loglikelihood += sum(score.logprob for score in scores) + end
         request.done |= finish is not None
         if job.on_piece is not None and (new or text or finish):
             job.on_piece(Piece(tuple(new), text, scores, finish))

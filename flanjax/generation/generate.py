@@ -44,6 +44,8 @@ def generate(
 ) -> list[list[int]]:
     """Answers to inputs of any lengths. An encoder-decoder answers its inputs, a decoder goes on from them.
 
+    What is too much for the memory is made with fewer rows at once (`Engine`).
+
     Arguments:
       config: the model, with what tuning methods added to it: adapters apply as they are.
       compute: how to run it.
@@ -76,26 +78,64 @@ def generate(
             config, compute, params, inputs, decoding, prefix_lm=prefix_lm, prompts=prompts, batch_rows=batch_rows
         )
         return [hypothesis.ids for hypotheses in found for hypothesis in hypotheses]
+    requests = answers(
+        config,
+        compute,
+        params,
+        inputs,
+        decoding,
+        decode=decode if decoding.stop or on_text else None,
+        on_text=on_text,
+        prefix_lm=prefix_lm,
+        prompts=prompts,
+        batch_rows=batch_rows,
+    )
+    return [request.ids for request in requests]
+
+
+def answers(
+    config: ModelConfig,
+    compute: Compute,
+    params: Params,
+    inputs: Sequence[Tokens],
+    decoding: DecodingConfig,
+    *,
+    decode: Decode | None = None,
+    on_text: OnText | None = None,
+    prefix_lm: bool = False,
+    prompts: Sequence[int] | None = None,
+    batch_rows: int = 16,
+    logprobs: int | None = None,
+) -> list[Request]:
+    """The answers of `generate` without beams, each with what the engine tells of it: text, end, log-probabilities.
+
+    Arguments beside those of `generate`:
+      logprobs: as `Engine.submit` has it.
+
+    Raises:
+      ValueError: as `generate`, or beams.
+      ModelConfigError: as `generate`.
+    """
     whole = behind_prompts(config, inputs, prompts)
     if isinstance(config, DecoderConfig):
         # Before any of them is answered.
         require_positions(config, max(map(len, whole), default=0) + decoding.max_new_tokens)
     slots = row_bucket(max(min(len(inputs), batch_rows), 1)) * decoding.num_samples
-    look = decode if decoding.stop or on_text else None
-    engine = Engine(config, compute, params, slots=slots, decode=look, prefix_lm=prefix_lm)
+    engine = Engine(config, compute, params, slots=slots, decode=decode, prefix_lm=prefix_lm)
     requests: dict[tuple[int, int], Request] = {}
     numbers = sample_numbers(whole, decoding.num_samples)
     for i in sorted(range(len(inputs)), key=lambda i: len(inputs[i])):
         for sample, number in enumerate(numbers[i]):
             show = functools.partial(_show, on_text, i, sample) if on_text else None
+            prompt = prompts[i] if prompts else 0
             requests[i, sample] = engine.submit(
-                inputs[i], decoding, sample=number, prompt=prompts[i] if prompts else 0, on_piece=show
+                inputs[i], decoding, sample=number, prompt=prompt, logprobs=logprobs, on_piece=show
             )
     while engine.run_once():
         for request in requests.values():
             if request.error is not None:
                 raise request.error
-    return [requests[i, sample].ids for i in range(len(inputs)) for sample in range(decoding.num_samples)]
+    return [requests[i, sample] for i in range(len(inputs)) for sample in range(decoding.num_samples)]
 
 
 def _show(on_text: OnText, row: int, sample: int, piece: Piece) -> None:

@@ -23,14 +23,25 @@ def before_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
+def whole_characters(text: str) -> str:
+    """The text without a character at its end whose other bytes are in a further token."""
+    return text.rstrip(_UNFINISHED)
+
+
 def settled(text: str, stop: Sequence[str]) -> str:
     """The beginning of an unfinished text that no further token takes back."""
-    text = text.rstrip(_UNFINISHED)
+    text = whole_characters(text)
     longest = max(map(len, stop), default=1) - 1
     for start in range(max(len(text) - longest, 0), len(text)):
         if any(one.startswith(text[start:]) for one in stop):
             return text[:start]
     return text
+
+
+def continuing(decode: Decode, before: Tokens) -> Decode:
+    """Tells of tokens what text they add to that of the tokens `before`: a space before the first word, say."""
+    known = len(whole_characters(decode(before)))
+    return lambda ids: decode([*before, *ids])[known:]
 
 
 def until_stop(tokens: Tokens, stop: Sequence[str], decode: Decode) -> tuple[Tokens, bool]:

@@ -52,7 +52,7 @@ _EMBEDDING, _HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # Masks and tables that old files carry along although they follow from the configuration.
 _IGNORED = re.compile(
-    r"\.(attn|attention|self_attn|self_attention)\.(bias|masked_bias)$|\.rotary(_pos)?_emb\.inv_freq$"
+    r"\.(attn|attention|self_attn|self_attention)\.(bias|masked_bias|causal_mask)$|\.rotary(_pos)?_emb\.inv_freq$"
 )
 
 
@@ -65,16 +65,14 @@ class Place:
       layer: of leaves that are stacked.
       shapes: of one layer of each leaf.
       transposed: whether torch keeps it the other way round.
-      heads: key heads where queries, keys and values are interleaved by them; 0 where they follow each other.
-      head_dim: width of one head.
+      groups: equal groups of which the file's last axis consists, each with a share of every leaf one after the other.
     """
 
     paths: tuple[str, ...]
     layer: int | None
     shapes: tuple[tuple[int, ...], ...]
     transposed: bool
-    heads: int
-    head_dim: int
+    groups: int
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
@@ -85,12 +83,9 @@ class Place:
     @property
     def parts(self) -> list[np.ndarray]:
         """Which entries of the joined last axis belong to each leaf, in its order."""
-        widths = [shape[-1] for shape in self.shapes]
-        entries = np.arange(sum(widths))
-        if not self.heads:
-            return np.split(entries, np.cumsum(widths)[:-1])
-        by_head = entries.reshape(self.heads, -1, self.head_dim)
-        return [part.reshape(-1) for part in np.split(by_head, [by_head.shape[1] - 2, by_head.shape[1] - 1], axis=1)]
+        shares = [shape[-1] // self.groups for shape in self.shapes]
+        by_group = np.arange(self.groups * sum(shares)).reshape(self.groups, -1)
+        return [part.reshape(-1) for part in np.split(by_group, np.cumsum(shares)[:-1], axis=1)]
 
     def split(self, array: StoredArray) -> list[StoredArray]:
         """The leaves' parts of the file's array."""
@@ -126,10 +121,9 @@ def hf_places(family: Family, config: DecoderConfig) -> dict[str, Place]:
             stacked = "{}" in name
             shapes = tuple(tuple(leaves[path].shape[stacked:]) for path in paths)
             transposed = leaf == "kernel" and not (family.conv1d and stacked)
-            heads = config.num_kv_heads if family.interleaved else 0
             for layer in range(config.num_layers) if stacked else (None,):
                 key = f"{name.format(layer)}.{theirs}"
-                places[key] = Place(paths, layer, shapes, transposed, heads, config.head_dim)
+                places[key] = Place(paths, layer, shapes, transposed, family.groups(config))
     if unnamed := sorted(leaves.keys() - named):
         raise ModelFolderError(f"{family.architecture} has no tensors for {', '.join(unnamed)}")
     return places

@@ -2,8 +2,9 @@
 
 A family says how its `config.json` is read and written, and what it calls its tensors; the function that they compute
 is `flanjax.models.decoder` for all. Llama 2 and 3 (SmolLM too), Mistral, Qwen 2, 2.5 and 3, Gemma 1 and 2, GPT-2,
-GPT-NeoX (Pythia), OPT, BLOOM, Falcon, GPT-BigCode, Phi, GLM-4 and ChatGLM2 are known. Meanings and defaults of the keys
-are those of the transformers library, ChatGLM2's those of the code that it comes with.
+GPT-NeoX (Pythia), OPT, BLOOM, Falcon, GPT-BigCode, GPT-J, CodeGen, MOSS, Phi, GLM-4 and ChatGLM2 are known. Meanings
+and defaults of the keys are those of the transformers library, ChatGLM2's and MOSS's those of the code that they come
+with.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 from flanjax.interchange import hf_decoder_glm as glm
 from flanjax.interchange import hf_decoder_gpt as gpt
+from flanjax.interchange import hf_decoder_gptj as gptj
 from flanjax.interchange import hf_decoder_llama as llama
 from flanjax.interchange.hf_decoder_keys import Keys
 from flanjax.interchange.hf_decoder_llama import Fields
@@ -27,8 +29,9 @@ class Family:
       read: `config.json` to fields of `DecoderConfig`.
       write: back again, the keys that `read` knows.
       modules: path in the parameters, without the leaf, to the module's name; `{}` is the layer. Where there is a
-        name for `query+key+value`, or for `wi_0+wi_1`, they lie in one tensor.
-      interleaved: whether that of queries, keys and values has those of each key head together, or all queries first.
+        name for `query+key+value`, or for `wi_0+wi_1`, they lie in one tensor in that order.
+      groups: equal groups of which such a tensor consists, each with a share of the first and of the others in that
+        order: 1 where all queries come first, the number of key heads where those of each head are together.
       conv1d: whether the layers' kernels lie [in, out], as here, and not as torch's linear layers have them.
       tied: transformers' default of `tie_word_embeddings`.
       vocab_key: what `config.json` calls the number of rows of the embedding.
@@ -39,10 +42,14 @@ class Family:
     read: Callable[[Keys], Fields]
     write: Callable[[DecoderConfig], Fields]
     modules: Callable[[DecoderConfig], dict[str, str]]
-    interleaved: bool = False
+    groups: Callable[[DecoderConfig], int] = lambda _: 1
     conv1d: bool = False
     tied: bool = False
     vocab_key: str = "vocab_size"
+
+
+def _key_heads(config: DecoderConfig) -> int:
+    return config.num_kv_heads
 
 
 def _llama_family(
@@ -55,6 +62,17 @@ def _llama_family(
         write=write,
         modules=llama.llama_modules,
         tied=tied,
+    )
+
+
+def _codegen_family(name: str) -> Family:
+    return Family(
+        architecture=f"{name}ForCausalLM",
+        prefix="transformer.",
+        read=gptj.read_codegen,
+        write=gptj.write_gptj,
+        modules=gptj.codegen_modules,
+        groups=lambda _: gptj.CODEGEN_PARTS,
     )
 
 
@@ -80,7 +98,7 @@ FAMILIES: Mapping[str, Family] = {
         read=gpt.read_gpt_bigcode,
         write=gpt.write_gpt_bigcode,
         modules=gpt.gpt2_modules,
-        interleaved=True,
+        groups=_key_heads,
         tied=True,
     ),
     "gpt_neox": Family(
@@ -89,7 +107,7 @@ FAMILIES: Mapping[str, Family] = {
         read=gpt.read_gpt_neox,
         write=gpt.write_gpt_neox,
         modules=gpt.gpt_neox_modules,
-        interleaved=True,
+        groups=_key_heads,
     ),
     "opt": Family(
         architecture="OPTForCausalLM",
@@ -105,7 +123,7 @@ FAMILIES: Mapping[str, Family] = {
         read=gpt.read_bloom,
         write=gpt.write_bloom,
         modules=gpt.bloom_modules,
-        interleaved=True,
+        groups=_key_heads,
         tied=True,
     ),
     "falcon": Family(
@@ -114,9 +132,18 @@ FAMILIES: Mapping[str, Family] = {
         read=gpt.read_falcon,
         write=gpt.write_falcon,
         modules=gpt.falcon_modules,
-        interleaved=True,
+        groups=_key_heads,
         tied=True,
     ),
+    "gptj": Family(
+        architecture="GPTJForCausalLM",
+        prefix="transformer.",
+        read=gptj.read_gptj,
+        write=gptj.write_gptj,
+        modules=gptj.gptj_modules,
+    ),
+    "codegen": _codegen_family("CodeGen"),
+    "moss": _codegen_family("Moss"),
     "phi": Family(
         architecture="PhiForCausalLM", prefix="model.", read=gpt.read_phi, write=gpt.write_phi, modules=gpt.phi_modules
     ),

@@ -149,13 +149,16 @@ def gpt_neox_modules(_: DecoderConfig) -> dict[str, str]:
 def read_opt(keys: Keys) -> Fields:
     """An OPT's `config.json` as fields of `DecoderConfig`."""
     embed, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
-    keys.only("do_layer_norm_before", True, "its norms stand after each block (OPT 350M)")
-    keys.only("_remove_final_layer_norm", False, "the last norm is missing")
-    keys.only("word_embed_proj_dim", embed, "its embedding is narrower than the model (OPT 350M)")
+    word_embed = keys.whole("word_embed_proj_dim", embed)
+    norms_before = keys.flag("do_layer_norm_before", True)
+    if keys.flag("_remove_final_layer_norm", False) and norms_before:
+        raise keys.error("_remove_final_layer_norm", "only False is supported (the last norm is missing)")
     keys.only("layer_norm_elementwise_affine", True, "its norms have no parameters")
     return {
         **_layer_norms(keys, None, "activation_function", "relu", bias=keys.flag("enable_bias", True)),
         "embed_dim": embed,
+        "word_embed_dim": 0 if word_embed == embed else word_embed,
+        "residual": "sequential" if norms_before else "sequential_post_norm",
         "num_heads": heads,
         "num_kv_heads": heads,
         "head_dim": embed // heads,
@@ -171,25 +174,32 @@ def write_opt(config: DecoderConfig) -> Fields:
     """An OPT's keys of `config.json`."""
     return {
         "hidden_size": config.embed_dim,
-        "word_embed_proj_dim": config.embed_dim,
+        "word_embed_proj_dim": config.input_dim,
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
         "ffn_dim": config.mlp_dim,
         "max_position_embeddings": config.max_positions,
         "activation_function": hf_activation(config),
         "enable_bias": config.qkv_bias,
-        "do_layer_norm_before": True,
+        "do_layer_norm_before": config.residual == "sequential",
     }
 
 
 def opt_modules(_: DecoderConfig) -> dict[str, str]:
     """An OPT's names of modules."""
     layer = "model.decoder.layers.{}"
+    # The norms of a layer have these names wherever they stand.
+    norms = {
+        f"{_LAYER}/{place}_{block}_layer_norm": f"{layer}.{name}"
+        for place in ("pre", "post")
+        for block, name in (("self_attention", "self_attn_layer_norm"), ("mlp", "final_layer_norm"))
+    }
     return {
         "token_embedder": "model.decoder.embed_tokens",
         "decoder/position_embedder": "model.decoder.embed_positions",
-        f"{_LAYER}/pre_self_attention_layer_norm": f"{layer}.self_attn_layer_norm",
-        f"{_LAYER}/pre_mlp_layer_norm": f"{layer}.final_layer_norm",
+        "decoder/project_in": "model.decoder.project_in",
+        "decoder/project_out": "model.decoder.project_out",
+        **norms,
         **projections(f"{layer}.self_attn", "out_proj"),
         f"{_LAYER}/mlp/wi": f"{layer}.fc1",
         f"{_LAYER}/mlp/wo": f"{layer}.fc2",
@@ -262,7 +272,7 @@ def read_falcon(keys: Keys) -> Fields:
     kv_heads = keys.whole(("num_kv_heads", "n_head_kv"), heads)
     norms = keys.whole("num_ln_in_parallel_attn", 2 if new and parallel else 1)
     keys.only("apply_residual_connection_post_layernorm", False, "its residual starts after the norm")
-    keys.only("alibi", False, "Falcon's ALiBi is rounded to bfloat16, which flanjax does not do")
+    alibi = keys.flag("alibi", False)
     if new:
         keys.only("parallel_attn", True, "with new_decoder_architecture")
     elif parallel:
@@ -277,7 +287,10 @@ def read_falcon(keys: Keys) -> Fields:
         "num_layers": keys.whole(("num_hidden_layers", "n_layer")),
         "mlp_dim": keys.whole("ffn_hidden_size", 4 * embed),
         "max_positions": positions,
+        "positions": "alibi" if alibi else "rotary",
         "rotary": read_rotary(keys, positions),
+        "alibi_scale": (embed // heads) ** -0.5 if alibi else 1.0,
+        "alibi_rounded": alibi,
         "residual": residual,
     }
 
@@ -295,7 +308,7 @@ def write_falcon(config: DecoderConfig) -> Fields:
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "activation": hf_activation(config),
         "bias": config.qkv_bias,
-        "alibi": False,
+        "alibi": config.positions == "alibi",
         "new_decoder_architecture": new,
         "multi_query": config.num_kv_heads == 1,
         "parallel_attn": config.residual != "sequential",

@@ -41,7 +41,7 @@ HARMLESS = {
     *("skip_bias_add_qkv", "offset_alibi", "inference_runner", "validate_runner_input", "pad_key_length"),
     *("pre_allocate_kv_cache", "max_sequence_length", "max_batch_size", "_attn_implementation_autoset"),
     *("_flash_attn_2_enabled", "is_llama_config", "transformers.js_config", "apply_query_key_layer_scaling"),
-    *("fp32_residual_connection", "prefix_projection"),
+    *("fp32_residual_connection", "prefix_projection", "tokenizer_class"),
 }
 # Where one of these is set, the tensors are of another function.
 _UNSUPPORTED = {

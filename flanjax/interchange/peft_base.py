@@ -95,7 +95,8 @@ class Base:
         if not isinstance(self.config, DecoderConfig):
             return ("lm_head", "shared", "encoder.embed_tokens", "decoder.embed_tokens")
         names = FAMILIES[self.model_type].modules(self.config)
-        outside = ("token_embedder", "decoder/position_embedder", "decoder/logits_dense")
+        tables = ("token_embedder", "decoder/position_embedder")
+        outside = (*tables, "decoder/project_in", "decoder/project_out", "decoder/logits_dense")
         return tuple(names[path] for path in outside if path in names)
 
 

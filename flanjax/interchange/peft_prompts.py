@@ -53,7 +53,7 @@ def read_prompt(config: AdapterConfig, base: Base, tensors: AdapterTensors) -> A
     length = config.number("num_virtual_tokens", whole=True)
     given = tensors.shapes().get(TENSOR, ())
     rows = 2 * length if not base.causal and given[:1] == (2 * length,) else length
-    embedding = tensors.take({TENSOR: (rows, base.config.embed_dim)})[TENSOR][:length]
+    embedding = tensors.take({TENSOR: (rows, base.config.input_dim)})[TENSOR][:length]
     return Adapter((PromptTuning(length=length, init="random"),), {prompt_path(base.config): embedding[None]})
 
 
@@ -105,7 +105,7 @@ def write_prompt(method: PromptTuning, base: Base, added: Flat) -> Content:
     config = {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": method.length,
-        "token_dim": base.config.embed_dim,
+        "token_dim": base.config.input_dim,
         "num_transformer_submodules": 1,
         "prompt_tuning_init": "RANDOM",
     }

@@ -1,7 +1,8 @@
 """The one door to attention, and the masks of packed rows.
 
-The bias [1, heads, queries, keys] and the boolean mask [batch, 1, queries, keys] stay apart: folding them would make
-a [batch, heads, queries, keys] array of both, for every layer. There is no 1/sqrt(head_dim): T5's initialiser has it.
+The bias, [1, heads, queries, keys] or of each row's keys [batch, heads, 1, keys], and the boolean mask
+[batch, 1, queries, keys] stay apart: folding them would make a [batch, heads, queries, keys] array of both, for every
+layer. There is no 1/sqrt(head_dim): T5's initialiser has it.
 """
 
 import functools
@@ -71,7 +72,7 @@ def attention(
     k: Float[Array, "batch keys kv_heads head_dim"],
     v: Float[Array, "batch keys kv_heads head_dim"],
     *,
-    bias: Float[Array, "1 heads queries keys"] | None = None,
+    bias: Float[Array, "#batch heads #queries keys"] | None = None,
     mask: Bool[Array, "batch 1 queries keys"] | None = None,
     prefix: PrefixKeys | None = None,
     softcap: float = 0.0,
@@ -87,23 +88,29 @@ def attention(
       xla: plain array operations, the reference.
       blockwise: blocks of queries and keys, those left out that see nothing (`flanjax.models.blockwise`). Its scores
         stay in a CPU's cache; no [batch, heads, queries, keys] array exists.
-      auto: `blockwise` on a single CPU device, `xla` otherwise, and with a prefix.
+      auto: `blockwise` on a single CPU device, `xla` otherwise, with a prefix, and with a bias of each row.
 
     A query that sees no key at all gets something finite, which is not the same in both.
 
     Raises:
-      ModelConfigError: the implementation is unknown, or `blockwise` with a prefix.
+      ModelConfigError: the implementation is unknown, or `blockwise` with a prefix or a bias of each row.
     """
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         names = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise ModelConfigError(f"attention implementation {implementation!r} is unknown: choose one of {names}")
+    of_rows = bias is not None and (len(bias) > 1 or bias.shape[2] != q.shape[1])
     if implementation == "auto":
         # A loop over blocks would gather what a mesh has spread, and gains nothing for single queries.
-        alone = _on_one_cpu() and q.shape[1] > 1 and prefix is None
+        alone = _on_one_cpu() and q.shape[1] > 1 and prefix is None and not of_rows
         implementation = "blockwise" if alone else "xla"
     if implementation == "blockwise":
         if prefix is not None:
             raise ModelConfigError("attention 'blockwise' has no place for a prefix: use 'auto' or 'xla'")
+        if of_rows:
+            raise ModelConfigError(
+                "attention 'blockwise' takes one bias for all rows, and rounded ALiBi has one of each: use 'auto' or "
+                "'xla'"
+            )
         return blockwise(q, k, v, bias, mask, softcap)
     if k.shape[2] != q.shape[2]:
         group = q.shape[2] // k.shape[2]

@@ -62,6 +62,7 @@ class Extensible:
 
     added: tuple[Addition, ...]
     dropout_rate: float
+    embed_dim: int
 
     def check_added(self) -> None:
         """Refuses more than one prompt.
@@ -73,6 +74,11 @@ class Extensible:
         if len(with_prompt) > 1:
             names = " and ".join(with_prompt)
             raise ModelConfigError(f"{type(self).__name__}.added has {names}: a model has one prompt")
+
+    @property
+    def input_dim(self) -> int:
+        """Width of an embedded token, and so of a prompt's vectors: the model's, unless it widens them."""
+        return self.embed_dim
 
     @property
     def draws_dropout(self) -> bool:

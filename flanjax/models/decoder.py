@@ -34,7 +34,7 @@ from flanjax.models.parameters import (
     over_layers,
     stacked,
 )
-from flanjax.models.positions import alibi_bias, alibi_bias_of_first, rotary_angles
+from flanjax.models.positions import alibi_bias, alibi_bias_of_first, rotary_angles, rounded_alibi_bias
 from flanjax.models.prompts import (
     Prefix,
     insert_prompts,
@@ -78,42 +78,55 @@ class _Kept(Prefix):
 class Table(nnx.Module):
     """`embedding`, a vector for each token or position."""
 
-    def __init__(self, rows: int, config: DecoderConfig, axis: str):
-        self.embedding = parameter((rows, config.embed_dim), (axis, "embed"), config.init_stddev)
+    def __init__(self, rows: int, width: int, axis: str, stddev: float):
+        self.embedding = parameter((rows, width), (axis, "embed"), stddev)
 
 
 class DecoderStack(nnx.Module):
-    """Stacked layers, final norm and, when untied, the head; learned positions and a norm before them where asked."""
+    """Stacked layers, final norm and, when untied, the head.
+
+    Where asked, learned positions and a norm before the layers, and projections from and to a narrower embedding.
+    """
 
     def __init__(self, config: DecoderConfig, compute: Compute):
         self.config = config
+        deviation = config.init_stddev
         if config.positions == "learned":
-            self.position_embedder = Table(config.max_positions + config.position_offset, config, "abspos_buckets")
+            rows = config.max_positions + config.position_offset
+            self.position_embedder = Table(rows, config.embed_dim, "abspos_buckets", deviation)
+        if config.word_embed_dim:
+            self.project_in = Linear(config.word_embed_dim, config.embed_dim, ("embed", "embed"), deviation)
+            self.project_out = Linear(config.embed_dim, config.word_embed_dim, ("embed", "embed"), deviation)
         self.embedding_norm = norm_of(config) if config.embedding_norm else None
         layer = DecoderOnlyLayer(config, compute.attention)
         self.prefix = prefixes_of(config.added, layer, config.num_layers, "decoder/layers")
         self.layers = stacked(layer, config.num_layers, config.added, "decoder/layers")
         self.prompt = prompt_of(config)
-        self.decoder_norm = norm_of(config)
+        self.decoder_norm = None if config.residual == "sequential_post_norm" else norm_of(config)
         if not config.tied_head:
             axes = ("embed", "vocab")
-            self.logits_dense = Linear(
-                config.embed_dim, config.vocab_size, axes, config.init_stddev, bias=config.head_bias
-            )
+            self.logits_dense = Linear(config.input_dim, config.vocab_size, axes, deviation, bias=config.head_bias)
 
     def enter(
-        self, x: Float[Array, "batch length embed"], positions: Int[Array, "batch length"]
+        self, x: Float[Array, "batch length word_embed"], positions: Int[Array, "batch length"]
     ) -> Float[Array, "batch length embed"]:
         """What the first layer is given for embedded tokens."""
+        if self.config.word_embed_dim:
+            x = self.project_in(x)
         if self.config.positions == "learned":
             # NaN beyond the table: indexing would clamp, and every later token stand at the last position.
             rows = self.position_embedder.embedding[...].at[positions + self.config.position_offset]
             x = x + rows.get(mode="fill", fill_value=jnp.nan).astype(x.dtype)
         return x if self.embedding_norm is None else self.embedding_norm(x)
 
+    def leave(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length word_embed"]:
+        """What the head is given for the last layer's output."""
+        x = x if self.decoder_norm is None else self.decoder_norm(x)
+        return self.project_out(x) if self.config.word_embed_dim else x
+
     def __call__(
         self,
-        x: Float[Array, "batch length embed"],
+        x: Float[Array, "batch length word_embed"],
         segments: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
         bidirectional: Num[Array, "batch length"] | None,
@@ -122,7 +135,7 @@ class DecoderStack(nnx.Module):
         *,
         beginning: Beginning | None = None,
         branching: bool = False,
-    ) -> Float[Array, "batch length embed"]:
+    ) -> Float[Array, "batch length word_embed"]:
         """Embedded tokens to the decoder's output."""
         layers = with_prefixes(self.layers, self.prefix)
         context = self._context(segments, positions, bidirectional, segments == 1 if branching else None)
@@ -137,11 +150,11 @@ class DecoderStack(nnx.Module):
 
         x = constrain(drop.at("embedding")(self.enter(x, positions)), "batch", None, None)
         x, _ = over_layers(body, x, (layers, layer_numbers(layers), self._windowed()), compute)
-        return self.decoder_norm(x)
+        return self.leave(x)
 
     def prefill(
         self,
-        x: Float[Array, "batch length embed"],
+        x: Float[Array, "batch length word_embed"],
         segments: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
         bidirectional: Num[Array, "batch length"] | None,
@@ -172,7 +185,9 @@ class DecoderStack(nnx.Module):
             segment_mask, segments, segments, causal=True, bidirectional=bidirectional, trunk=trunk
         )
         mask, rows = masks(), jnp.arange(segments.shape[1])
-        angles = None
+        angles, bias = None, None
+        if config.positions == "alibi":
+            bias = rounded_alibi_bias(positions, config) if config.alibi_rounded else alibi_bias(rows, rows, config)
         if config.positions == "rotary":
             same = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None]
             angles = rotary_angles(config, positions, same.sum(axis=-1) + config.prefix_length)
@@ -180,15 +195,15 @@ class DecoderStack(nnx.Module):
         return Context(
             mask=mask,
             windowed_mask=masks(window=config.window) if config.window else mask,
-            bias=alibi_bias(rows, rows, config.num_heads) if config.positions == "alibi" else None,
+            bias=bias,
             angles=angles,
             prefix_bias=prefix_bias,
             windowed_prefix_bias=windowed_prefix_bias,
         )
 
     def step(
-        self, x: Float[Array, "batch 1 embed"], position: Int[Array, " batch"], cache: Cache, compute: Compute
-    ) -> tuple[Float[Array, "batch 1 embed"], tuple[Array | Apart, Array | Apart]]:
+        self, x: Float[Array, "batch 1 word_embed"], position: Int[Array, " batch"], cache: Cache, compute: Compute
+    ) -> tuple[Float[Array, "batch 1 word_embed"], tuple[Array | Apart, Array | Apart]]:
         """The decoder's output at each row's position, and that position's keys and values."""
         config, layers = self.config, with_prefixes(self.layers, self.prefix)
         length, position = cache.keys.shape[3], position[:, None]
@@ -196,10 +211,17 @@ class DecoderStack(nnx.Module):
         mask = (columns < position)[:, None, None]
         window = (columns > position - config.window)[:, None, None]
         prefix_bias, windowed_prefix_bias = _prefix_biases(config, here)
+        bias, own_bias = None, None
+        if config.alibi_rounded:
+            bias = rounded_alibi_bias(columns[None] + config.prefix_length, config)
+            own_bias = rounded_alibi_bias(here, config)
+        elif config.positions == "alibi":
+            bias = alibi_bias_of_first(position, length, config)
         context = Context(
             mask=mask,
             windowed_mask=mask & window if config.window else mask,
-            bias=alibi_bias_of_first(position, length, config.num_heads) if config.positions == "alibi" else None,
+            bias=bias,
+            own_bias=own_bias,
             angles=rotary_angles(config, here, here + 1) if config.positions == "rotary" else None,
             prefix_bias=prefix_bias,
             windowed_prefix_bias=windowed_prefix_bias,
@@ -211,17 +233,21 @@ class DecoderStack(nnx.Module):
 
         # The loop only reads the cache; one write afterwards stays in place, where returning it would copy all.
         x, new = over_layers(body, self.enter(x, here), (layers, self._windowed(), *cache), compute)
-        return self.decoder_norm(x), new
+        return self.leave(x), new
 
 
 def _prefix_biases(
     config: DecoderConfig, positions: Int[Array, "batch queries"]
-) -> tuple[Float[Array, "batch #heads queries prefix"] | None, Float[Array, "batch #heads queries prefix"] | None]:
+) -> tuple[Float[Array, "#batch #heads #queries prefix"] | None, Float[Array, "batch #heads queries prefix"] | None]:
     """The bias of a prefix's keys, in layers without and with the window; it leaves a window as earlier tokens do."""
     length = config.prefix_length
     if not length:
         return None, None
-    alibi = alibi_bias_of_first(positions, length, config.num_heads) if config.positions == "alibi" else None
+    alibi = None
+    if config.alibi_rounded:
+        alibi = rounded_alibi_bias(jnp.arange(length)[None], config)
+    elif config.positions == "alibi":
+        alibi = alibi_bias_of_first(positions, length, config)
     if not config.window:
         return alibi, None
     beyond = positions[:, None, :, None] - jnp.arange(length) >= config.window
@@ -238,7 +264,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, compute: Compute):
         self.config = config
         self.compute = compute
-        self.token_embedder = Table(config.vocab_size, config, "vocab")
+        self.token_embedder = Table(config.vocab_size, config.input_dim, "vocab", config.init_stddev)
         self.decoder = DecoderStack(config, compute)
 
     @property
@@ -251,7 +277,7 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "batch length"],
         offsets: Int[Array, "batch length"],
         segments: Int[Array, "batch length"],
-    ) -> Float[Array, "batch length embed"]:
+    ) -> Float[Array, "batch length word_embed"]:
         """Tokens at these distances from the start of their segments, and the prompt at the first ones."""
         x = self.token_embedder.embedding[...][tokens].astype(self.compute.jax_dtype)
         x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
@@ -263,7 +289,7 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "batch length"],
         segment_ids: Int[Array, "batch length"],
         positions: Int[Array, "batch length"] | None,
-    ) -> tuple[Float[Array, "batch length embed"], Int[Array, "batch length"]]:
+    ) -> tuple[Float[Array, "batch length word_embed"], Int[Array, "batch length"]]:
         """Embedded tokens, and where each stands behind the prefix in its segment."""
         positions = positions_in_segments(segment_ids) if positions is None else positions
         positions = jnp.where(segment_ids == 0, 0, positions)  # however long padding is
@@ -279,7 +305,7 @@ class Decoder(nnx.Module):
         beginning: Beginning | None = None,
         branching: bool = False,
         dropout_key: Array | None = None,
-    ) -> Float[Array, "batch length embed"]:
+    ) -> Float[Array, "batch length word_embed"]:
         """What `logits` takes: the last layer's output after the norm.
 
         `positions` count from the start of each segment unless they are given; `bidirectional` is 1 on the tokens of
@@ -303,7 +329,7 @@ class Decoder(nnx.Module):
 
     def __call__(
         self, batch: Mapping[str, Array], *, dropout_key: Array | None = None
-    ) -> Float[Array, "batch length embed"]:
+    ) -> Float[Array, "batch length word_embed"]:
         """`decode` for a batch in T5X's feature names."""
         return self.decode(
             batch["decoder_input_tokens"],
@@ -321,7 +347,7 @@ class Decoder(nnx.Module):
         dense = self.decoder.logits_dense
         return Head(dense.weight(), None if dense.bias is None else dense.bias[...], cap)
 
-    def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+    def logits(self, hidden: Float[Array, "*batch word_embed"]) -> Float[Array, "*batch vocab"]:
         """Float32 logits of decoder outputs, with the head's bias and soft cap where the model has them."""
         return self.head().logits(hidden)
 
@@ -357,7 +383,7 @@ class Decoder(nnx.Module):
 
     def decode_step(
         self, tokens: Int[Array, " batch"], position: Int[Array, "#batch"] | Int[Array, ""], cache: Cache
-    ) -> tuple[Float[Array, "batch embed"], Cache]:
+    ) -> tuple[Float[Array, "batch word_embed"], Cache]:
         """One position for every row: `tokens` enter at `position`, one for all or each row's own; 0 is the first.
 
         Returns what `decode` gives at that position, and the cache for the next one.
@@ -368,7 +394,7 @@ class Decoder(nnx.Module):
 
     def decode_one(
         self, tokens: Int[Array, " batch"], position: Int[Array, " batch"], cache: Cache
-    ) -> tuple[Float[Array, "batch embed"], tuple[Array | Apart, Array | Apart]]:
+    ) -> tuple[Float[Array, "batch word_embed"], tuple[Array | Apart, Array | Apart]]:
         """`decode_step` but for the cache: the keys and values that `cache.written` is to be given."""
         tokens = tokens[:, None]
         x = self._embed(tokens, position[:, None], jnp.ones_like(tokens))

@@ -12,7 +12,7 @@ from flanjax.models.config import ACTIVATIONS, Addition, Extensible, ModelConfig
 
 NORMS = ("rms", "rms_plus_one", "layer")
 POSITIONS = ("rotary", "alibi", "learned", "none")
-RESIDUALS = ("sequential", "parallel", "parallel_one_norm")
+RESIDUALS = ("sequential", "sequential_post_norm", "parallel", "parallel_one_norm")
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -79,6 +79,8 @@ class DecoderConfig(Extensible):
     Attributes:
       vocab_size: rows of the embedding.
       embed_dim: width of the residual stream.
+      word_embed_dim: width of the embedding, where it is another: tokens are projected from it to `embed_dim`, and the
+        output back to it before the head (OPT 350M); 0 where it is `embed_dim`.
       num_layers: blocks.
       num_heads: query heads.
       num_kv_heads: key and value heads: as many as queries (multi-head), fewer (grouped), one (multi-query).
@@ -89,10 +91,15 @@ class DecoderConfig(Extensible):
       layer_norm_epsilon: added to the variance.
       post_norms: a norm after attention and after the feed-forward block as well, before the residual (Gemma 2).
       embedding_norm: a norm on the embedded tokens (BLOOM).
-      residual: `sequential`; `parallel`: attention and feed-forward block both read the layer's input, each through a
-        norm of its own (GPT-NeoX); `parallel_one_norm`: through one norm (Phi, Falcon 7B).
+      residual: `sequential`; `sequential_post_norm`: each norm stands after the sum and not before the block, and none
+        follows the last layer (Vaswani et al. 2017, arXiv 1706.03762; OPT 350M); `parallel`: attention and
+        feed-forward block both read the layer's input, each through a norm of its own (GPT-NeoX);
+        `parallel_one_norm`: through one norm (Phi, Falcon 7B).
       positions: `rotary`, `alibi` (Press et al. 2022, arXiv 2108.12409), `learned`, or `none`.
       rotary: of rotary positions.
+      alibi_scale: what ALiBi's slopes are multiplied by (Falcon RW: `head_dim**-0.5`, as scores are).
+      alibi_rounded: whether slopes, positions and their products are rounded to bfloat16, as Falcon RW was trained: a
+        key's bias then follows from its position in the text, and no longer from its distance alone.
       max_positions: rows of the learned table that positions use, and the length that the model was made for.
       position_offset: unused rows at the start of the learned table (OPT has 2).
       attention_scale: what queries are multiplied by; None for `head_dim**-0.5`.
@@ -119,6 +126,7 @@ class DecoderConfig(Extensible):
 
     vocab_size: int
     embed_dim: int
+    word_embed_dim: int = 0
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -132,6 +140,8 @@ class DecoderConfig(Extensible):
     residual: str = "sequential"
     positions: str = "rotary"
     rotary: Rotary = Rotary()
+    alibi_scale: float = 1.0
+    alibi_rounded: bool = False
     max_positions: int = 2048
     position_offset: int = 0
     attention_scale: float | None = None
@@ -177,12 +187,24 @@ class DecoderConfig(Extensible):
             )
         if self.rotary.scaling == "dynamic" and self.rotary_dim < 4:
             raise ModelConfigError("DecoderConfig.rotary scales dynamically, which needs at least 4 rotated numbers")
+        if self.positions != "alibi" and (self.alibi_rounded or self.alibi_scale != 1):
+            raise ModelConfigError(
+                f"DecoderConfig.alibi_scale is {self.alibi_scale!r} and alibi_rounded {self.alibi_rounded!r}: they are "
+                f"of 'alibi' positions, and these are {self.positions!r}"
+            )
+        if not self.alibi_scale > 0:
+            raise ModelConfigError(f"DecoderConfig.alibi_scale is {self.alibi_scale!r}: it must be positive")
         if self.head_bias and self.tied_head:
             raise ModelConfigError("DecoderConfig.head_bias is set: a tied head has no bias")
+        if self.residual == "sequential_post_norm" and self.post_norms:
+            raise ModelConfigError(
+                "DecoderConfig.post_norms is set: with residual 'sequential_post_norm' the norms already stand after "
+                "the blocks"
+            )
         self.check_added()
 
     def _check_sizes(self) -> None:
-        may_be_zero = ("position_offset", "window")
+        may_be_zero = ("position_offset", "window", "word_embed_dim")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in may_be_zero else 1
@@ -190,6 +212,11 @@ class DecoderConfig(Extensible):
                 raise ModelConfigError(
                     f"DecoderConfig.{field.name} is {value!r}: it must be a whole number of at least {least}"
                 )
+        if self.word_embed_dim == self.embed_dim:
+            raise ModelConfigError(
+                f"DecoderConfig.word_embed_dim is {self.word_embed_dim}, as embed_dim is: leave it out (0), there is "
+                "nothing to project"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ModelConfigError(
                 f"DecoderConfig.num_kv_heads is {self.num_kv_heads}: the {self.num_heads} query heads cannot share "
@@ -202,6 +229,11 @@ class DecoderConfig(Extensible):
     def stacks(self) -> dict[str, int]:
         """Layers of each stack, lowest first."""
         return {"decoder": self.num_layers}
+
+    @property
+    def input_dim(self) -> int:
+        """Width of an embedded token, of a prompt's vectors, and of what the head is given."""
+        return self.word_embed_dim or self.embed_dim
 
     @property
     def text_positions(self) -> int:

@@ -21,9 +21,10 @@ class Context(NamedTuple):
 
     mask: Bool[Array, "batch 1 queries keys"]
     windowed_mask: Bool[Array, "batch 1 queries keys"]
-    bias: Float[Array, "1 heads queries keys"] | None
+    bias: Float[Array, "#batch heads #queries keys"] | None
     angles: Angles | None
-    prefix_bias: Float[Array, "batch #heads queries prefix"] | None = None
+    own_bias: Float[Array, "batch heads 1 1"] | None = None  # of the query's own key, in a step
+    prefix_bias: Float[Array, "#batch #heads #queries prefix"] | None = None
     windowed_prefix_bias: Float[Array, "batch #heads queries prefix"] | None = None
 
     def of_layer(self, windowed: Bool[Array, ""]) -> "Context":
@@ -108,8 +109,8 @@ class CausalAttention(Attention):
         context: Context,
     ) -> Float[Array, "batch 1 embed"]:
         """`attend` of one query of each row, over earlier keys and values, with this mask and bias, and its own."""
-        bias = None if context.bias is None else context.bias[:, :, 0]
-        among = (CachedKeys(*earlier, bias, context.mask[:, 0, 0]), CachedKeys(*own))
+        bias, own_bias = (None if x is None else x[:, :, 0] for x in (context.bias, context.own_bias))
+        among = (CachedKeys(*earlier, bias, context.mask[:, 0, 0]), CachedKeys(*own, own_bias))
 
         def of_query(x: Array) -> Array:
             q = self._heads(self.query(x), self.query_norm, context.angles) * self.scale
@@ -123,18 +124,19 @@ class DecoderOnlyLayer(nnx.Module):
 
     def __init__(self, config: DecoderConfig, implementation: str):
         self.residual = config.residual
-        self.pre_self_attention_layer_norm = norm_of(config)
+        after = config.residual == "sequential_post_norm"
+        self.pre_self_attention_layer_norm = None if after else norm_of(config)
         self.self_attention = CausalAttention(config, implementation)
-        self.pre_mlp_layer_norm = norm_of(config) if config.residual != "parallel_one_norm" else None
+        self.pre_mlp_layer_norm = None if after or config.residual == "parallel_one_norm" else norm_of(config)
         self.mlp = Mlp(config)
-        self.post_self_attention_layer_norm = norm_of(config) if config.post_norms else None
-        self.post_mlp_layer_norm = norm_of(config) if config.post_norms else None
+        self.post_self_attention_layer_norm = norm_of(config) if after or config.post_norms else None
+        self.post_mlp_layer_norm = norm_of(config) if after or config.post_norms else None
 
     def __call__(
         self, x: Float[Array, "batch length embed"], dropout: Dropout, context: Context, windowed: Bool[Array, ""]
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
         """The residual stream after this layer, and its keys and values [batch, length, kv_heads, head_dim]."""
-        h = self.pre_self_attention_layer_norm(x)
+        h = _normed(self.pre_self_attention_layer_norm, x)
         k, v = self.self_attention.keys_and_values(h, context.angles, dropout.at("self"))
         # A weight mask that is the same for every query scales the values, as in `MultiHeadAttention`.
         v = dropout.at("weights")(v, broadcast_axis=-1)
@@ -152,19 +154,21 @@ class DecoderOnlyLayer(nnx.Module):
 
         Returns the residual stream and this position's own key and value [batch, kv_heads, 1, head_dim].
         """
-        h = self.pre_self_attention_layer_norm(x)
+        h = _normed(self.pre_self_attention_layer_norm, x)
         own = cached_layout(*self.self_attention.keys_and_values(h, context.angles))
         attended = self.self_attention.step(h, earlier, own, context.of_layer(windowed))
         return self._rest(x, h, attended, NO_DROPOUT), own
 
     def _rest(self, x: Array, h: Array, attended: Array, dropout: Dropout) -> Array:
         """What follows attention: norms after it, the feed-forward block, and the residual sums."""
-        if self.post_self_attention_layer_norm is not None:
-            attended = self.post_self_attention_layer_norm(attended)
-        after = x + dropout.at("attention")(attended)
+        if self.residual == "sequential_post_norm":
+            after = _normed(self.post_self_attention_layer_norm, x + dropout.at("attention")(attended))
+            return _normed(self.post_mlp_layer_norm, after + dropout.at("mlp_out")(self.mlp(after, dropout)))
+        after = x + dropout.at("attention")(_normed(self.post_self_attention_layer_norm, attended))
         if self.pre_mlp_layer_norm is not None:
             h = self.pre_mlp_layer_norm(after if self.residual == "sequential" else x)
-        out = self.mlp(h, dropout)
-        if self.post_mlp_layer_norm is not None:
-            out = self.post_mlp_layer_norm(out)
-        return after + dropout.at("mlp_out")(out)
+        return after + dropout.at("mlp_out")(_normed(self.post_mlp_layer_norm, self.mlp(h, dropout)))
+
+
+def _normed(norm: RMSNorm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)

@@ -26,7 +26,7 @@ Model = T5 | Decoder
 # A run from before there was a choice has no kind: it is a T5.
 _KIND, _DECODER = "kind", "decoder"
 # Fields that came after the first runs. Left out where they change nothing, so that those runs go on.
-_LATER = {"relpos_per_layer": False}
+_LATER = {"relpos_per_layer": False, "word_embed_dim": 0, "alibi_scale": 1.0, "alibi_rounded": False}
 
 
 def abstract_params(config: ModelConfig) -> Params:

@@ -3,14 +3,16 @@
 T5's bias is a small table per stack, looked up by the bucketed distance of key and query; ALiBi's grows with the
 distance by a slope of each head. A bias is computed once per stack and handed to every layer as an array
 [1, heads, queries, keys]. Distances count rows of the packed sequence: a segment is contiguous, so inside it they
-equal the distances of the unpacked example. Rotary positions turn queries and keys by angles instead, which are
-computed once per stack too.
+equal the distances of the unpacked example. Where ALiBi is rounded the bias follows from a key's position in its
+segment, [batch, heads, 1, keys]. Rotary positions turn queries and keys by angles instead, which are computed once per
+stack too.
 """
 
 import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -96,20 +98,39 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.concatenate([geometric(lower), geometric(2 * lower)[::2]])[:num_heads].astype(np.float32)
 
 
+def _per_head(config: DecoderConfig) -> Float[Array, "1 heads 1 1"]:
+    return jnp.asarray(alibi_slopes(config.num_heads) * np.float32(config.alibi_scale))[None, :, None, None]
+
+
 def alibi_bias(
-    query_positions: Int[Array, " queries"], key_positions: Int[Array, " keys"], num_heads: int
+    query_positions: Int[Array, " queries"], key_positions: Int[Array, " keys"], config: DecoderConfig
 ) -> Float[Array, "1 heads queries keys"]:
     """Minus slope times distance; a key after its query is masked anyway."""
     distance = (query_positions[:, None] - key_positions[None, :]).astype(jnp.float32)
-    return -jnp.asarray(alibi_slopes(num_heads))[None, :, None, None] * distance
+    return -_per_head(config) * distance
 
 
 def alibi_bias_of_first(
-    query_positions: Int[Array, "batch queries"], length: int, num_heads: int
+    query_positions: Int[Array, "batch queries"], length: int, config: DecoderConfig
 ) -> Float[Array, "batch heads queries length"]:
     """The bias of the `length` keys at the positions 0, 1, ... for queries at these positions."""
     distance = (query_positions[:, None, :, None] - jnp.arange(length)).astype(jnp.float32)
-    return -jnp.asarray(alibi_slopes(num_heads))[None, :, None, None] * distance
+    return -_per_head(config) * distance
+
+
+def rounded_alibi_bias(
+    key_positions: Int[Array, "batch keys"], config: DecoderConfig
+) -> Float[Array, "batch heads 1 keys"]:
+    """The bias of keys at these positions for every query: slope times position, both and their product in bfloat16.
+
+    It is the bias by distance but for the rounding and for slope times query position, which is the same for all keys
+    of a query and so nothing to the softmax.
+    """
+    # Not a cast there and back, which XLA may leave out.
+    rounded = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+    slopes = jnp.asarray(alibi_slopes(config.num_heads).astype(jnp.bfloat16).astype(np.float32))
+    positions = rounded(key_positions.astype(jnp.float32))
+    return config.alibi_scale * rounded(slopes[None, :, None, None] * positions[:, None, None])
 
 
 class Angles(NamedTuple):

@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flanjax.generation.engine import Piece, TokenLogprob
-from flanjax.generation.stopping import Decode
+from flanjax.generation.stopping import Decode, whole_characters
 from flanjax.serving.driver import joined
 from flanjax.serving.requests import Job
 
 Object = dict[str, Any]
-_HALF = "\N{REPLACEMENT CHARACTER}"  # a character whose other bytes are in the next token
 _CONTEXT = 8  # tokens before one that may change how it reads
 _LEAST = -9999.0  # JSON has no infinity
 _UNKNOWN = TokenLogprob(math.nan, ())  # nothing stands before the first token of a prompt
@@ -65,11 +64,11 @@ class Speller:
         text, offset, is_control = self._text(token), self._offset, token in self._names
         if not is_control:
             whole = self._decode([*self._before, token])
-            text = text.rstrip(_HALF)
+            text = whole_characters(text)
             self._before.append(token)
             # Of a row of bytes some tokenizers take back whole characters until the last one is whole again.
-            self._known, self._offset = max(self._known, whole.rstrip(_HALF), key=len), offset + len(text)
-            if len(self._before) - self._whole >= _CONTEXT and not whole.endswith(_HALF):
+            self._known, self._offset = max(self._known, whole_characters(whole), key=len), offset + len(text)
+            if len(self._before) - self._whole >= _CONTEXT and whole == whole_characters(whole):
                 self._before = self._before[self._whole :]
                 self._known, self._whole = self._decode(self._before), len(self._before)
         logprob = None if math.isnan(told.logprob) else _finite(told.logprob)

@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar
 
 from flanjax.errors import FlanjaxError
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.engine import Engine, Piece, Request
+from flanjax.generation.engine import Engine, Piece, Request, is_out_of_memory
 from flanjax.serving.errors import ApiError
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ class Row:
     sample: int = 0
     prompt: int = 0
     logprobs: int | None = None
+    continues: bool = False
     stream: bool = False
 
 
@@ -271,6 +272,7 @@ class Driver:
                     sample=row.sample,
                     prompt=row.prompt,
                     logprobs=row.logprobs,
+                    continues=row.continues,
                     on_piece=functools.partial(self._tell, answers._put, number) if row.stream else None,
                 )
                 self._running[request] = answers, number
@@ -290,6 +292,10 @@ class Driver:
 
 
 def _failed(error: Exception) -> ApiError:
+    if is_out_of_memory(error):  # no failure of the server, which clients would ask again after
+        reason = str(error).partition("\n")[0]
+        remedy = "shorten the prompt, or ask for fewer tokens"
+        return ApiError(400, f"the answer is too much for the memory ({reason}): {remedy}", code="out_of_memory")
     return ApiError(500, f"the answer cannot be made: {error!r}", code="answer_failed")
 
 

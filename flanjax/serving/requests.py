@@ -20,6 +20,7 @@ from flanjax.data.chat_templates import ChatTemplateError
 from flanjax.data.sources import BadRow
 from flanjax.errors import nearest
 from flanjax.generation.decoding import DecodingConfig, DecodingError
+from flanjax.generation.stopping import whole_characters
 from flanjax.loading import Model
 from flanjax.serving.driver import Row
 from flanjax.serving.errors import ApiError
@@ -45,7 +46,7 @@ class Job:
       samples: answers for each prompt.
       decoding: of each answer; None where none is wanted (echo with `max_tokens` 0).
       logprobs: how many of the likeliest tokens are told with each token's log-probability; None for neither.
-      echo: the text of each prompt, which comes before its answers; None where it does not.
+      echo: the text of each prompt, as its ids have it, which comes before its answers; None where it does not.
       stream: whether pieces are sent as they come.
       include_usage: whether a stream ends with the numbers of tokens.
     """
@@ -84,6 +85,7 @@ class Job:
                     sample=times[ids],
                     prompt=self.prompt,
                     logprobs=self.logprobs,
+                    continues=self.echo is not None,
                 )
                 rows.append(row)
                 times[ids] += 1
@@ -131,7 +133,7 @@ class Reader:
         """
         model, prompt = self._named(fields)
         samples = fields.whole("n", 1, least=1, most=MOST_SAMPLES)
-        texts, inputs = self._prompts(fields, samples)
+        inputs = self._prompts(fields, samples)
         echo = fields.flag("echo")
         if echo and self._vocabulary.separate_inputs:
             why = "an encoder-decoder does not go on from its input, so there is nothing to echo"
@@ -152,7 +154,7 @@ class Reader:
             samples=samples,
             decoding=decoding,
             logprobs=logprobs,
-            echo=texts if echo else None,
+            echo=tuple(whole_characters(self._vocabulary.decode(ids)) for ids in inputs) if echo else None,
             stream=stream,
             include_usage=include_usage,
         )
@@ -212,25 +214,23 @@ class Reader:
             fields.refuse("model", f"one of {', '.join(self.names)}")
         return self.known(name), self.names[name]
 
-    def _prompts(self, fields: Fields, samples: int) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-        """The texts and the ids of all prompts."""
+    def _prompts(self, fields: Fields, samples: int) -> tuple[tuple[int, ...], ...]:
+        """The ids of all prompts."""
         given = fields.get("prompt", str, list)
         if isinstance(given, str) or (given and all(map(_is_id, given))):
             given = [given]
         self._require_few(len(given or ()) * samples, "prompt")  # before any is tokenized
         if given and all(isinstance(text, str) for text in given):
-            texts = tuple(given)
-            inputs = [tuple(self._vocabulary.as_inputs(self._vocabulary.encode(text))) for text in texts]
+            inputs = [tuple(self._vocabulary.as_inputs(self._vocabulary.encode(text))) for text in given]
         elif given and all(isinstance(ids, list) and all(map(_is_id, ids)) for ids in given):
             inputs = [tuple(ids) for ids in given]
             if any(not 0 <= id_ < self._vocabulary.size for ids in inputs for id_ in ids):
                 fields.refuse("prompt", f"token ids below {self._vocabulary.size}")
-            texts = tuple(self._vocabulary.decode(ids) for ids in inputs)
         else:
             fields.refuse("prompt", "a text, a list of texts, a list of token ids or a list of such lists")
         if not all(inputs):
             fields.refuse("prompt", "at least one token long")
-        return texts, tuple(inputs)
+        return tuple(inputs)
 
     def _decoding(self, fields: Fields, most: int, eos_ids: tuple[int, ...]) -> DecodingConfig | None:
         temperature = fields.number("temperature", 1.0, least=0)

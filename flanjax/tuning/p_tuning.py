@@ -56,7 +56,7 @@ class PTuning(PromptMethod):
 
     def prompt(self, model: ModelConfig) -> Prompt:
         """The table and its network."""
-        return PromptEncoder(self, model.embed_dim)
+        return PromptEncoder(self, model.input_dim)
 
 
 class Dense(nnx.Module):

@@ -139,12 +139,12 @@ class PromptTuning(PromptMethod):
 
     def prompt(self, model: ModelConfig) -> Prompt:
         """The table of all prompts."""
-        return PromptEmbedding(self.prompts, self.length, model.embed_dim, uniform=True, stddev=_BOUND / 3**0.5)
+        return PromptEmbedding(self.prompts, self.length, model.input_dim, uniform=True, stddev=_BOUND / 3**0.5)
 
     def check(self, model: ModelConfig, paths: list[str]) -> None:
         """Refuses a file that is not there or does not fit."""
         if self.init == "file":
-            self._read(model.embed_dim)
+            self._read(model.input_dim)
 
     def begin(self, model: ModelConfig, params: Flat, encode: Encode) -> Flat:
         """The prompts as `init` says; those that sample do so by the seed of the run."""

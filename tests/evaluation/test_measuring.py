@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Mode
+from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Mode, Written
 from flanjax.evaluation.held_out import read_text, score_text
 from flanjax.evaluation.measuring import ask, chosen, measure, questions_of
 
@@ -35,9 +35,9 @@ class Told:
 
     batches: list[list[str]] = dataclasses.field(default_factory=list)
 
-    def generate(self, asked: Sequence[Instance], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
+    def generate(self, asked: Sequence[Instance], max_new_tokens: int, stop: Sequence[str]) -> list[Written]:
         self.batches.append([each.id for each in asked])
-        return [f"{each.id}\n\u2028 of {len(asked)}" for each in asked]
+        return [Written(f"{each.id}\n\u2028 of {len(asked)}", -1 / 3 / len(asked)) for each in asked]
 
     def loglikelihoods(self, asked: Sequence[Instance]) -> list[tuple[float, ...]]:
         self.batches.append([each.id for each in asked])
@@ -51,8 +51,11 @@ def test_cut_anywhere_it_ends_the_same_and_asks_for_nothing_twice(mode: Mode, cu
     file, whole = tmp_path / "made-up.answers.jsonl", Told()
     file.unlink(missing_ok=True)
 
-    def plain(model: Told) -> list[tuple[str, str, tuple[float, ...]]]:
-        return [(p.id, p.text, p.loglikelihoods) for p in ask(benchmark(mode), model, file=file, at_once=AT_ONCE)]
+    def plain(model: Told) -> list[tuple[str, str, float | None, tuple[float, ...]]]:
+        return [
+            (p.id, p.text, p.text_loglikelihood, p.loglikelihoods)
+            for p in ask(benchmark(mode), model, file=file, at_once=AT_ONCE)
+        ]
 
     expected = plain(whole)
     content = file.read_bytes()

@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import math
 import re
 
 import pytest
@@ -10,7 +11,14 @@ import pytest
 from flanjax.data.tasks import Turn
 from flanjax.evaluation.baselines import baselines
 from flanjax.evaluation.bbh import bbh
-from flanjax.evaluation.benchmark import BenchmarkError, Prediction, evaluate, read_predictions
+from flanjax.evaluation.benchmark import (
+    Benchmark,
+    BenchmarkError,
+    Instance,
+    Prediction,
+    evaluate,
+    read_predictions,
+)
 from flanjax.evaluation.perturbations import perturbed
 from flanjax.evaluation.report import Measured, read_results, summarize, write_comparison, write_report
 from flanjax.evaluation.report_pages import Heading, Picture, Table, Words, html_page, markdown_page
@@ -99,6 +107,44 @@ def test_the_figures_are_those_of_the_results(measured):
     assert sum(each["instances"] for each in truth["calibration"]["bins"]) == 817
     assert len(truth["by_task"]) == 38
     assert summarize(measured[0], samples=50) == ni
+
+
+def test_written_answers_judged_by_exact_match_have_a_calibration_in_every_form(tmp_path):
+    """By hand: the model is 20 % sure of what is wrong and 90 % of what is right."""
+    instances = [Instance(id=str(n), task="t", prompt=f"{n}", references=("yes",)) for n in range(4)]
+    benchmark = Benchmark(
+        name="own",
+        load=lambda: iter(instances),
+        read=lambda instance, prediction: prediction.text,
+        score=lambda instance, prediction, answer: {"exact_match": (float(answer == "yes"),)},
+        metrics=("exact_match",),
+    )
+    given = [("no", 0.2), ("yes", 0.9), ("no", 0.2), ("yes", 0.9)]
+    predictions = [
+        Prediction(id=str(n), text=text, text_loglikelihood=math.log(p)) for n, (text, p) in enumerate(given)
+    ]
+    measured = Measured(result=evaluate(benchmark, predictions))
+    (summary,) = write_report(tmp_path, "Own", [measured], samples=10)
+    assert summary["calibration"] == {
+        "confidence": "probability of the text",
+        "instances": 4,
+        "ece_10_bin": 0.15,
+        "ece_1_bin": 0.05,
+        "bins": [
+            {"instances": 2, "confidence": 0.2, "accuracy": 0.0},
+            {"instances": 2, "confidence": 0.9, "accuracy": 1.0},
+        ],
+    }
+    assert "words" in summary
+    (told,) = json.loads((tmp_path / "report.json").read_text())["benchmarks"]
+    assert told["calibration"] == summary["calibration"]
+    for form in ("report.md", "report.html"):
+        text = (tmp_path / form).read_text()
+        assert "Expected calibration error 0.1500 (ten bins), 0.0500 (one bin), over 4 instances" in text
+        assert "the confidence is the probability of the text" in text
+    assert list(read_predictions(tmp_path / "own.answers.jsonl")) == predictions
+    untold = [Prediction(id=each.id, text=each.text) for each in predictions]
+    assert "calibration" not in summarize(Measured(result=evaluate(benchmark, untold)), samples=10)
 
 
 class Page(html.parser.HTMLParser):

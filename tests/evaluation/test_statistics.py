@@ -1,12 +1,15 @@
 """Bootstrap intervals, paired tests and calibration: properties, and agreement with scipy."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanjax.evaluation.benchmark import Benchmark, BenchmarkError, Instance, Outcome, Prediction, Result
-from flanjax.evaluation.calibration import choice_confidences, expected_calibration_error, reliability
+from flanjax.evaluation.calibration import confidences_of, expected_calibration_error, reliability
 from flanjax.evaluation.significance import compare, interval
 
 
@@ -165,7 +168,35 @@ def test_confidences_are_the_softmax_of_the_choices():
     base = result_of([(1.0,)], mode="choices")
     prediction = Prediction(id="a", loglikelihoods=(float(np.log(0.1)), float(np.log(0.3))))
     outcome = Outcome(instance=instance, prediction=prediction, answer="y", scores={"m": (1.0,)})
-    confidences, right = choice_confidences(Result(benchmark=base.benchmark, outcomes=(outcome,)))
+    confidences, right = confidences_of(Result(benchmark=base.benchmark, outcomes=(outcome,)))
     assert (confidences[0], right[0]) == (pytest.approx(0.75), True)
-    with pytest.raises(BenchmarkError, match="are generated"):
-        choice_confidences(result_of([(1.0,)]))
+
+
+def test_confidences_in_texts_are_their_probabilities_and_right_is_an_exact_match():
+    """By hand: probabilities in two bins, of which 1 of 2 and 2 of 3 are right."""
+    rows = [(0.1, 0.0), (0.2, 1.0), (0.6, 1.0), (0.8, 0.0), (1.0, 1.0), (0.9, None)]
+    base = result_of([(1.0,)]).benchmark
+    benchmark = dataclasses.replace(base, metrics=("exact_match", "flexible"))
+    outcomes = tuple(
+        Outcome(
+            instance=Instance(id=str(n), task="t", prompt="p"),
+            prediction=Prediction(id=str(n), text="x", text_loglikelihood=math.log(probability)),
+            answer="x",
+            # A translation has none, and is left out.
+            scores={"bleu": (0.5,)} if right is None else {"exact_match": (right,), "flexible": (1.0,)},
+        )
+        for n, (probability, right) in enumerate(rows)
+    )
+    result = Result(benchmark=benchmark, outcomes=outcomes)
+    confidences, right = confidences_of(result)
+    assert confidences.tolist() == pytest.approx([0.1, 0.2, 0.6, 0.8, 1.0])
+    assert right.tolist() == [False, True, True, False, True]
+    error = (2 * abs(0.5 - 0.15) + 3 * abs(2 / 3 - 0.8)) / 5
+    assert expected_calibration_error(confidences, right, bins=2, binning="width") == pytest.approx(error)
+    assert expected_calibration_error(confidences, right) == pytest.approx((0.1 + 0.8 + 0.4 + 0.8 + 0) / 5)
+    assert expected_calibration_error(confidences, right, bins=1) == pytest.approx(abs(3 / 5 - 2.7 / 5))
+
+    assert confidences_of(dataclasses.replace(result, benchmark=base)) is None, "judged by another metric"
+    for value in (None, math.nan, -math.inf):
+        untold = dataclasses.replace(outcomes[0], prediction=Prediction(id="0", text_loglikelihood=value))
+        assert confidences_of(dataclasses.replace(result, outcomes=(untold, *outcomes[1:]))) is None

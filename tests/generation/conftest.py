@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flanjax.generation.generate import generate
+from flanjax.generation.slots import advance
 from flanjax.interchange.hf_decoder import read_hf_decoder
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.stored import in_memory
@@ -15,6 +16,18 @@ from flanjax.models.config import Compute
 
 EOS = {"t5": (1, 17, 51), "llama": (1, 40)}
 INPUTS = [[2, 5, 6, 1], [2, 7], [2, 9, 3, 3, 8, 4, 4, 10, 11, 12], [2, 9, 9], [30, 1]]
+
+
+def with_room_for(most, odd=()):
+    """Decoding that is out of memory with more rows than `most` under way, or with one of an input of this length."""
+
+    def advancing(config, compute, params, kept, rows, *how, **more):
+        lengths = (rows.position - rows.made + 1)[rows.active].tolist()
+        if len(lengths) > most or len(odd) in lengths:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore of it.")
+        return advance(config, compute, params, kept, rows, *how, **more)
+
+    return advancing
 
 
 class Pair(NamedTuple):

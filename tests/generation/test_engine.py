@@ -10,14 +10,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from flanjax.generation.decoding import DecodingConfig
-from flanjax.generation.engine import Engine
+from flanjax.generation.engine import Engine, EngineError, is_out_of_memory
 from flanjax.generation.scoring import score
 from flanjax.generation.slots import advance, put, read, resized
 from flanjax.generation.stopping import before_stop
 from flanjax.models.config import Compute
 from flanjax.models.parameters import are_apart, layers_apart
 from flanjax.sharding.mesh import MeshConfig, make_mesh
-from tests.generation.conftest import EOS, INPUTS
+from tests.generation.conftest import EOS, INPUTS, with_room_for
 
 KINDS = ("t5", "llama")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -143,6 +143,8 @@ def test_log_probabilities_are_those_of_scoring_before_any_processor(answered):
         for found, theirs in zip(request.logprobs, [wanted.likeliest[place] for place in places], strict=True):
             np.testing.assert_allclose([x for _, x in found.top], [x for _, x in theirs], rtol=1e-4, atol=1e-4)
             assert [i for i, _ in found.top] == [i for i, _ in theirs]
+        if not padding and request.text == words(request.ids):  # no stop text cut it
+            assert request.loglikelihood == pytest.approx(wanted.total, rel=1e-4, abs=1e-4), "EOS included"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -243,6 +245,70 @@ def test_a_device_without_room_ends_those_it_was_for_and_not_what_waits(pairs, m
     assert not waiting.done
     until_done(ours)
     assert [waiting.ids] == pairs["llama"].answers(decoding, INPUTS[1:2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_too_much_together_is_answered_with_fewer_at_once(pairs, monkeypatch, kind):
+    decoding = DecodingConfig(max_new_tokens=20, temperature=0.9, seed=5, eos_ids=())
+    asked = [(ids, decoding) for ids in INPUTS] + [(ids, ways(kind)[-1]) for ids in INPUTS]
+    ours, told, tried = engine(pairs[kind], slots=8), {}, []
+    decode = with_room_for(2)
+
+    def advancing(*given, **more):
+        tried.append(int(given[4].active.sum()))
+        if len(tried) <= 3:  # there is room at first, and tokens are handed out
+            return advance(*given, **more)
+        return decode(*given, **more)
+
+    monkeypatch.setattr("flanjax.generation.engine.advance", advancing)
+    requests = []
+    for number, (ids, way) in enumerate(asked):
+        show = told.setdefault(number, []).append if number % 3 == 0 else None
+        requests.append(ours.submit(ids, way, logprobs=1, on_piece=show))
+    until_done(ours)
+    assert tried[:5] == [8, 8, 8, 8, 4], "halves"
+    assert ours._most == 8, "what comes later is not held back"
+    alone = [pairs[kind].answers(way, [ids], decode=words)[0] for ids, way in asked]
+    assert [(request.error, request.ids) for request in requests] == [(None, ids) for ids in alone]
+    for request in requests:
+        assert request.loglikelihood == pytest.approx(sum(one.logprob for one in request.logprobs), abs=1e-3)
+    for number, pieces in told.items():
+        if pieces:
+            assert [token for piece in pieces for token in piece.tokens] == requests[number].ids, "each once"
+            assert "".join(piece.text for piece in pieces) == requests[number].text
+            assert pieces[-1].finish == requests[number].finish
+    later = ours.submit(INPUTS[0], decoding)
+    until_done(ours)
+    assert later.ids == alone[0]
+
+
+def test_one_that_is_too_much_alone_fails_alone(pairs, monkeypatch):
+    decoding, odd = DecodingConfig(max_new_tokens=6, eos_ids=()), INPUTS[2]
+    monkeypatch.setattr("flanjax.generation.engine.advance", with_room_for(8, odd))
+    ours = engine(pairs["llama"], slots=8)
+    requests = [ours.submit(ids, decoding) for ids in (*INPUTS, *INPUTS[:2])]
+    until_done(ours)
+    failed = requests.pop(2)
+    assert is_out_of_memory(failed.error)
+    assert failed.error.__traceback__ is None, "which would hold what is on the device"
+    assert (failed.done, failed.finish) == (True, None)
+    others = [*INPUTS[:2], *INPUTS[3:], *INPUTS[:2]]
+    assert [request.ids for request in requests] == pairs["llama"].answers(decoding, others)
+
+
+def test_a_stream_whose_tokens_do_not_come_again_is_ended_and_not_mixed(pairs, monkeypatch):
+    decoding = DecodingConfig(max_new_tokens=6, eos_ids=())
+    ours, pieces = engine(pairs["llama"], slots=2), []
+    stream, other = ours.submit(INPUTS[0], decoding, on_piece=pieces.append), ours.submit(INPUTS[1], decoding)
+    ours.run_once()
+    ours._rows[0].tokens[0] += 1  # as if it had been a near tie
+    with monkeypatch.context() as patch:
+        patch.setattr("flanjax.generation.engine.advance", with_room_for(1))
+        ours.run_once()
+    until_done(ours)
+    assert isinstance(stream.error, EngineError)
+    assert (stream.done, len(pieces)) == (True, 1)
+    assert [other.ids] == pairs["llama"].answers(decoding, INPUTS[1:2])
 
 
 @jax.jit

@@ -127,8 +127,8 @@ def test_what_is_no_model_says_what_one_is(tmp_path):
         ModelFolderError, match=r"no config\.json, so no model; known are a run directory .*; a Hugging"
     ):
         read_model(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gptj"}')
-    with pytest.raises(ModelFolderError, match=r"model_type is 'gptj'; the encoder-decoders are t5, .*decoders llama"):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ModelFolderError, match=r"model_type is 'mamba'; the encoder-decoders are t5, .*decoders llama"):
         read_model_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": ["t5"]}')
     with pytest.raises(ModelFolderError, match=r"config\.json: model_type is \['t5'\]; the encoder-decoders are"):

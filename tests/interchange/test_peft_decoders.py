@@ -55,9 +55,13 @@ OTHERS = {
     "falcon": {**OPT, "multi_query": True, "parallel_attn": True, "bias": True},
     "gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 4},
     "gpt_bigcode": FAMILIES["gpt2"],
+    "codegen": {**FAMILIES["gpt2"], "rotary_dim": 4},
     "opt": {**OPT, "ffn_dim": 40},
     "phi": NEOX,
 }
+RW = {**OPT, "multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}
+NARROW = {"model_type": "opt", **OTHERS["opt"], "do_layer_norm_before": False, "word_embed_proj_dim": 16}  # OPT 350M
+SPECIAL = {"opt_350m": NARROW, "falcon_rw": {"model_type": "falcon", **RW}}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,7 +79,8 @@ def base(tmp_path_factory):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(FAMILIES | OTHERS)[family]))
+        settings = {"model_type": family, **(FAMILIES | OTHERS | SPECIAL)[family]}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
@@ -140,13 +145,13 @@ FROM_PEFT = {
 }
 
 
-def assert_read_and_written_back(base, tmp_path, family, settings):
+def assert_read_and_written_back(base, tmp_path, family, settings, model_type=None):
     folder, config, params = base(family)
     adapter = write_with_peft(folder, tmp_path / "adapter", **settings)
     model, tuned = adapter_on(read_peft(adapter, config), config, params)
     found, expected = our_logits(model, tuned), peft_logits(folder, adapter)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
-    write_peft(tmp_path / "again", model, tuned, model_type=family)
+    write_peft(tmp_path / "again", model, tuned, model_type=model_type or family)
     assert_same_tensors(tmp_path / "again", adapter)
 
 
@@ -160,6 +165,27 @@ def test_what_peft_wrote_computes_the_same_and_is_written_back(base, tmp_path, f
 @pytest.mark.parametrize("settings", [FROM_PEFT["rslora_all"], FROM_PEFT["prompt"]], ids=["all_linear", "prompt"])
 def test_other_families_too(base, tmp_path, family, settings):
     assert_read_and_written_back(base, tmp_path, family, settings)
+
+
+def test_a_prompt_is_as_wide_as_the_embedded_tokens_that_it_stands_before(base, tmp_path):
+    folder, config, _ = base("opt_350m")
+    narrow = {**FROM_PEFT["prompt"], "token_dim": 16}
+    assert_read_and_written_back(base, tmp_path, "opt_350m", narrow, "opt")
+    # peft's own default is the width of the model, with which it cannot compute either.
+    wide = write_with_peft(folder, tmp_path / "wide", **FROM_PEFT["prompt"])
+    with pytest.raises(ModelFolderError, match=r"\(5, 32\), .*\(5, 16\)"):
+        read_peft(wide, config)
+
+
+def test_a_prefix_counts_as_earlier_tokens_where_alibi_is_rounded(base, tmp_path):
+    assert_read_and_written_back(base, tmp_path, "falcon_rw", FROM_PEFT["prefix"], "falcon")
+
+
+def test_an_adapter_of_the_projections_of_a_narrow_embedding_is_refused(base, tmp_path):
+    folder, config, _ = base("opt_350m")
+    adapter = write_with_peft(folder, tmp_path / "adapter", **FROM_PEFT["rslora_all"])
+    with pytest.raises(ModelFolderError, match=r"project_in"):
+        read_peft(adapter, config)
 
 
 NORMS = r"decoder/(layers/pre_mlp_layer_norm|decoder_norm)/(scale|bias)"

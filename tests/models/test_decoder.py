@@ -40,7 +40,26 @@ CONFIGS = {
     "neox": dataclasses.replace(LLAMA, **PLAIN, **BIASES, residual="parallel", rotary=Rotary(fraction=0.5)),
     "phi": dataclasses.replace(LLAMA, **PLAIN, **BIASES, residual="parallel_one_norm", head_bias=True),
     "bloom": dataclasses.replace(LLAMA, **PLAIN, **BIASES, positions="alibi", embedding_norm=True),
+    "falcon_rw": dataclasses.replace(
+        LLAMA,
+        **{**PLAIN, **BIASES, "num_heads": 12, "num_kv_heads": 12},  # with slopes that are no powers of 2
+        positions="alibi",
+        alibi_scale=0.4,
+        alibi_rounded=True,
+    ),
     "opt": dataclasses.replace(LLAMA, **PLAIN, positions="learned", max_positions=40, position_offset=2),
+    "opt_350m": dataclasses.replace(
+        LLAMA,
+        **PLAIN,
+        **BIASES,
+        positions="learned",
+        max_positions=40,
+        residual="sequential_post_norm",
+        word_embed_dim=8,
+        tied_head=True,
+    ),
+    "narrow": dataclasses.replace(LLAMA, word_embed_dim=8, head_bias=True),
+    "post_norm": dataclasses.replace(LLAMA, residual="sequential_post_norm"),
     "qwen3": dataclasses.replace(LLAMA, num_kv_heads=1, qk_norm=True, window=3, qkv_bias=True),
     "dynamic": dataclasses.replace(LLAMA, rotary=Rotary(scaling="dynamic", factor=2.0, original_max_positions=6)),
     "yarn": dataclasses.replace(LLAMA, rotary=Rotary(scaling="yarn", factor=4.0, original_max_positions=16)),
@@ -192,7 +211,7 @@ def test_a_prefix_sees_itself_and_nothing_after_it():
 # --- the same function, however it is computed ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gemma2"])
+@pytest.mark.parametrize("name", ["gemma2", "opt_350m"])
 def test_scan_equals_unrolled_and_recomputed(name):
     config = dataclasses.replace(CONFIGS[name], dropout_rate=0.3)
     params, batch, key = random_params(config), pack([texts()[:3]], 24), jax.random.key(3)
@@ -243,7 +262,8 @@ MESHES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh"), [("llama", "fsdp"), ("gemma2", "mixed"), ("opt", "mixed"), ("qwen3", "heads")]
+    ("name", "mesh"),
+    [("llama", "fsdp"), ("gemma2", "mixed"), ("opt", "mixed"), ("qwen3", "heads"), ("opt_350m", "mixed")],
 )
 def test_eight_devices_equal_one(name, mesh):
     config, mesh = CONFIGS[name], make_mesh(MESHES[mesh])
@@ -302,6 +322,12 @@ def test_alibi_slopes_as_published():
     assert alibi_slopes(6).tolist() == pytest.approx([2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
 
 
+def test_blocks_have_no_place_for_rounded_alibi():
+    config = CONFIGS["falcon_rw"]
+    with pytest.raises(ModelConfigError, match="'blockwise' takes one bias for all rows"):
+        logits_of(config, Compute(attention="blockwise"), random_params(config), pack([texts()[:1]], 12))
+
+
 def test_fresh_norms_change_nothing_and_depend_on_the_seed_alone():
     config = CONFIGS["gemma2"]
     params = init_params(config, 0)
@@ -339,12 +365,17 @@ def test_json_round_trip_compares_equal_and_hashes(config):
         ({"num_kv_heads": 3}, "the 4 query heads cannot share"),
         ({"norm": "batch"}, "'batch'.*rms, rms_plus_one, layer"),
         ({"positions": "sinus"}, "'sinus'.*rotary, alibi, learned, none"),
-        ({"residual": "none"}, "sequential, parallel"),
+        ({"residual": "none"}, "sequential, sequential_post_norm, parallel"),
         ({"mlp_activations": ("swish",)}, "'swish'"),
         ({"mlp_activations": ()}, "one activation, or two"),
         ({"dropout_rate": 1.0}, r"\[0, 1\)"),
         ({"windowed": ()}, "windowed"),
         ({"head_bias": True, "tied_head": True}, "head_bias"),
+        ({"residual": "sequential_post_norm", "post_norms": True}, "post_norms is set"),
+        ({"word_embed_dim": 16}, "word_embed_dim is 16, as embed_dim is"),
+        ({"word_embed_dim": -1}, "word_embed_dim is -1"),
+        ({"alibi_rounded": True}, "alibi_rounded True.*'rotary'"),
+        ({"positions": "alibi", "alibi_scale": 0.0}, "alibi_scale is 0.0"),
         ({"rotary": Rotary(fraction=0.4)}, "turns 3 of the 8"),
         ({"head_dim": 2, "rotary": Rotary(scaling="dynamic", original_max_positions=9)}, "at least 4"),
     ],

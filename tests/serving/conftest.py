@@ -145,7 +145,7 @@ class ScriptedEngine:
         self.go = threading.Event()
         self.go.set()
 
-    def submit(self, ids, decoding, *, sample=0, prompt=0, logprobs=None, on_piece=None):
+    def submit(self, ids, decoding, *, sample=0, prompt=0, logprobs=None, continues=False, on_piece=None):
         request = Request()
         self._waiting.append((request, tuple(ids), decoding, logprobs, on_piece))
         return request

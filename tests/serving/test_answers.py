@@ -4,13 +4,14 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanjax.data.byte_vocabulary import Bytes
 from flanjax.data.vocabularies import Vocabulary
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.engine import Piece, TokenLogprob
+from flanjax.generation.stopping import continuing, whole_characters
 from flanjax.serving.answers import ChatWriter, CompletionWriter, Speller
 from flanjax.serving.requests import Job
 
@@ -35,6 +36,21 @@ def test_the_texts_of_tokens_are_the_text(vocabulary):
         assert all(whole[at:].startswith(token.text) for at, token in zip(offsets, spelled, strict=True))
         for token in spelled:
             assert token.top[0][0].rstrip("\N{REPLACEMENT CHARACTER}") == token.text
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["stories", "smollm2", "llama_folder"])
+def test_a_text_that_goes_on_is_the_rest_of_the_whole(request, name):
+    vocabulary = Vocabulary.from_file(request.getfixturevalue(name))
+
+    @given(st.lists(TEXTS, max_size=8).map(" ".join), st.data())
+    @settings(deadline=None)
+    def check(text, data):
+        ids = vocabulary.encode(text)
+        cut = data.draw(st.integers(0, len(ids)))
+        before = whole_characters(vocabulary.decode(ids[:cut]))
+        assert before + continuing(vocabulary.decode, ids[:cut])(ids[cut:]) == vocabulary.decode(ids)
 
     check()
 

@@ -8,11 +8,13 @@ import openai
 import pytest
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
+import flanjax
 from flanjax.generation.decoding import DecodingConfig
 from flanjax.generation.generate import generate
 from flanjax.generation.scoring import score
 from flanjax.models import decoder
 from flanjax.tuning.prompt import PromptTuning
+from tests.generation.conftest import with_room_for
 from tests.serving.conftest import loud, running
 
 PROMPTS = ["Who are you?", "Vicuna is", "Can you help me with 3 things", "Vicuna is"]
@@ -185,6 +187,51 @@ def test_logprobs_of_chats(llama_server):
         assert token.logprob <= values[0]
 
 
+@pytest.fixture(scope="module")
+def stories_model(stories):
+    return flanjax.load(stories)
+
+
+@pytest.fixture(scope="module")
+def stories_server(stories_model):
+    """A decoder whose vocabulary is of SentencePiece: a text alone begins without the space before its first word."""
+    with running(stories_model, slots=4, max_length=64) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", ["llama", "stories"])
+def test_an_echoed_prompt_and_its_answer_are_one_text(request, name):
+    server = request.getfixturevalue(f"{name}_server")
+    vocabulary = request.getfixturevalue("llama" if name == "llama" else "stories_model").vocabulary
+    prompts = [vocabulary.as_inputs(vocabulary.encode(text)) for text in ("Once upon a time", "One day,", "Sé")]
+    given = {"echo": True, "temperature": 0, "max_tokens": 12, "logprobs": 0}
+    answer = complete(server, prompts, **given)
+    streamed = [[] for _ in prompts]
+    for chunk in complete(server, prompts, **given, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index].append(choice)
+    for prompt, choice, pieces in zip(prompts, answer.choices, streamed, strict=True):
+        (alone,) = complete(server, [prompt], **given | {"echo": False}).choices
+        assert choice.text.endswith(alone.text)
+        assert choice.text.startswith(vocabulary.decode(prompt))
+        made = generate_ids(server, prompt)
+        assert choice.text == vocabulary.decode([*prompt, *made])
+        assert "".join(piece.text for piece in pieces) == choice.text
+        told = choice.logprobs
+        names = {text for text in vocabulary.control_tokens}
+        spelled = [(token, at) for token, at in zip(told.tokens, told.text_offset, strict=True) if token not in names]
+        assert "".join(token for token, _ in spelled) == choice.text.rstrip("\N{REPLACEMENT CHARACTER}")
+        assert all(choice.text[at:].startswith(token) for token, at in spelled)
+        assert [at for piece in pieces for at in piece.logprobs.text_offset] == told.text_offset
+
+
+def generate_ids(server, prompt):
+    """Token ids of the greedy answer."""
+    model = server.service._model
+    how = DecodingConfig(max_new_tokens=12, eos_ids=model.eos_ids)
+    return generate(model.config, model.compute, model.params, [prompt], how)[0]
+
+
 @pytest.mark.parametrize("most", [0, 1])
 @pytest.mark.parametrize("stream", [False, True])
 def test_echoed_prompts_are_scored_as_lm_evaluation_harness_reads_them(llama_server, llama, most, stream):
@@ -291,6 +338,43 @@ def test_learnt_prompts_of_tasks_are_models_of_their_own(llama):
             client.completions.create(model="tiny", **given)
         with pytest.raises(openai.BadRequestError, match="model is missing"):
             client.completions.create(model=None, **given)
+
+
+def test_answers_that_are_too_much_together_are_made_with_fewer_at_once(llama_server, llama, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("flanjax.generation.engine.advance", with_room_for(2))
+        found = complete(llama_server, PROMPTS, **DRAWN)
+        assert texts(found) == llama.generate(PROMPTS, 12, **DRAWN, batch_size=1)
+        said = [""] * len(PROMPTS)
+        for chunk in complete(llama_server, PROMPTS, **DRAWN, stream=True):
+            for choice in chunk.choices:
+                said[choice.index] += choice.text
+        assert said == texts(found)
+        assert llama_server.service.health()[0] == 200
+    assert texts(complete(llama_server, PROMPTS, **DRAWN)) == texts(found)
+
+
+def test_an_answer_that_is_too_much_alone_is_refused_and_no_other(llama_server, llama, monkeypatch):
+    prompts = [*PROMPTS[:2], "a prompt of a length of its own", PROMPTS[2]]
+    odd = llama.vocabulary.encode(prompts[2])
+    assert len(odd) not in {len(llama.vocabulary.encode(text)) for text in PROMPTS}
+
+    async def ask():
+        async with llama_server.async_client() as client:
+            given = {"model": "tiny", "max_tokens": 12, "temperature": 0}
+            asked = [client.completions.create(**given, prompt=prompt) for prompt in prompts]
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flanjax.generation.engine.advance", with_room_for(4, odd))
+        found = asyncio.run(ask())
+        refused = found.pop(2)
+        assert isinstance(refused, openai.BadRequestError)
+        assert refused.code == "out_of_memory"
+        assert "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.): shorten the prompt" in str(refused)
+        assert llama_server.service.health()[0] == 200
+    assert [answer.choices[0].text for answer in found] == llama.generate([*PROMPTS[:2], PROMPTS[2]], 12)
+    assert texts(complete(llama_server, prompts[2], temperature=0)) == llama.generate(prompts[2:3], 12)
 
 
 def test_a_step_that_fails_is_told_and_the_next_request_is_answered(llama_server, llama, monkeypatch):

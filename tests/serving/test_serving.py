@@ -172,7 +172,8 @@ def test_an_answer_that_fails_alone_fails_alone(scripted, monkeypatch):
 
 
 def test_a_refusal_of_the_engine_is_the_clients(scripted, monkeypatch):
-    for error, status in ((FlanjaxError("too many positions"), 400), (MemoryError("too much"), 500)):
+    errors = [(FlanjaxError("too many positions"), 400), (MemoryError("too much"), 400), (RuntimeError("broken"), 500)]
+    for error, status in errors:
 
         def refuse(*given, error=error, **more):
             raise error

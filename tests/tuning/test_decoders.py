@@ -55,6 +55,17 @@ FAMILIES = {
     "grouped_windowed": DECODER,
     "parallel_biased": GPT,
     "alibi": dataclasses.replace(GPT, positions="alibi", embedding_norm=True, residual="sequential", window=4),
+    # As Falcon RW and OPT 350M in one: keys biased by their positions, narrow embeddings, norms after the blocks.
+    "rounded_alibi_narrow": dataclasses.replace(
+        GPT,
+        num_heads=12,
+        num_kv_heads=12,
+        positions="alibi",
+        alibi_scale=0.5,
+        alibi_rounded=True,
+        residual="sequential_post_norm",
+        word_embed_dim=8,
+    ),
     "learned": dataclasses.replace(GPT, positions="learned", max_positions=16, position_offset=2, head_bias=True),
 }
 VECTORS = {
