@@ -41,7 +41,7 @@ def program(tiny_run, quiet):
 
 @pytest.fixture(scope="module")
 def rows(tiny_run):
-    return [tiny_run.causal_rows(tiny_run.random_examples(seed), tiny_run.ENCODER) for seed in range(3)]
+    return [tiny_run.batch_for(tiny_run.DECODER_ONLY, seed) for seed in range(3)]
 
 
 def assert_close(a, b, **tolerance):
@@ -164,29 +164,11 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_learns(program, quiet, row
     assert all(changed.values())
 
 
-class Rows:
-    """Batch n is made of the examples of seed n."""
-
-    def __init__(self, tiny_run):
-        self.position, self.tiny_run = 0, tiny_run
-
-    def __next__(self):
-        self.position += 1
-        return self.tiny_run.causal_rows(self.tiny_run.random_examples(self.position), self.tiny_run.ENCODER)
-
-    def get_state(self):
-        return {"row": self.position}
-
-    def set_state(self, state):
-        self.position = state["row"]
-
-
 def test_a_run_that_was_stopped_is_that_which_was_not_and_knows_its_model(tiny_run, quiet, tmp_path):
     def start(folder, steps):
         return tiny_run.start(
             folder,
             model=quiet,
-            batches=Rows(tiny_run),
             initial_params=lambda shardings: jax.device_get(init_params(quiet, 0)),
             run_config={"model": json.loads(json.dumps(model_settings(quiet)))},
             train_steps=steps,

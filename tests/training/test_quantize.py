@@ -10,7 +10,7 @@ import pytest
 
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.models.config import Compute
-from flanjax.models.t5 import init_params
+from flanjax.models.model import init_params
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.checkpoints import restore_params
 from flanjax.training.losses import LossConfig
@@ -34,8 +34,8 @@ def first(model, seed=0):
 @pytest.fixture(scope="module")
 def program(tiny_run):
     return functools.cache(
-        lambda added=METHODS, **options: tiny_run.Program(
-            dataclasses.replace(tiny_run.TINY, added=added, dropout_rate=0), ADAMW, **options
+        lambda added=METHODS, base=tiny_run.TINY, **options: tiny_run.Program(
+            dataclasses.replace(base, added=added, dropout_rate=0), ADAMW, **options
         )
     )
 
@@ -47,7 +47,7 @@ def run(program, tiny_run, steps):
     adapters = {path: p for path, p in flatten(params).items() if "/lora/" in path}
     moved = {path: 0.1 * rng.standard_normal(p.shape, np.float32) for path, p in adapters.items()}
     start = program.layout.start(unflatten(flatten(params) | moved), program.optimizer)
-    state, history = program.run([tiny_run.random_batch(0)] * steps, start)
+    state, history = program.run([tiny_run.batch_for(program.model, 0)] * steps, start)
     return state, [metrics.loss / metrics.tokens for metrics in history]
 
 
@@ -71,14 +71,16 @@ def test_codes_stay_bit_for_bit_and_adapters_learn(program, tiny_run):
     [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, model=2), MeshConfig(data=1, fsdp=4, model=2)],
     ids=["data", "mixed", "scales_whole"],
 )
-def test_eight_devices_equal_one(program, tiny_run, mesh):
-    alone, expected = run(program(), tiny_run, 2)
-    sharded = program(mesh=mesh)
+@pytest.mark.parametrize("base", ["TINY", "DECODER_ONLY"])
+def test_eight_devices_equal_one(program, tiny_run, base, mesh):
+    alone, expected = run(program(base=getattr(tiny_run, base)), tiny_run, 2)
+    sharded = program(base=getattr(tiny_run, base), mesh=mesh)
     spread, losses = run(sharded, tiny_run, 2)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), spread.params, alone.params)
     jax.tree.map(np.testing.assert_array_equal, spread.frozen, alone.frozen)
-    kernel = sharded.layout.state.frozen["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
+    frozen = sharded.layout.state.frozen
+    kernel = frozen.get("encoder", frozen["decoder"])["layers"]["mlp"]["wi_0"]["kernel"]
 
     def part(name):
         return kernel[name].sharding.shard_shape(kernel[name].shape)[1:]

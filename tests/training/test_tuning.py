@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import signal
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from flanjax.models.config import Compute
-from flanjax.models.model import abstract_params
-from flanjax.models.t5 import init_params
+from flanjax.models.model import abstract_params, init_params
 from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.training.checkpoints import restore_params
 from flanjax.training.losses import LossConfig
 from flanjax.training.optimizers import OptimizerConfig, make_optimizer
 from flanjax.training.schedules import make_schedule
@@ -27,10 +28,21 @@ from flanjax.tuning.bitfit import BitFit
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.p_tuning import PTuning
-from flanjax.tuning.partition import FROZEN, Partition, added_paths, begin, flatten, trainable_axes, unflatten
+from flanjax.tuning.partition import (
+    FROZEN,
+    TRAINABLE,
+    Partition,
+    added_paths,
+    begin,
+    flatten,
+    trainable_axes,
+    unflatten,
+    unquantized,
+)
 from flanjax.tuning.patterns import decide
 from flanjax.tuning.prefix import PrefixTuning
 from flanjax.tuning.prompt import PromptTuning
+from flanjax.tuning.quantize import NF4
 from flanjax.tuning.select import Freeze, Train
 
 METHODS = {
@@ -51,6 +63,30 @@ METHODS = {
     "dora": (LoRA(rank=2, targets=ALL_LINEAR, dora=True),),
     "pissa": (LoRA(rank=2, dropout=0.1, init="pissa", dora=True, dtype="bfloat16"), Train()),
 }
+COMPOSED = {
+    "lora_prompt": (LoRA(rank=2, dropout=0.1), PromptTuning(length=3)),
+    "ia3_norms": (IA3(), Train()),
+    "nf4_lora_norms": (NF4(block=8), LoRA(rank=2), Train()),
+}
+# Of a decoder, all methods in few programs.
+TOGETHER = {
+    "layers": (*METHODS["dora"], *METHODS["ia3"], BottleneckAdapter(bottleneck=4), BitFit(), Train()),
+    "vectors": (*METHODS["prompt"], *METHODS["prefix"]),
+    "networks": (*METHODS["p_tuning"], *METHODS["prefix_of_a_network"]),
+}
+MESHES = {
+    "data": MeshConfig(data=8),
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "mixed": MeshConfig(data=2, fsdp=2, model=2),
+    "beyond_key_heads": MeshConfig(data=1, fsdp=2, model=4),
+}
+ADDED = ("dora", "all_linear", "ia3", "houlsby", "bitfit", "prompt", "p_tuning", "prefix", "prefix_of_a_network")
+SPREAD = [
+    *itertools.product(["TINY"], ADDED, ["data", "mixed"]),
+    *itertools.product(["DECODER_ONLY"], ["layers", "vectors", "frozen_embedding"], ["mixed"]),
+    ("DECODER_ONLY", "layers", "beyond_key_heads"),
+    ("DECODER_ONLY", "networks", "fsdp"),
+]
 BESIDE = 64 * 2**10  # bytes
 each = pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
 ADAMW = OptimizerConfig(name="adamw", learning_rate=0.01)
@@ -64,10 +100,9 @@ ADAFACTOR = OptimizerConfig(learning_rate=0.02, min_dim_size_to_factor=4)
 @pytest.fixture(scope="module")
 def program(tiny_run):
 
-    def make(name, *, optimizer=ADAMW, **options):
-        return tiny_run.Program(
-            dataclasses.replace(tiny_run.TINY, added=METHODS[name], dropout_rate=0), optimizer, **options
-        )
+    def make(name, *, base=tiny_run.TINY, optimizer=ADAMW, **options):
+        model = dataclasses.replace(base, added=(METHODS | TOGETHER)[name], dropout_rate=0)
+        return tiny_run.Program(model, optimizer, **options)
 
     return functools.cache(make)
 
@@ -237,31 +272,38 @@ def test_gradients_are_float32_whatever_the_parameters_are(tiny_run, microbatche
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), half, whole)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, model=2)], ids=["data", "mixed"])
-@pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [
-        ("dora", GROUPS),
-        *((name, ADAMW) for name in ("all_linear", "ia3", "houlsby", "bitfit", "prompt", "p_tuning")),
-        *((name, ADAMW) for name in ("prefix", "prefix_of_a_network")),
-    ],
-)
-def test_eight_devices_equal_one(program, tiny_run, mesh, name, optimizer):
-    batches = [tiny_run.random_batch(seed) for seed in range(3)]
-    alone, expected = run_moved(program(name, optimizer=optimizer), batches)
-    sharded = program(name, optimizer=optimizer, mesh=mesh)
-    spread, losses = run_moved(sharded, batches)
+@pytest.mark.parametrize(("base", "name", "mesh"), SPREAD)
+def test_eight_devices_equal_one(program, tiny_run, base, name, mesh):
+    one, eight = (
+        program(name, base=getattr(tiny_run, base), optimizer=GROUPS if name == "dora" else ADAMW, mesh=mesh)
+        for mesh in (None, MESHES[mesh])
+    )
+    batches = [tiny_run.batch_for(one.model, seed) for seed in range(3)]
+    (alone, expected), (spread, losses) = run_moved(one, batches), run_moved(eight, batches)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), spread.all_params, alone.all_params
     )
-    if name == "dora" and mesh.model > 1:
-        moments = sharded.layout.state.opt_state[0].mu["encoder"]["layers"]["mlp"]["wi_0"]["lora"]
-        assert moments["magnitude"].sharding.shard_shape((2, 32)) == (2, 16)
-        assert moments["b"].sharding.shard_shape((2, 2, 32)) == (2, 2, 16)
-    if name == "all_linear" and mesh.model > 1:
-        b = sharded.layout.state.params["encoder"]["layers"]["mlp"]["wi_0"]["lora"]["b"]
-        assert b.sharding.shard_shape(b.shape) == (2, 2, 16)  # split along the feed-forward's units, as the kernel is
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max()),
+        spread.opt_state,
+        alone.opt_state,
+    )
+    if mesh == "data":
+        return
+    start = eight.start()
+    trained, moments = flatten(start.params), flatten(start.opt_state[0].mu)
+    split = {path for path, leaf in trained.items() if leaf.sharding.shard_shape(leaf.shape) != leaf.shape}
+    assert all(any(map(method.trains, split)) for method in eight.model.added)
+    assert {path: moments[path].sharding.spec for path in trained} == {
+        path: leaf.sharding.spec for path, leaf in trained.items()
+    }
+    if name in ("dora", "all_linear", "layers") and mesh == "mixed":
+        # Split along the feed-forward's units, as the kernel is.
+        lora = next(path for path in trained if path.endswith("mlp/wi_0/lora/b")).removesuffix("b")
+        assert trained[f"{lora}b"].sharding.shard_shape((2, 2, 32)) == (2, 2, 16)
+        if name != "all_linear":
+            assert trained[f"{lora}magnitude"].sharding.shard_shape((2, 32)) == (2, 16)
 
 
 def test_microbatches_give_the_update_of_the_whole_batch(program, tiny_run):
@@ -276,7 +318,7 @@ def train(tiny_run):
     """train(folder, "lora", train_steps=4) runs the loop; the result, and the model."""
 
     def run(folder: Path, name: str, base=tiny_run.TINY, **loop):
-        model = dataclasses.replace(base, added=METHODS[name])
+        model = dataclasses.replace(base, added=(METHODS | COMPOSED)[name])
         return tiny_run.start(
             folder,
             model=model,
@@ -288,11 +330,18 @@ def train(tiny_run):
     return run
 
 
-@pytest.mark.parametrize("name", ["lora", "both", "pissa", "prompt", "prefix_of_a_network", "houlsby", "bitfit"])
-def test_resumed_equals_uninterrupted(train, tiny_run, tmp_path, name):
-    whole = train(tmp_path / "whole", name, train_steps=8)
-    train(tmp_path / "parts", name, train_steps=3)
-    resumed = train(tmp_path / "parts", name, train_steps=8)
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        *itertools.product(["TINY"], ["lora", "both", "pissa", "prompt", "prefix_of_a_network", "houlsby", "bitfit"]),
+        *itertools.product(["DECODER_ONLY"], COMPOSED),
+    ],
+)
+def test_resumed_equals_uninterrupted(train, tiny_run, tmp_path, base, name):
+    start = functools.partial(train, name=name, base=getattr(tiny_run, base))
+    whole = start(tmp_path / "whole", train_steps=8)
+    start(tmp_path / "parts", train_steps=3)
+    resumed = start(tmp_path / "parts", train_steps=8)
     tiny_run.assert_same_run(resumed, tmp_path / "parts", whole, tmp_path / "whole")
 
 
@@ -309,20 +358,21 @@ def test_a_signal_from_outside_is_not_taken_for_a_difference(train, tiny_run, tm
         tiny_run.assert_same_run(stopped, tmp_path / "stopped", whole, tmp_path / "whole")
 
 
-def test_a_checkpoint_has_what_moves_alone(train, tiny_run, tmp_path):
-    base = dataclasses.replace(tiny_run.TINY, vocab_size=4096)  # half a megabyte of it
-    train(tmp_path / "lora", "lora", base, train_steps=3)
-    model = dataclasses.replace(base, added=METHODS["lora"])
+@pytest.mark.parametrize(("base", "name"), [("TINY", "lora"), *itertools.product(["DECODER_ONLY"], COMPOSED)])
+def test_a_checkpoint_has_what_moves_alone(train, tiny_run, tmp_path, base, name):
+    base = dataclasses.replace(getattr(tiny_run, base), vocab_size=4096)  # a quarter of a megabyte for each table
+    train(tmp_path / name, name, base, train_steps=3)
+    model = dataclasses.replace(base, added=(METHODS | COMPOSED)[name])
     shapes = flatten(abstract_params(model))
-    trained = 4 * sum(shapes[path].size for path in added_paths(model))
-    folder = tmp_path / "lora" / "checkpoints" / "3"
+    moved = {path for path, label in Partition.of(model).labels.items() if label == TRAINABLE}
+    assert moved >= added_paths(unquantized(model))
+    trained = 4 * sum(shapes[path].size for path in moved)
+    folder = tmp_path / name / "checkpoints" / "3"
     slots = 2  # the moments of AdamW
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     # Beside the numbers lie their names and shapes, and what little a checkpoint says of the run.
     assert stored <= trained * (1 + slots) + BESIDE
     assert 4 * sum(leaf.size for leaf in shapes.values()) > 2 * BESIDE  # the frozen ones would not fit in
-    from flanjax.training.checkpoints import restore_params
-
-    found, _ = restore_params(tmp_path / "lora" / "checkpoints")
-    assert flatten(found).keys() == added_paths(model)
+    found, _ = restore_params(tmp_path / name / "checkpoints")
+    assert flatten(found).keys() == moved
     assert sum(leaf.nbytes for leaf in flatten(found).values()) == trained

@@ -17,7 +17,7 @@ import numpy as np
 from flanjax.files import read_json_lines
 from flanjax.models.config import Compute, T5Config
 from flanjax.models.decoder_config import DecoderConfig
-from flanjax.models.model import init_params
+from flanjax.models.model import ModelConfig, init_params
 from flanjax.sharding.hosts import join, row_shards_of_host
 from flanjax.sharding.mesh import MeshConfig, make_mesh
 from flanjax.training.interfaces import Silence, TrainConfig
@@ -111,11 +111,26 @@ def random_examples(seed: int, rows: int = ROWS) -> list[list[tuple[list[int], l
     return [[(tokens(1), tokens(2)), (tokens(1), tokens(2))] for _ in range(rows)]
 
 
-class Batches:
-    """Batch n is `random_batch(n)`, or its given part; the position is n, and every batch given out is noted down."""
+def batch_for(model: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+    """`random_batch`, or rows of `random_examples` for a decoder; a prompt leaves place for one in a row."""
+    if not isinstance(model, DecoderConfig):
+        return random_batch(seed)
+    prompt = [0] * model.prompt_length
+    rows = [row[:1] if prompt else row for row in random_examples(seed)]
+    return causal_rows([[(prompt + inputs, targets) for inputs, targets in row] for row in rows], ENCODER)
 
-    def __init__(self, count: int = 10**9, pause: float = 0.0, part: Sequence[int] = range(ROWS)):
-        self.position, self.count, self.pause, self.part = 0, count, pause, part
+
+class Batches:
+    """Batch n is `batch_for(model, n)`, or its given part; the position is n, and every batch given is noted down."""
+
+    def __init__(
+        self,
+        count: int = 10**9,
+        pause: float = 0.0,
+        part: Sequence[int] = range(ROWS),
+        model: ModelConfig = TINY,
+    ):
+        self.position, self.count, self.pause, self.part, self.model = 0, count, pause, part, model
         self.given: list[int] = []
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -124,7 +139,7 @@ class Batches:
         time.sleep(self.pause)
         self.given.append(self.position)
         self.position += 1
-        return {name: rows[list(self.part)] for name, rows in random_batch(self.given[-1]).items()}
+        return {name: rows[list(self.part)] for name, rows in batch_for(self.model, self.given[-1]).items()}
 
     def get_state(self) -> dict[str, int]:
         return {"window": 0, "row": self.position}
@@ -175,7 +190,7 @@ def start(run_dir, *, batches=None, mesh=None, observer=None, evaluators=None, i
         loss=LossConfig(chunk_tokens=16),
         config=TrainConfig(**{**LOOP, **given}),
         mesh=mesh or make_mesh(MeshConfig(), jax.devices()[:1]),
-        batches=batches if batches is not None else Batches(),
+        batches=batches if batches is not None else Batches(model=arguments["model"]),
         initial_params=initial_params or (lambda shardings: jax.jit(lambda: init_params(TINY, 0))()),
         evaluators={"validation": parameter_sum} if evaluators is None else evaluators,
         run_dir=Path(run_dir),

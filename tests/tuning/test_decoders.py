@@ -33,6 +33,7 @@ from flanjax.tuning.select import Train
 
 from .conftest import DECODER
 
+FLOAT32 = Compute()
 LENGTH = 3
 PREFIX = "decoder/layers/self_attention/prefix"
 # As GPT-NeoX, BLOOM and OPT: layer norms and biases; two blocks side by side, ALiBi, learned positions.
@@ -73,13 +74,18 @@ VECTORS = {
     "prefix": PrefixTuning(length=LENGTH),
     "prefix_network": PrefixTuning(length=LENGTH, hidden_dim=5),
 }
+COMPOSED = {
+    "lora_prompt": (LoRA(rank=2, targets=ALL_LINEAR), PromptTuning(length=LENGTH, init="random")),
+    "ia3_norms": (IA3(), Train()),
+    "nf4_lora_norms": (NF4(block=8), LoRA(rank=2, targets=ALL_LINEAR), Train()),
+}
 each_family = pytest.mark.parametrize("base", FAMILIES.values(), ids=FAMILIES)
 each_vectors = pytest.mark.parametrize("method", VECTORS.values(), ids=VECTORS)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def hidden(model: DecoderConfig, params, tokens, segments):
-    return build(model, Compute(), params).decode(tokens, segments)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def hidden(model: DecoderConfig, params, tokens, segments, compute=FLOAT32):
+    return build(model, compute, params).decode(tokens, segments)
 
 
 def texts(*lengths, seed=0):
@@ -113,6 +119,24 @@ def test_packed_equals_unpacked(tuned, base, method):
     for part, own in zip(parts, alone, strict=True):
         np.testing.assert_allclose(packed[start : start + len(part)], own[: len(part)], rtol=1e-4, atol=1e-4)
         start += len(part)
+
+
+@pytest.mark.parametrize("methods", COMPOSED.values(), ids=COMPOSED)
+def test_composed_methods_pack_and_run_as_one_does(tuned, methods):
+    model, params = tuned(DECODER, *methods, moved=True)
+    parts = with_placeholders(model, texts(5, 2, 4), (0, 0, 0))
+    packed = rows_of([parts], 22)
+    unrolled = hidden(model, params, *packed, Compute(scan_layers=False))
+    for compute in (FLOAT32, Compute(remat="full"), Compute(remat="minimal", scan_layers=False)):
+        np.testing.assert_allclose(hidden(model, params, *packed, compute), unrolled, rtol=1e-5, atol=1e-5)
+    alone = hidden(model, params, *rows_of([[part] for part in parts], 22))
+    for start, part, own in zip(np.cumsum([0, *map(len, parts)]), parts, alone, strict=False):
+        np.testing.assert_allclose(unrolled[0, start : start + len(part)], own[: len(part)], rtol=1e-4, atol=1e-4)
+    before = flatten(tuned(DECODER, *methods)[1])
+    for method in methods:
+        rest = {path: before[path] if method.trains(path) else p for path, p in flatten(params).items()}
+        effect = np.abs(hidden(model, unflatten(rest), *packed) - unrolled).max()
+        assert (effect > 1e-3) != method.quantizes
 
 
 @each_family

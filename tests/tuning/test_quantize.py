@@ -18,7 +18,9 @@ from flanjax.generation.scoring import score
 from flanjax.interchange.hf_t5 import read_hf_t5
 from flanjax.interchange.stored import in_memory
 from flanjax.models.config import Compute, T5Config
-from flanjax.models.t5 import Params, abstract_params, build, init_params
+from flanjax.models.decoder_config import DecoderConfig
+from flanjax.models.model import ModelConfig, abstract_params, build, init_params
+from flanjax.models.parameters import Params
 from flanjax.tuning.ia3 import IA3
 from flanjax.tuning.lora import ALL_LINEAR, LoRA
 from flanjax.tuning.method import Method, TuningError
@@ -29,7 +31,7 @@ from flanjax.tuning.prompt import PromptTuning
 from flanjax.tuning.quantize import DYNAMIC, NF4, NORMAL_FLOAT, dequantize, quantize
 from flanjax.tuning.select import Freeze, Train
 
-from .conftest import GATED, PLAIN
+from .conftest import DECODER, GATED, PLAIN
 
 # Blocks that divide the tiny models' inputs of 8, 16 and 32; nested blocks that end inside a row of them.
 SMALL = NF4(block=8, double_block=3)
@@ -38,6 +40,7 @@ SETS = {
     "lora_first": (PLAIN, (LoRA(rank=2), dataclasses.replace(SMALL, double=False))),
     "dora_pissa": (GATED, (NF4(block=4), IA3(), LoRA(rank=2, targets=".*/query", init="pissa", dora=True))),
 }
+DECODERS = {"decoder": (DECODER, (SMALL, LoRA(rank=2, alpha=4, targets=ALL_LINEAR)))}
 # What no plain model can hold: a prompt before the inputs, keys and values before every attention's.
 APART = {
     "prompt": (GATED, (SMALL, PromptTuning(length=1, init="random"))),
@@ -46,10 +49,21 @@ APART = {
 SIZES = {
     "small": T5Config(embed_dim=512, num_heads=6, mlp_dim=1024, num_encoder_layers=8, num_decoder_layers=8),
     "xl": T5Config(embed_dim=2048, num_heads=32, mlp_dim=5120, num_encoder_layers=24, num_decoder_layers=24),
+    # Llama 3 8B's.
+    "llama": DecoderConfig(
+        vocab_size=128256,
+        embed_dim=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        mlp_dim=14336,
+        tied_head=False,
+    ),
 }
 
 
-WHOLE_BASE = {"small": 16.05, "xl": 5.42}  # bits a weight, with the embedding and the head in float32
+WHOLE_BASE = {"small": 16.05, "xl": 5.42, "llama": 7.77}  # bits a weight, with the embedding and the head in float32
 
 
 def no_words(text):
@@ -70,10 +84,10 @@ def begun(base, methods):
     return model, merge(trainable, frozen)
 
 
-@pytest.fixture(scope="module", params=SETS | APART)
-def quantized(request: pytest.FixtureRequest) -> tuple[T5Config, Params]:
+@pytest.fixture(scope="module", params=SETS | DECODERS | APART)
+def quantized(request: pytest.FixtureRequest) -> tuple[ModelConfig, Params]:
     """A model with a quantised base and adapters that have moved, and its parameters."""
-    return begun(*(SETS | APART)[request.param])
+    return begun(*(SETS | DECODERS | APART)[request.param])
 
 
 def rounded(model, params):
@@ -234,8 +248,9 @@ def test_packed_equals_unpacked(quantized, batch):
 
 
 @pytest.mark.parametrize("compute", [Compute(), Compute(scan_layers=False, remat="full")], ids=["scan", "unrolled"])
-def test_adapters_get_the_gradient_of_the_rounded_kernels(batch, compute):
-    model, params = begun(*SETS["lora"])
+@pytest.mark.parametrize("given", [SETS["lora"], DECODERS["decoder"]], ids=["t5", "decoder"])
+def test_adapters_get_the_gradient_of_the_rounded_kernels(batch, given, compute):
+    model, params = begun(*given)
     plain, own = rounded(model, params)
 
     def gradient(model, params):
@@ -329,7 +344,7 @@ def test_only_the_targets_are_quantised():
     assert params["decoder"]["layers"]["mlp"]["wo"]["kernel"]["absmax"].dtype == jnp.uint8
 
 
-@pytest.mark.parametrize("quantized", SETS, indirect=True)
+@pytest.mark.parametrize("quantized", SETS | DECODERS, indirect=True)
 def test_merged_into_the_original_and_only_there(quantized, batch):
     model, params = quantized
     with pytest.raises(TuningError, match="cannot be merged without its full-precision original"):
