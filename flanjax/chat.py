@@ -14,8 +14,10 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flanjax import doors
@@ -104,18 +106,21 @@ class Talk:
 
     def _answer(self, ask: Callable[[Callable[[int, int, str], None]], Any]) -> str:
         shown: list[str] = []
+        with _ctrl_c_noted() as pressed:
 
-        def on_text(row: int, sample: int, piece: str) -> None:
-            shown.append(piece)
-            self._show(piece)
+            def on_text(row: int, sample: int, piece: str) -> None:
+                if pressed.is_set():
+                    raise KeyboardInterrupt
+                shown.append(piece)
+                self._show(piece)
 
-        try:
-            ask(on_text)
-        except KeyboardInterrupt:
+            try:
+                ask(on_text)
+            except KeyboardInterrupt:
+                pressed.set()
             self._show("\n")
-            self._tell("stopped")
-        else:
-            self._show("\n")
+            if pressed.is_set():
+                self._tell("stopped")
         return "".join(shown)
 
     def _fits(self, length: int) -> bool:
@@ -129,6 +134,26 @@ class Talk:
                 f"{length:,} tokens and {self._options['max_new_tokens']:,} for an answer are more than the "
                 f"{self._positions:,} that the model holds: say it in fewer words, or give a smaller --max_new_tokens"
             )
+
+
+@contextlib.contextmanager
+def _ctrl_c_noted() -> Iterator[threading.Event]:
+    """Is set by Ctrl-C; a second one interrupts at once.
+
+    Python drops an exception that a signal raises within a destructor or a callback of the garbage collector, as jax
+    has them, and the answer would go on.
+    """
+    pressed = threading.Event()
+
+    def note(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _message(role: str, text: str) -> Message:

@@ -145,6 +145,14 @@ def answers(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in read_json_lines(file)]
 
 
+def assert_same_answers(folder: Path, other: Path) -> None:
+    """To rounding in the probabilities: live and loaded parameters lie on other devices, and are other programs'."""
+    one, two = answers(folder), answers(other)
+    likelihoods = [[answer.pop("text_loglikelihood") for answer in found] for found in (one, two)]
+    assert one == two
+    assert likelihoods[0] == pytest.approx(likelihoods[1], rel=1e-4)
+
+
 def test_a_suite_in_training_gives_what_the_door_gives_of_its_checkpoint_and_the_best_is_kept(
     run: Run, super_ni: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +168,7 @@ def test_a_suite_in_training_gives_what_the_door_gives_of_its_checkpoint_and_the
     (report,) = json.loads((tmp_path / "door" / "report.json").read_text())["benchmarks"]
     assert {name: each["mean"] for name, each in report["metrics"].items()} == pytest.approx(values[4], abs=1e-4)
     last, best = folder / "evaluations" / "last", folder / "evaluations" / "best"
-    assert answers(last) == answers(tmp_path / "door")
+    assert_same_answers(last, tmp_path / "door")
     assert len(answers(last)) == 4
     assert any(answer["prediction"] for answer in answers(last))
     assert "<html" in (last / "report.html").read_text()
@@ -213,7 +221,7 @@ def test_a_suite_is_asked_in_the_template_of_the_run(run: Run, super_ni: Path, t
     assert [each["prediction"] for each in found["plain"]] != [each["prediction"] for each in found["chat"]]
     flags = (f"--model={tmp_path / 'chat'}", f"--suite={SUITE}", f"--data={super_ni}", "--limit=2", "--chat")
     assert evaluate.main((*flags, f"--output={tmp_path / 'door'}")) == 0
-    assert answers(tmp_path / "door") == found["chat"]
+    assert_same_answers(tmp_path / "door", tmp_path / "chat" / "evaluations" / "last")
 
 
 def test_choices_are_scored_on_a_mesh_as_on_one_device(run: Run, test_data: Path, tmp_path: Path) -> None:
