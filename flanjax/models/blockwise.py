@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from flanjax.models.parameters import ATTENTION
 
 # The largest block. Smaller ones leave out more of a packed row, and pay for more pairs where nothing is left out: 256
 # is within a tenth of the best of 128 and 256 for rows of 512 and 1,024 with one to eight segments.
@@ -185,7 +188,8 @@ def _forward(
     out, total, largest = _for_each(x.pairs.active, body, start)
     total = jnp.where(total > 0, total, 1)
     result = blocks.unfold(out / total[..., None], q, blocks.query_block)
-    return result, (q, k, v, bias, mask, x.pairs, result, largest + jnp.log(total))
+    kept = checkpoint_name((result, largest + jnp.log(total)), ATTENTION)
+    return kept[0], (q, k, v, bias, mask, x.pairs, *kept)
 
 
 def _backward(softcap: float, saved: tuple, g: Array) -> tuple:

@@ -192,9 +192,9 @@ class Compute:
     Attributes:
       dtype: of activations and matrix products, `float32` or `bfloat16`; parameters, norms, softmax and logits are
         float32 either way.
-      scan_layers: one compiled layer in a loop (compiles fast) or every layer in line (runs faster on CPU).
-      remat: what the backward pass recomputes: `none`, `minimal` (everything but the projections' outputs) or
-        `full` (each layer from its input).
+      scan_layers: one compiled layer in a loop (compiles fast) or every layer in line.
+      remat: what the backward pass recomputes: `none`, `minimal` (everything but the outputs of projections and of
+        attention in blocks: passes over single elements, for half of the memory) or `full` (each layer from its input).
       attention: implementation behind `flanjax.models.attention.attention`.
 
     Raises:
@@ -203,7 +203,7 @@ class Compute:
 
     dtype: str = "float32"
     scan_layers: bool = True
-    remat: str = "none"
+    remat: str = "minimal"
     attention: str = "auto"
 
     def __post_init__(self) -> None:

@@ -18,6 +18,8 @@ from jaxtyping import Array
 
 from flanjax.models.config import Addition, Compute, ModelConfigError
 
+ATTENTION = "attention"  # what `checkpoint_name` calls the results of attention that `minimal` saves
+
 Params = dict[str, Any]
 Layer = TypeVar("Layer", bound=nnx.Module)
 Model = TypeVar("Model", bound=nnx.Module)
@@ -106,7 +108,10 @@ def over_layers(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, layers:
             found.append(y)
         return carry, jax.tree.map(lambda *y: Apart(y), *found)
     policies = {
-        "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "minimal": jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names(ATTENTION),
+        ),
         "full": jax.checkpoint_policies.nothing_saveable,
     }
     if compute.remat != "none":

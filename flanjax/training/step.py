@@ -251,8 +251,10 @@ def make_train_step(
             return jax.lax.with_sharding_constraint(grads, layout.shardings.params), sums
 
         grads, sums = _over_microbatches(gradient, batch, microbatches)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), grads)
-        norm = optax.global_norm(grads)
+        tokens = jnp.maximum(sums.tokens, 1)
+        # Of the sums: squares of the mean would be an array that the norm and the second moments share.
+        norm = optax.global_norm(grads) / tokens
+        grads = jax.tree.map(lambda g: g / tokens, grads)
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
         rate = schedule(state.step - state.skipped)
         state = _updated(state, optimizer, grads, finite)
@@ -307,12 +309,10 @@ def loss_sums(
 
 def _updated(state: TrainState, optimizer: optax.GradientTransformation, grads: Params, finite: Array) -> TrainState:
     """The state after the step; parameters and optimizer state as they were where it is not `finite`."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
     # A choice between two values fuses into the update's last pass; a branch would copy every parameter.
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-    )
+    moved = optax.apply_updates(state.params, updates)
+    params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state.params)
     failed = 1 - finite.astype(jnp.int32)
     return TrainState(
         step=state.step + 1,
