@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml $(wildcard locks/*.txt)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -qq -r locks/$(PYTAG).txt
 	$(PIP) install -qq --no-deps --no-build-isolation -e .
+	cp flanjax/flanjax_lm_eval.pth $(VENV)/lib/python3.*/site-packages/
 	@touch $@
 
 $(VENV)/.test-ready: $(STAMP)

@@ -1,9 +1,10 @@
-"""lm-evaluation-harness with flanjax's models: `python -m flanjax.lm_eval --model flanjax --model_args path=DIR ...`.
+"""The model `flanjax` of lm-evaluation-harness: `lm_eval --model flanjax --model_args path=DIR ...`.
 
-It is the command `lm_eval`, with the same arguments, after the model `flanjax` was registered; the harness (0.4.13)
-looks for models of other packages nowhere. In Python:
+The harness (0.4.13) looks for models of other packages nowhere; `flanjax_lm_eval.pth`, installed beside this package,
+tells its command of this class when that starts. `python -m flanjax.lm_eval` is the same command after an import of
+this module, which registers the class. In Python:
 
-    import flanjax.lm_eval                             # registers the model
+    import flanjax.lm_eval
     lm_eval.simple_evaluate(model="flanjax", model_args="path=runs/mine,adapter=lora", tasks=["mmlu"])
 
 `path` is whatever `flanjax.load` opens. Requests are scored as the harness's own `hf` model does (its rules for

@@ -245,7 +245,7 @@ def test_arguments_that_make_no_model(flan_t5_small: Path, tmp_path: Path) -> No
 def test_commands_that_are_shown_are_the_harnesss() -> None:
     from lm_eval._cli import HarnessCLI
 
-    shown = re.findall(r"^ {4}python -m flanjax\.lm_eval (.*)", (ROOT / "docs" / "evaluation.md").read_text(), re.M)
+    shown = re.findall(r"^ {4}lm_eval (.*)", (ROOT / "docs" / "evaluation.md").read_text(), re.M)
     assert len(shown) == 3
     for line in shown:
         flags = HarnessCLI()._parser.parse_args(["run", *shlex.split(line)])
@@ -253,8 +253,13 @@ def test_commands_that_are_shown_are_the_harnesss() -> None:
         assert {*flags.model_args} <= inspect.signature(FlanjaxLM).parameters.keys()
 
 
-def test_the_command_takes_the_harnesss_arguments(flan_t5_small: Path, tasks: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flanjax.lm_eval", "--model", "flanjax", "--include_path", str(tasks)]
+@pytest.mark.parametrize(
+    "launcher", [[Path(sys.executable).with_name("lm_eval")], [sys.executable, "-m", "flanjax.lm_eval"]]
+)
+def test_the_harnesss_command_finds_the_model(
+    launcher: list[str | Path], flan_t5_small: Path, tasks: Path, tmp_path: Path
+) -> None:
+    command = [*map(str, launcher), "--model", "flanjax", "--include_path", str(tasks)]
     command += ["--model_args", f"path={flan_t5_small},max_length=64", "--tasks", "local_mmlu-flan", "--limit", "1"]
     command += ["--batch_size", "4", "--output_path", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -263,3 +268,10 @@ def test_the_command_takes_the_harnesss_arguments(flan_t5_small: Path, tasks: Pa
     (file,) = (tmp_path / "out").rglob("results_*.json")
     config = json.loads(file.read_text())["config"]
     assert (config["model"], config["requests"], config["model_max_length"]) == ("flanjax", 4, 64)
+
+
+def test_only_the_harnesss_command_is_told_of_the_model() -> None:
+    """Every other start of Python reads the installed file too."""
+    loaded = [sys.executable, "-c", "import sys; print('lm_eval' in sys.modules)", "--model", "lm_eval"]
+    done = subprocess.run(loaded, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")

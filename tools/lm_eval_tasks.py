@@ -1,7 +1,7 @@
 """Suites of `python -m flanjax.evaluate` as tasks of lm-evaluation-harness that need no network.
 
     python tools/lm_eval_tasks.py --suite mmlu bbh --data=data --limit=4 --output=local
-    python -m flanjax.lm_eval --model flanjax --model_args path=runs/mine --include_path local --tasks local_mmlu
+    lm_eval --model flanjax --model_args path=runs/mine --include_path local --tasks local_mmlu
 
 Each suite NAME becomes the task `local_NAME`: NAME.jsonl with the whole prompts, few-shot examples in them, and
 NAME.yaml. Choices are scored after one space (`acc`), answers are decoded greedily (`exact_match` with the first
