@@ -223,7 +223,8 @@ def test_an_adapter_of_a_umt5_is_opened_by_peft(saved: Callable[[str], Path], tm
     batch = padded_rows(config.vocab_size)
     ours = logits(model, Compute(), unflatten(params), batch)
     assert np.abs(ours - logits(config, Compute(), base, batch)).max() > 1e-2
-    theirs = torch_logits(PeftModel.from_pretrained(loaded(folder), tmp_path / "adapter"), batch)
+    # In float64: in float32 torch is as far as 9e-5 from it on some processors, three times as far as we are.
+    theirs = torch_logits(PeftModel.from_pretrained(loaded(folder), tmp_path / "adapter").double(), batch)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 

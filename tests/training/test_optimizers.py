@@ -282,6 +282,30 @@ def test_a_run_may_take_up_factors_or_leave_them_off(config):
 
 
 @both
+def test_a_state_is_held_where_the_gradient_is_not_finite(config):
+    params, gradient = embedded(random_tree(0)), embedded(random_tree(1))
+    optimizer = make_optimizer(config, embedded(AXES), total_steps=9)
+    update = jax.jit(lambda finite, state: optimizer.update(gradient, state, params, finite=finite)[1])
+    first = update(True, optimizer.init(params))
+    held, second = update(False, first), update(True, first)
+    jax.tree.map(np.testing.assert_array_equal, held, first)
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_the_moments_of_adamw_are_written_where_the_old_ones_lie():
+    """XLA:CPU copies both before, where the pass over the parameters computes them once more from the old ones."""
+    params = {"kernel": jnp.ones((256, 1024))}
+    optimizer = make_optimizer(OptimizerConfig(name="adamw"), {"kernel": ("embed", "mlp")}, total_steps=9)
+
+    def step(params, state, gradient, finite):
+        updates, state = optimizer.update(gradient, state, params, finite=finite)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params, True).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < params["kernel"].nbytes / 8
+
+
+@both
 def test_parameters_in_bfloat16_are_updated_in_float32(config):
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), random_tree(0))
     gradients = [jax.tree.map(lambda g: g.astype(jnp.bfloat16), random_tree(seed)) for seed in range(1, 9)]
