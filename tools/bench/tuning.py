@@ -450,7 +450,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", help="names of rows, with commas between them (default: all)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the matrix products")
-    parser.add_argument("--scan", action="store_true", help="layers in a loop: compiles fast, runs slower on a CPU")
+    parser.add_argument("--scan", action="store_true", help="layers in a loop, which compiles fast")
     parser.add_argument("--remat", default="minimal", choices=("none", "minimal", "full"), help="what is recomputed")
     parser.add_argument(
         "--compile_only", action="store_true", help="the compiler's figures; no weights, no steps, no peft"
