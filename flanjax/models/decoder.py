@@ -340,10 +340,10 @@ class Decoder(nnx.Module):
         )
 
     def head(self) -> Head:
-        """`logits_dense` with its bias, or the embedding transposed; and the soft cap of the logits."""
+        """`logits_dense` with its bias, or the embedding; and the soft cap of the logits."""
         cap = self.config.logits_softcap
         if self.config.tied_head:
-            return Head(self.token_embedder.embedding[...].T, softcap=cap)
+            return Head(self.token_embedder.embedding[...], softcap=cap, tied=True)
         dense = self.decoder.logits_dense
         return Head(dense.weight(), None if dense.bias is None else dense.bias[...], cap)
 

@@ -274,9 +274,9 @@ class T5(nnx.Module):
         )
 
     def head(self) -> Head:
-        """`logits_dense`, or the embedding transposed."""
+        """`logits_dense`, or the embedding."""
         if self.config.tied_head:
-            return Head(self.token_embedder.embedding[...].T)
+            return Head(self.token_embedder.embedding[...], tied=True)
         return Head(self.decoder.logits_dense.weight())
 
     def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:

@@ -126,8 +126,10 @@ def _loss_sums_forward(
         d_product = _d_product(scored, head, config)
         d_bias = None if head.bias is None else d_product.sum(axis=1)
         d_product = d_product.astype(hidden.dtype)
-        d_hidden = jnp.einsum("stv,ev->ste", d_product, cast.kernel)
-        d_kernel = jnp.einsum("ste,stv->sev", chunk.hidden, d_product, preferred_element_type=jnp.float32)
+        d_hidden = jnp.einsum(f"stv,{head.letters}->ste", d_product, cast.kernel)
+        d_kernel = jnp.einsum(
+            f"ste,stv->s{head.letters}", chunk.hidden, d_product, preferred_element_type=jnp.float32
+        )
         d_chunk = dataclasses.replace(head, kernel=d_kernel, bias=d_bias)
         # Adding to zero is a pass over the whole head, worth leaving out where one chunk is all there is.
         return (sums, jax.tree.map(jnp.add, d_head, d_chunk) if cut.number > 1 else d_chunk), d_hidden
@@ -136,11 +138,12 @@ def _loss_sums_forward(
         return constrain(jnp.zeros((cut.shards, *x.shape), jnp.float32), "batch", *axes)
 
     bias = None if head.bias is None else zero(head.bias, "vocab")
-    zeros = dataclasses.replace(head, kernel=zero(head.kernel, None, "vocab"), bias=bias)
+    one_axis = [axis if axis == "vocab" else None for axis in head.axes]
+    zeros = dataclasses.replace(head, kernel=zero(head.kernel, *one_axis), bias=bias)
     chunks = cut.split(_Chunk(hidden, targets, weights))
     (sums, d_head), d_hidden = jax.lax.scan(add, (_zero_sums(), zeros), chunks)
     d_head = jax.tree.map(lambda d, x: d.sum(axis=0).astype(x.dtype), d_head, head)
-    d_head = dataclasses.replace(d_head, kernel=constrain(d_head.kernel, "embed", "vocab"))
+    d_head = dataclasses.replace(d_head, kernel=constrain(d_head.kernel, *head.axes))
     return (sums.loss, sums[1:]), (cut.join(d_hidden), d_head)
 
 
@@ -216,7 +219,7 @@ def _zero_sums() -> LossSums:
 
 
 def _score(chunk: _Chunk, head: Head) -> _Scored:
-    product = jnp.einsum("ste,ev->stv", chunk.hidden, head.kernel, preferred_element_type=jnp.float32)
+    product = jnp.einsum(f"ste,{head.letters}->stv", chunk.hidden, head.kernel, preferred_element_type=jnp.float32)
     logits = head.bounded(product)
     targets = chunk.targets[..., None]
     largest, at_target = jnp.max(logits, axis=-1, keepdims=True), jnp.take_along_axis(logits, targets, axis=-1)

@@ -16,14 +16,21 @@ from flanjax.training.losses import LossConfig, LossConfigError, cross_entropy
 EMBED, VOCAB = 16, 50
 
 
-HEADS = {"matrix": {}, "bias": {"bias": True}, "cap": {"softcap": 1.5}, "both": {"bias": True, "softcap": 1.5}}
+HEADS = {
+    "matrix": {},
+    "bias": {"bias": True},
+    "cap": {"softcap": 1.5},
+    "both": {"bias": True, "softcap": 1.5},
+    "tied": {"tied": True, "softcap": 1.5},
+}
 
 
-def problem(tokens=24, seed=0, dtype=np.float32, *, bias=False, softcap=0.0):
+def problem(tokens=24, seed=0, dtype=np.float32, *, bias=False, softcap=0.0, tied=False):
     rng = np.random.default_rng(seed)
     hidden = jnp.asarray(rng.normal(size=(tokens, EMBED)), dtype)
     kernel = jnp.asarray(rng.normal(size=(EMBED, VOCAB)) * 0.5, jnp.float32)
-    head = Head(kernel, jnp.asarray(rng.normal(size=VOCAB), jnp.float32) if bias else None, softcap)
+    kernel = kernel.T if tied else kernel
+    head = Head(kernel, jnp.asarray(rng.normal(size=VOCAB), jnp.float32) if bias else None, softcap, tied)
     targets = jnp.asarray(rng.integers(0, VOCAB, tokens), jnp.int32)
     weights = jnp.asarray(rng.integers(0, 2, tokens), jnp.int32)
     return hidden, head, targets, weights
@@ -31,7 +38,7 @@ def problem(tokens=24, seed=0, dtype=np.float32, *, bias=False, softcap=0.0):
 
 def plain(hidden, head, targets, weights, config):
     """The definition, over one float32 array of all logits."""
-    logits = hidden @ head.kernel
+    logits = hidden @ (head.kernel.T if head.tied else head.kernel)
     logits = logits if head.bias is None else logits + head.bias
     logits = head.softcap * jnp.tanh(logits / head.softcap) if head.softcap else logits
     on = 1 - config.label_smoothing
@@ -67,6 +74,19 @@ def test_any_chunk_size_and_head_equal_the_definition(tokens, chunk, z_loss, smo
     )
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients, expected_gradients)
+
+
+def test_an_embedding_as_head_is_not_copied():
+    embedding = jax.ShapeDtypeStruct((1024, EMBED), jnp.float32)
+    hidden, _, targets, weights = problem(tokens=16)
+    config = LossConfig(chunk_tokens=4)
+
+    def temporaries(head):
+        gradient = jax.grad(lambda w, h: cross_entropy(h, head(w), targets, weights, config).loss, argnums=(0, 1))
+        return jax.jit(gradient).lower(embedding, hidden).compile().memory_analysis().temp_size_in_bytes
+
+    turned = temporaries(lambda w: Head(w.T))
+    assert temporaries(lambda w: Head(w, tied=True)) <= turned - 1024 * EMBED * 4
 
 
 def test_without_extras_it_is_optax_cross_entropy():
