@@ -127,9 +127,7 @@ def _loss_sums_forward(
         d_bias = None if head.bias is None else d_product.sum(axis=1)
         d_product = d_product.astype(hidden.dtype)
         d_hidden = jnp.einsum(f"stv,{head.letters}->ste", d_product, cast.kernel)
-        d_kernel = jnp.einsum(
-            f"ste,stv->s{head.letters}", chunk.hidden, d_product, preferred_element_type=jnp.float32
-        )
+        d_kernel = jnp.einsum(f"ste,stv->s{head.letters}", chunk.hidden, d_product, preferred_element_type=jnp.float32)
         d_chunk = dataclasses.replace(head, kernel=d_kernel, bias=d_bias)
         # Adding to zero is a pass over the whole head, worth leaving out where one chunk is all there is.
         return (sums, jax.tree.map(jnp.add, d_head, d_chunk) if cut.number > 1 else d_chunk), d_hidden
