@@ -37,8 +37,8 @@ class Head:
 
     @property
     def letters(self) -> str:
-        """The kernel's subscripts in an einsum: e and v."""
-        return "ve" if self.tied else "ev"
+        """The kernel's subscripts in an einsum: its axes' first letters."""
+        return "".join(axis[0] for axis in self.axes)
 
     def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
         """Float32 logits of a model's output."""

@@ -136,8 +136,9 @@ def _loss_sums_forward(
         return constrain(jnp.zeros((cut.shards, *x.shape), jnp.float32), "batch", *axes)
 
     bias = None if head.bias is None else zero(head.bias, "vocab")
-    one_axis = [axis if axis == "vocab" else None for axis in head.axes]
-    zeros = dataclasses.replace(head, kernel=zero(head.kernel, *one_axis), bias=bias)
+    # The shards of rows lie where the embedding's width would: only the vocabulary is spread as well.
+    by_vocab = [axis if axis == "vocab" else None for axis in head.axes]
+    zeros = dataclasses.replace(head, kernel=zero(head.kernel, *by_vocab), bias=bias)
     chunks = cut.split(_Chunk(hidden, targets, weights))
     (sums, d_head), d_hidden = jax.lax.scan(add, (_zero_sums(), zeros), chunks)
     d_head = jax.tree.map(lambda d, x: d.sum(axis=0).astype(x.dtype), d_head, head)

@@ -208,8 +208,9 @@ def test_tied_head_is_the_scaled_embedding(config, packed):
     matrix = (
         params["token_embedder"]["embedding"].T if config.tied_head else params["decoder"]["logits_dense"]["kernel"]
     )
-    hidden = model(packed)
-    np.testing.assert_allclose(model.head().logits(hidden), hidden @ matrix, rtol=1e-4, atol=1e-4)
+    head, hidden = model.head(), model(packed)
+    np.testing.assert_array_equal(head.kernel.T if head.tied else head.kernel, matrix)
+    np.testing.assert_allclose(head.logits(hidden), hidden @ matrix, rtol=1e-4, atol=1e-4)
     scale = jnp.sqrt(jnp.mean(jnp.square(hidden)))
     np.testing.assert_allclose(scale, config.embed_dim**-0.5 if config.tied_head else 1.0, rtol=1e-3)
 
