@@ -169,6 +169,7 @@ class _Source:
 
     @classmethod
     def read(cls, path: str | Path) -> "_Source":
+        """Counts a file's rows and takes its hash; refuses several files, and one without rows."""
         from flanjax.data.records import RecordsError, read_lines, record_files
 
         files = record_files(path, (".jsonl", ".ndjson"))

@@ -81,6 +81,7 @@ def with_names(type: TaskType, names: Mapping[str, str]) -> TaskType:
     """The type with fields renamed, {published name: name}; a name that it does not have is no error."""
 
     def renamed(templates: Iterable[TypeTemplate]) -> tuple[TypeTemplate, ...]:
+        """The templates with the fields under their new names."""
         return tuple(
             dataclasses.replace(
                 template,

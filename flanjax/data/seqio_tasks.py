@@ -100,6 +100,7 @@ class Rendered:
             return False, b"", b"", np.array([], dtype=object), b""
 
         def render(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            """A row's texts, rendered by the family's own Python."""
             arguments = [example[name] for name in _ROW]
             kinds = (tf.bool, tf.string, tf.string, tf.string, tf.string)
             kept, inputs, targets, accepted, identity = tf.numpy_function(in_python, arguments, kinds)

@@ -94,6 +94,7 @@ def _instances(folder: Path, prompting: str, shots: int, delusive: int | None = 
     cue = " Let's think step by step." if prompting == "cot" and not shots else ""
 
     def make(number: int, place: str, row: Any) -> Instance:
+        """The instance of a row."""
         question, _, answer = _problem(place, row)
         return Instance(
             id=f"test/{number}",

@@ -94,6 +94,7 @@ def super_ni(
     shots = POSITIVES[encoding]
 
     def asked(probe: Probe | None) -> Benchmark:
+        """The benchmark as it is, or with a probe."""
         benchmark = held_out(
             f"super_ni-{encoding}{'-xlingual' if words else ''}" + (f"-{probe.split()[0]}" if probe else ""),
             [task for task in family.tasks if task.name in wanted],

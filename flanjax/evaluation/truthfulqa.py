@@ -60,6 +60,7 @@ def _instances(file: str, primer: str | None) -> Iterator[Instance]:
         before = b"".join(line for _, line in read_lines(primer)).decode(errors="replace").strip() + "\n\n"
 
     def make(number: int, place: str, row: Any) -> Instance:
+        """The instance of a row."""
         true, false = (split_answers(text_field(row, f"{kind} Answers", place)) for kind in ("Correct", "Incorrect"))
         best = text_field(row, "Best Answer", place).strip().removesuffix(".") + "."
         if best == "." or not false:

@@ -138,6 +138,7 @@ def resized(kept: Kept, sources: Int[Array, " rows"] | None, *, length: int, inp
     """
 
     def moved(name: str, x: Any) -> Any:
+        """One entry of the cache with its rows taken from `sources`, cut or padded to its length."""
         lengthwise, wanted = 1 if name == "cross_mask" else 2, inputs if name.startswith("cross") else length
 
         def move(x: Array) -> Array:
@@ -191,6 +192,7 @@ def advance(
         return (loop.step < until) & loop.rows.active.any() & ~(early & some_ended)
 
     def extend(loop: _Loop) -> _Loop:
+        """One token more for every row."""
         rows, made, at = loop.rows, loop.made, loop.step
         # Written before anything reads, and not after: it would not be known that the reading is over, and all copied.
         cache, position = loop.cache(), rows.position

@@ -144,6 +144,7 @@ class _Header:
         self._path, self._content, self._position = path, content, 0
 
     def file(self) -> GgufFile:
+        """Reads all but the tensors' numbers."""
         self._check_version()
         tensor_count, key_count = self._number("<u8", "number of tensors"), self._number("<u8", "number of keys")
         self._require_room(key_count, _LEAST_KEY, f"{key_count} keys")

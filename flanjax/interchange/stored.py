@@ -198,6 +198,7 @@ def taken(source: StoredArray, axis: int, order: Sequence[int] | np.ndarray) -> 
     axis %= len(source.shape)
 
     def fill(slices: Slices, out: np.ndarray) -> None:
+        """Reads the entries that are asked for, neighbours in one piece, into `out`."""
         wanted = numbers[slices[axis]]
         positions = np.argsort(wanted, kind="stable")
         entries = np.moveaxis(out, axis, 0)

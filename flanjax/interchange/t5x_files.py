@@ -131,6 +131,7 @@ class Checkpoint:
                 dtype = np.dtype("bfloat16")
 
         def fill(slices: Slices, out: np.ndarray) -> None:
+            """Reads slices of the stored tensor into `out`; damage is an error that names it."""
             try:
                 if dtype != store.dtype.numpy_dtype:
                     out[...] = store[slices].read().result().view(dtype)
