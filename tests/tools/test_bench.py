@@ -7,8 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from flanjax.interchange.hf_decoder import write_hf_decoder
+from flanjax.models.config import Compute
+from flanjax.models.model import init_params
+from flanjax.sharding.mesh import MeshConfig, make_mesh
+from flanjax.training.losses import LossConfig
+from flanjax.training.step import loss_sums
 
 TINY_RUN = """
 include "common.gin"
@@ -65,6 +73,28 @@ def test_decoder_step_compares_both_forms_with_transformers() -> None:
         "decoder train step, float32: flanjax unrolled against transformers",
         "decoder train step, float32: flanjax scanned against transformers",
     ]
+
+
+def test_decoder_step_gives_both_the_same_rows_of_segments_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    monkeypatch.syspath_prepend(str(BENCH))
+    decoder_step = importlib.import_module("decoder_step")
+    shapes = decoder_step.SMOKE
+    config = decoder_step.decoder_config(shapes)
+    params = init_params(config, 0)
+    write_hf_decoder(tmp_path, config, params, model_type="llama")
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    sums = loss_sums(config, Compute(), LossConfig(z_loss=0.0), params, decoder_step.packed_rows(shapes), mesh)
+    rows = decoder_step.torch_rows(shapes)
+    assert float(sums.tokens) == shapes.rows * shapes.length
+    assert float(sums.loss / sums.tokens) == pytest.approx(model(**rows).loss.item(), abs=1e-5)
+    # As one sequence a row it would be another loss.
+    assert model(**{**rows, "position_ids": None}).loss.item() != pytest.approx(model(**rows).loss.item(), abs=1e-5)
 
 
 def test_chat_compares_packed_rows_with_both_ways_to_pad(smollm2: Path, test_data: Path, tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
     python tools/bench/decoder_step.py                  # float32: flanjax unrolled and scanned, transformers
     python tools/bench/decoder_step.py --dtype=bfloat16 # bf16 compute; transformers under torch.autocast
 
-The shapes of SmolLM2-135M (a Llama with grouped heads and a tied head), 4 rows of 512 tokens without padding. flanjax
-takes its rows as packed ones, with several segments and the masks that go with them; transformers takes them as one
-sequence each. Both move every parameter and learn every token; neither has dropout, as the model was published.
+The shapes of SmolLM2-135M (a Llama with grouped heads and a tied head), 4 rows of 512 tokens without padding. Both take
+the same packed rows, in which a token sees its own segment alone, move every parameter and learn every token; neither
+has dropout, as the model was published.
 """
 
 import dataclasses
@@ -105,13 +105,24 @@ def build_flanjax(shapes: Shapes, dtype: str, scan: bool) -> Callable[[], float]
     return work
 
 
-def build_transformers(shapes: Shapes, dtype: str) -> Callable[[], float]:
-    """A step on random rows; returns the mean loss."""
+def torch_rows(shapes: Shapes) -> dict[str, Any]:
+    """The same rows, as transformers' decoders take them."""
     import torch
 
+    batch = packed_rows(shapes)
+    tokens, targets, positions = (
+        torch.from_numpy(batch[f"decoder_{name}"]).long() for name in ("input_tokens", "target_tokens", "positions")
+    )
+    # Positions that start anew tell transformers where a segment begins, if there is no cache.
+    where = {"position_ids": positions, "use_cache": False}
+    return {"input_ids": tokens, "labels": targets, "shift_labels": targets, **where}
+
+
+def build_transformers(shapes: Shapes, dtype: str) -> Callable[[], float]:
+    """A step on the same rows; returns the mean loss."""
     train = train_step.transformers_trainer(transformers_llama, shapes, dtype)
-    tokens = torch.randint(3, shapes.vocab, (shapes.rows, shapes.length))
-    return lambda: train(input_ids=tokens, labels=tokens)
+    rows = torch_rows(shapes)
+    return lambda: train(**rows)
 
 
 if __name__ == "__main__":
