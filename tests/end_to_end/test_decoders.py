@@ -144,3 +144,38 @@ def test_lora_learns_in_two_projections_and_merges_into_the_same_model(
     before, after = (load_file(folder / "model.safetensors") for folder in (stories, tmp_path / "hf"))
     moved = {name.split(".")[-2] for name, array in after.items() if not np.array_equal(array, before[name])}
     assert moved == {"q_proj", "v_proj"}
+
+
+def test_smollm2_learns_alpaca_by_lora_in_its_own_template(
+    flanjax: Flanjax, smollm2: Path, test_data: Path, tmp_path: Path
+) -> None:
+    data = test_data / "llama_factory" / "alpaca_en_demo.json"
+    given = {
+        "INIT_FROM": smollm2,
+        "MIXTURE": "alpaca_en_demo",
+        "TASKS": {"flanjax.tasks.own": {"path": str(data), "validation": 20}},
+        "CACHE_DIR": tmp_path / "cache",
+        "MODEL_DIR": tmp_path / "run",
+        "EXPORT_TO": tmp_path / "hf",
+        "FEATURE_LENGTHS": {"tokens": 256},
+        "TRAIN_STEPS": 6,
+        "EVAL_EVERY": 6,
+        "CHECKPOINT_EVERY": 6,
+        "LEARNING_RATE": 3e-3,
+        "EvaluationConfig.loss_examples": 12,
+        "EvaluationConfig.questions": 1,
+        "EvaluationConfig.max_new_tokens": 4,
+    }
+    overrides = [f"--gin.{name}={value}" for name, value in given.items()]
+    flanjax("train", "--gin_file=smollm2_alpaca.gin", "--gin_file=lora.gin", *overrides)
+    lines = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    before, after = (line["values"]["loss"] for line in lines if line["split"] != "train")
+    assert after < before - 0.02
+    weights, tuned = (load_file(folder / "model.safetensors") for folder in (smollm2, tmp_path / "hf"))
+    moved = {name.split(".")[-2] for name, array in tuned.items() if not np.array_equal(array, weights[name])}
+    assert moved == {"q_proj", "v_proj"}
+    # What is asked in the template that travelled with it is answered alike by the run and by the merged export.
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    answers = [library.load(tmp_path / name).chat([question], max_new_tokens=8)[0] for name in ("run", "hf")]
+    assert answers[0] == answers[1]
+    assert "Paris" in answers[0]
