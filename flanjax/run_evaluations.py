@@ -136,6 +136,7 @@ def _mixture_evaluator(
         notice(f"{opened.name}, split {config.split!r}: {line}")
 
     def batches() -> Any:
+        """The batches of the split from the first on, for each evaluation anew."""
         return eval_batches(
             tasks,
             trained.row_lengths,

@@ -84,6 +84,7 @@ def resume_adafactor(state: optax.OptState, checkpoint: Checkpoint, config: T5Co
         raise ModelFolderError(f"{where}: moments that do not fit this Adafactor:\n  " + "\n  ".join(wrong))
 
     def filled(node: Any) -> Any:
+        """The node, with the checkpoint's step and moments where it is Adafactor's."""
         if not _is_factored(node):
             return node
         by_slot = {

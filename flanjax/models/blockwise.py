@@ -201,6 +201,7 @@ def _backward(softcap: float, saved: tuple, g: Array) -> tuple:
     along = blocks.fold_queries(along)
 
     def body(number: Array, gradients: tuple) -> tuple:
+        """The gradients with what one pair of blocks adds to them."""
         dq, dk, dv, dbias = gradients
         pair = _pair(number, blocks, x, softcap)
         at, to = pair.queries, pair.keys

@@ -86,6 +86,7 @@ class CausalAttention(Attention):
         """Queries from `x` over given keys and values, projected back to the residual's width."""
 
         def own(x: Array) -> Array:
+            """What is computed without adapters, [batch, queries, embed]."""
             q = self._heads(self.query(x, dropout.at("query")), self.query_norm, context.angles) * self.scale
             heads = attention(
                 q,

@@ -139,6 +139,7 @@ def draw_parameters(state: nnx.State, seed: int) -> Params:
     key = jax.random.key(seed)
 
     def draw(path: str, p: nnx.Variable) -> Array:
+        """The first value of one parameter, in its shape and dtype."""
         shape, dtype = p.get_value().shape, p.get_value().dtype
         if p.stddev is None:
             return jnp.ones(shape, dtype)
@@ -162,6 +163,7 @@ def fill_parameters(graphdef: nnx.GraphDef[Model], state: nnx.State, params: Map
     given = {"/".join(path): value for path, value in nnx.traversals.flatten_mapping(params).items()}
 
     def fill(path: tuple[Any, ...], p: nnx.Variable) -> nnx.Variable:
+        """The parameter with the array that is given for its path."""
         name, shape = "/".join(map(str, path)), tuple(p.get_value().shape)
         if name not in given:
             raise ModelConfigError(f"parameter {name} {shape} is missing: the parameters are of another model")

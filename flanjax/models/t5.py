@@ -154,6 +154,7 @@ class Decoder(Stack):
         prefix_bias_of = self._prefix_bias_of(layers, positions_in_segments(segments))
 
         def body(x: Array, layer_and_index: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
+            """The residual stream [batch, length, embed] after one layer more."""
             layer, index = layer_and_index
             x = layer(
                 x,

@@ -120,6 +120,7 @@ def _loss_sums_forward(
     cast = dataclasses.replace(head, kernel=head.kernel.astype(hidden.dtype))
 
     def add(carry: tuple[LossSums, Head], chunk: _Chunk) -> tuple[tuple[LossSums, Head], Array]:
+        """One chunk more in the sums and the head's gradient; and d_hidden of it, [shards, size, embed]."""
         sums, d_head = carry
         scored = _score(chunk, cast)
         sums = jax.tree.map(jnp.add, sums, _sums(scored, config))

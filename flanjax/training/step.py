@@ -233,10 +233,12 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
+        """The state after one update from a batch of arrays [rows, length], and what to report of it."""
         check_rows(len(batch["decoder_target_tokens"]), microbatches, layout.mesh)
         key = jax.random.fold_in(jax.random.key(seed), state.step) if config.draws_dropout else None
 
         def gradient(batch: DeviceBatch, index: Array | int) -> tuple[Params, LossSums]:
+            """The summed gradient of the trainable parameters over one micro-batch, and its sums."""
             dropout_key = None if key is None else jax.random.fold_in(key, index)
 
             def loss_of(trainable: Params) -> tuple[Array, LossSums]:

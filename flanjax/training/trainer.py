@@ -261,6 +261,7 @@ class _Loop:
         self._clock = _Clock()
 
     def run(self) -> TrainResult:
+        """Trains on, saves and evaluates to the end, or to where it is told to stop."""
         left_behind = False
         try:
             if self.place.step < self.config.train_steps:

@@ -106,16 +106,18 @@ def build_flanjax(shapes: Shapes, dtype: str, scan: bool) -> Callable[[], float]
 
 
 def torch_rows(shapes: Shapes) -> dict[str, Any]:
-    """The same rows, as transformers' decoders take them."""
+    """The same rows, int64 tensors [rows, length], as transformers' decoders take them."""
     import torch
 
-    batch = packed_rows(shapes)
-    tokens, targets, positions = (
-        torch.from_numpy(batch[f"decoder_{name}"]).long() for name in ("input_tokens", "target_tokens", "positions")
-    )
-    # Positions that start anew tell transformers where a segment begins, if there is no cache.
-    where = {"position_ids": positions, "use_cache": False}
-    return {"input_ids": tokens, "labels": targets, "shift_labels": targets, **where}
+    batch = {name: torch.from_numpy(array).long() for name, array in packed_rows(shapes).items()}
+    return {
+        "input_ids": batch["decoder_input_tokens"],
+        "labels": batch["decoder_target_tokens"],
+        "shift_labels": batch["decoder_target_tokens"],
+        # Where they start anew a segment begins, if there is no cache.
+        "position_ids": batch["decoder_positions"],
+        "use_cache": False,
+    }
 
 
 def build_transformers(shapes: Shapes, dtype: str) -> Callable[[], float]:
