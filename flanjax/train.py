@@ -50,10 +50,12 @@ def _train(argv: Sequence[str]) -> int:
     from flanjax.run import CONFIGURABLES, Run, with_modules
 
     doors.configure(sources, CONFIGURABLES)
+    from flanjax.sharding.host_memory import keep_freed_memory
     from flanjax.training.schedules import make_schedule
 
     built = doors.build(Run)
     assert isinstance(built, Run)
+    keep_freed_memory()
     run = with_modules(built)
     make_schedule(run.optimizer, run.train.train_steps)  # may refuse the steps: before hours of materialising
 

@@ -59,18 +59,20 @@ def t5_config(shapes: Shapes) -> Any:
 def flanjax_trainer(config: Any, dtype: str, *, scan: bool) -> Callable[[Any], Any]:
     """A function that takes a numpy batch through one step of a model of either kind and waits for it.
 
-    It is compiled for the first batch's shapes.
+    It is compiled for the first batch's shapes, and the process keeps its memory as that of `flanjax.train` does.
     """
     import jax
 
     from flanjax.models.config import Compute
     from flanjax.models.model import init_params, logical_axes
+    from flanjax.sharding.host_memory import keep_freed_memory
     from flanjax.sharding.mesh import MeshConfig, make_mesh
     from flanjax.training.losses import LossConfig
     from flanjax.training.optimizers import OptimizerConfig, make_optimizer
     from flanjax.training.schedules import make_schedule
     from flanjax.training.step import StateLayout, compile_step, make_train_step, put_batch
 
+    keep_freed_memory()
     settings = OptimizerConfig(name="adamw", learning_rate=LEARNING_RATE)
     optimizer = make_optimizer(settings, logical_axes(config), total_steps=1000)
     schedule = make_schedule(settings, 1000)
